@@ -1,0 +1,156 @@
+"""Every error a user of Pellucid can meet. A message says what was found, what was expected and what to do next.
+
+    PellucidError
+    ├─ ModelNotFound           no such path or name; carries the nearest names
+    ├─ UnsupportedModel        a known thing with a fact we do not implement; says which key and value
+    ├─ BadCheckpoint           files that contradict each other or themselves
+    │  ├─ BadConfig            config.json: not JSON, a required key missing, a key nobody read
+    │  ├─ TruncatedFile        a file shorter than its own header says
+    │  ├─ BadHeader            a safetensors header that lies or does not parse
+    │  ├─ MissingShard         an index names a file that is not there
+    │  ├─ MissingTensors       the family needs tensors the files do not hold
+    │  ├─ UnknownTensors       the files hold tensors the family has no place for
+    │  ├─ MisshapenTensor      a tensor whose shape disagrees with config.json
+    │  └─ UnsafePickle         a legacy .bin that wants to run code
+    ├─ BadTokenizer            tokenizer files that are missing, contradictory or not understood
+    ├─ BadTemplate             no chat template, or one that does not render
+    ├─ BadRequest              what was asked cannot be done; carries the field
+    │  ├─ PromptTooLong        carries both token counts
+    │  └─ EmptyPrompt          nothing to start from
+    ├─ BadRecord               a run record that is not one, or whose inputs changed
+    ├─ HubError                a download that cannot proceed
+    │  ├─ GatedRepository      needs a login and an accepted licence
+    │  ├─ NotCached            offline, and not on this disk
+    │  └─ DiskFull             carries needed and free bytes
+    ├─ OutOfMemoryBudget       carries needed and available bytes
+    └─ MissingExtra            an optional feature is not installed; carries the pip line
+"""
+from __future__ import annotations
+
+
+class PellucidError(Exception):
+    """Base of every error raised on purpose. `exit_code` is what the command line returns: 1 failed, 2 misused."""
+
+    exit_code = 1
+
+
+class ModelNotFound(PellucidError):
+    """No such path or name."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, nearest: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.nearest = nearest
+
+
+class UnsupportedModel(PellucidError):
+    """A model, or one setting of it, that Pellucid does not implement."""
+
+
+class BadCheckpoint(PellucidError):
+    """Files of a model that contradict each other or themselves."""
+
+
+class BadConfig(BadCheckpoint):
+    """config.json does not parse, lacks a key, or has a key nobody read."""
+
+
+class TruncatedFile(BadCheckpoint):
+    """A file shorter than its own header says."""
+
+
+class BadHeader(BadCheckpoint):
+    """A file header that lies about lengths or does not parse."""
+
+
+class MissingShard(BadCheckpoint):
+    """An index names a file that is not there."""
+
+
+class MissingTensors(BadCheckpoint):
+    """Tensors the family needs are not in the files."""
+
+
+class UnknownTensors(BadCheckpoint):
+    """Tensors in the files have no place in the family."""
+
+
+class MisshapenTensor(BadCheckpoint):
+    """A tensor's shape disagrees with config.json."""
+
+
+class UnsafePickle(BadCheckpoint):
+    """A legacy checkpoint that asks for more than tensors."""
+
+
+class BadTokenizer(PellucidError):
+    """Tokenizer files that are missing, contradictory or not understood."""
+
+
+class BadTemplate(PellucidError):
+    """No chat template, or one that does not render."""
+
+
+class BadRequest(PellucidError):
+    """What was asked cannot be done. `field` names the argument."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class PromptTooLong(BadRequest):
+    """The prompt and the room it needs do not fit. Carries both token counts."""
+
+    def __init__(self, message: str, *, n_prompt: int, n_ctx: int) -> None:
+        super().__init__(message, field="prompt")
+        self.n_prompt, self.n_ctx = n_prompt, n_ctx
+
+
+class EmptyPrompt(BadRequest):
+    """An empty prompt for a model without a beginning-of-sequence token."""
+
+
+class BadRecord(PellucidError):
+    """A run record that does not parse, or whose inputs are not what they were."""
+
+
+class HubError(PellucidError):
+    """A download that cannot proceed."""
+
+
+class GatedRepository(HubError):
+    """The repository wants a login and an accepted licence."""
+
+
+class NotCached(HubError):
+    """Offline, and the files are not on this disk."""
+
+
+class DiskFull(HubError):
+    """Not enough room on the disk. Carries both byte counts."""
+
+    def __init__(self, message: str, *, needed_bytes: int, free_bytes: int) -> None:
+        super().__init__(message)
+        self.needed_bytes, self.free_bytes = needed_bytes, free_bytes
+
+
+class OutOfMemoryBudget(PellucidError):
+    """Not enough memory. Carries both byte counts."""
+
+    def __init__(self, message: str, *, needed_bytes: int, available_bytes: int) -> None:
+        super().__init__(message)
+        self.needed_bytes, self.available_bytes = needed_bytes, available_bytes
+
+
+class MissingExtra(PellucidError):
+    """An optional feature is not installed. Carries the pip line."""
+
+    exit_code = 2
+
+    def __init__(self, feature: str, extra: str) -> None:
+        self.pip_line = f"pip install 'pellucid[{extra}]'"
+        super().__init__(f"{feature} needs the extra {extra!r}, which is not installed. Try: {self.pip_line}")

@@ -1,0 +1,266 @@
+"""The decoder: one file that runs every family in families/ and names none of them.
+
+Shape letters, the same everywhere in this package:
+  B batch · T query positions · S key positions · V vocabulary · D model · F feed-forward · C channels per head
+  H query heads · K kv heads · G = H/K · R rotating pairs · X experts · A experts active
+
+Rows are ragged and lie one after another without padding: T counts all tokens of all rows. That one shape serves
+a single prompt, a continuous batch, packed training and chunked losses.
+
+    tokens or embeddings ─ embed ─ + positions ─ block 0 … block L-1 ─ final_norm ─> hidden ─ unembed ─> logits
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.errors import BadRequest
+from pellucid.model import rope as rotary
+from pellucid.model.cache import Cache
+from pellucid.ops.interface import Ops
+from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, Layer, Norm, Rope
+
+Tables = dict[Rope, tuple[Tensor, Tensor]]  # cos and sin of this pass's positions, once for each rope in use
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Which tokens of a flat batch belong together: `lengths[b]` tokens for the cache's row `slots[b]`."""
+
+    lengths: tuple[int, ...]
+    slots: tuple[int, ...]
+
+    @classmethod
+    def of(cls, *lengths: int, slots: Sequence[int] | None = None) -> Rows:
+        return cls(lengths, tuple(range(len(lengths)) if slots is None else slots))
+
+
+class Project(nn.Module):
+    """Every matrix of the model. The one place where adapters, sharding and probes attach."""
+
+    def __init__(self, ops: Ops, d_in: int, d_out: int, bias: bool) -> None:
+        super().__init__()
+        self.ops = ops
+        self.weight = nn.Parameter(torch.empty(d_out, d_in))
+        self.bias = nn.Parameter(torch.empty(d_out)) if bias else None
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return self.ops.matmul(x_TD, self.weight, self.bias)
+
+
+class Embed(nn.Module):
+    """A table read by row: tokens or learned positions."""
+
+    def __init__(self, ops: Ops, n_rows: int, width: int) -> None:
+        super().__init__()
+        self.ops = ops
+        self.weight = nn.Parameter(torch.empty(n_rows, width))
+
+    def forward(self, rows_T: Tensor) -> Tensor:
+        return self.ops.embed(self.weight, rows_T)
+
+
+class Unembed(Project):
+    """Hidden states to logits (T, V) for the token that follows each position, in the model's dtype.
+
+    `deterministic`: every token alone and in memory of its own, so that neither its neighbours nor its place moves a bit.
+    """
+
+    def __init__(self, ops: Ops, spec: DecoderSpec, *, deterministic: bool) -> None:
+        super().__init__(ops, spec.d_model, spec.n_vocab, spec.unembed_bias)
+        self.scale, self.softcap, self.deterministic = spec.logit_scale, spec.logit_softcap, deterministic
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        if self.deterministic and x_TD.shape[0] > 1:
+            return torch.cat([self.forward(x_1D.clone()) for x_1D in x_TD.split(1)])
+        logits_TV = super().forward(x_TD)
+        if self.scale != 1.0:
+            logits_TV = logits_TV * self.scale
+        return logits_TV if self.softcap is None else self.softcap * torch.tanh(logits_TV / self.softcap)
+
+
+class Normalize(nn.Module):
+    """A norm as the spec describes it; `shape` is that of its weight."""
+
+    def __init__(self, ops: Ops, norm: Norm, *shape: int) -> None:
+        super().__init__()
+        self.ops, self.norm = ops, norm
+        self.weight = nn.Parameter(torch.empty(*shape)) if norm.weight else None
+        self.bias = nn.Parameter(torch.empty(*shape)) if norm.bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ops.normalize(x, self.weight, self.bias, kind=self.norm.kind, eps=self.norm.eps, offset=self.norm.offset)
+
+
+class SoftmaxAttention(nn.Module):
+    """Queries, keys and values projected, normalized, rotated; then attention inside each row."""
+
+    def __init__(self, ops: Ops, d_model: int, mixer: Attention, index: int) -> None:
+        super().__init__()
+        self.ops, self.mixer, self.index = ops, mixer, index
+        H, K, C = mixer.n_heads, mixer.n_kv_heads, mixer.d_head
+        self.q = Project(ops, d_model, H * C, mixer.qkv_bias)
+        self.k = Project(ops, d_model, K * C, mixer.qkv_bias)
+        self.v = Project(ops, d_model, K * C, mixer.qkv_bias)
+        self.o = Project(ops, H * C, d_model, mixer.out_bias)
+        if mixer.qk_norm is not None:
+            shape = {"head": lambda n: (C,), "each_head": lambda n: (n, C), "width": lambda n: (n * C,)}[mixer.qk_norm_over]
+            self.q_norm = Normalize(ops, mixer.qk_norm, *shape(H))
+            self.k_norm = Normalize(ops, mixer.qk_norm, *shape(K))
+
+    def forward(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Cache | None) -> Tensor:
+        mixer = self.mixer
+        q_TE, k_TE, v_TE = self.q(x_TD), self.k(x_TD), self.v(x_TD)
+        if mixer.clip is not None:
+            q_TE, k_TE, v_TE = (x.clamp(-mixer.clip, mixer.clip) for x in (q_TE, k_TE, v_TE))
+        if mixer.qk_norm is not None and mixer.qk_norm_over == "width":
+            q_TE, k_TE = self.q_norm(q_TE), self.k_norm(k_TE)
+        q_THC, k_TKC, v_TKC = (x.unflatten(-1, (-1, mixer.d_head)) for x in (q_TE, k_TE, v_TE))
+        if mixer.qk_norm is not None and mixer.qk_norm_over != "width":
+            q_THC, k_TKC = self.q_norm(q_THC), self.k_norm(k_TKC)
+        if mixer.rope is not None:
+            cos_TR, sin_TR = tables[mixer.rope]
+            q_THC = self.ops.rotate(q_THC, cos_TR, sin_TR, pairing=mixer.rope.pairing)
+            k_TKC = self.ops.rotate(k_TKC, cos_TR, sin_TR, pairing=mixer.rope.pairing)
+        k_lengths: Sequence[int] = rows.lengths
+        k_SKC, v_SKC = k_TKC, v_TKC
+        if cache is not None:
+            k_lengths = [cache.lengths[slot] + n for slot, n in zip(rows.slots, rows.lengths, strict=True)]
+            k_SKC, v_SKC = cache.extend(self.index, rows.slots, rows.lengths, k_TKC, v_TKC)
+        out_THC = self.ops.attend(q_THC, k_SKC, v_SKC, q_lengths=rows.lengths, k_lengths=k_lengths,
+                                  scale=mixer.scale, window=mixer.window, softcap=mixer.softcap)
+        return self.o(out_THC.flatten(1))
+
+
+class Mlp(nn.Module):
+    """The feed-forward of one layer, or one expert of it."""
+
+    def __init__(self, ops: Ops, d_model: int, mlp: FeedForward) -> None:
+        super().__init__()
+        self.ops, self.mlp = ops, mlp
+        self.gate = Project(ops, d_model, mlp.d_ff, mlp.bias) if mlp.gated else None
+        self.up = Project(ops, d_model, mlp.d_ff, mlp.bias)
+        self.down = Project(ops, mlp.d_ff, d_model, mlp.bias)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        if self.gate is None:
+            return self.down(self.ops.activate(self.up(x_TD), self.mlp.act))
+        return self.down(self.ops.gated(self.gate(x_TD), self.up(x_TD), self.mlp.act))
+
+
+class MixtureOfExperts(nn.Module):
+    """A router and its experts; each token visits only the experts chosen for it."""
+
+    def __init__(self, ops: Ops, d_model: int, experts: Experts) -> None:
+        super().__init__()
+        self.ops, self.spec = ops, experts
+        self.router = Project(ops, d_model, experts.n_experts, bias=False)
+        self.experts = nn.ModuleList(Mlp(ops, d_model, experts.each) for _ in range(experts.n_experts))
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        share_TA, expert_TA = self.ops.route(self.router(x_TD), self.spec.n_active, self.spec.renormalize)
+        out_TD = torch.zeros_like(x_TD)
+        for e in expert_TA.unique().tolist():
+            token, choice = (expert_TA == e).nonzero(as_tuple=True)
+            out_TD.index_add_(0, token, self.experts[e](x_TD[token]) * share_TA[token, choice, None].to(x_TD.dtype))
+        return out_TD
+
+
+class Block(nn.Module):
+    """One layer: two sublayers, each adding what it computes to the residual stream.
+
+        sequential   x ─ x + attn(norm(x)) ─ x + mlp(norm(x))
+        parallel     x ─ x + attn(norm(x)) + mlp(norm(x))
+
+    `norm_in` and `norm_out` say on which side of a sublayer the norms stand.
+    """
+
+    def __init__(self, ops: Ops, spec: DecoderSpec, layer: Layer, index: int) -> None:
+        super().__init__()
+        self.spec = spec
+
+        def norm(used: bool) -> nn.Module:
+            return Normalize(ops, spec.norm, spec.d_model) if used else nn.Identity()
+
+        self.attn_norm = norm(spec.norm_in)
+        self.attn = SoftmaxAttention(ops, spec.d_model, layer.mixer, index)
+        self.attn_out_norm = norm(spec.norm_out)
+        self.mlp_norm = norm(spec.norm_in and not spec.shared_norm)
+        self.mlp = (MixtureOfExperts(ops, spec.d_model, layer.mlp) if isinstance(layer.mlp, Experts)
+                    else Mlp(ops, spec.d_model, layer.mlp))
+        self.mlp_out_norm = norm(spec.norm_out)
+
+    def forward(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Cache | None) -> Tensor:
+        h_TD = self.attn_norm(x_TD)
+        attn_TD = self.scaled(self.attn_out_norm(self.attn(h_TD, tables, rows, cache)))
+        if self.spec.parallel:
+            h_TD = h_TD if self.spec.shared_norm else self.mlp_norm(x_TD)
+            return x_TD + attn_TD + self.scaled(self.mlp_out_norm(self.mlp(h_TD)))
+        x_TD = x_TD + attn_TD
+        return x_TD + self.scaled(self.mlp_out_norm(self.mlp(self.mlp_norm(x_TD))))
+
+    def scaled(self, x_TD: Tensor) -> Tensor:
+        return x_TD if self.spec.residual_scale == 1.0 else x_TD * self.spec.residual_scale
+
+
+class Decoder(nn.Module):
+    """A whole model. Parameters are uninitialized until something loads or initializes them.
+
+    `deterministic`: every row is computed alone, so that its result does not depend, bitwise, on the rows beside it. Slower
+    for batches: each row reads all the weights.
+    """
+
+    def __init__(self, spec: DecoderSpec, ops: Ops, *, deterministic: bool = False) -> None:
+        super().__init__()
+        self.spec, self.ops, self.deterministic = spec, ops, deterministic
+        self.embed = Embed(ops, spec.n_vocab, spec.d_model)
+        self.pos_embed = Embed(ops, spec.learned_positions, spec.d_model) if spec.learned_positions else None
+        self.blocks = nn.ModuleList(Block(ops, spec, layer, i) for i, layer in enumerate(spec.layers))
+        self.final_norm = Normalize(ops, spec.norm, spec.d_model)
+        self.unembed = Unembed(ops, spec, deterministic=deterministic)
+        if spec.tied:
+            self.unembed.weight = self.embed.weight
+        self._ropes = {layer.mixer.rope for layer in spec.layers if layer.mixer.rope is not None}
+        self._frequencies: dict[Rope, tuple[Tensor, float]] = {}
+
+    def forward(self, tokens: Tensor, positions_T: Tensor | None = None, rows: Rows | None = None, cache: Cache | None = None) -> Tensor:
+        """Hidden states (T, D) after the final norm, ready for `unembed`.
+
+        tokens: ids (T,), int64, or embeddings (T, D) to be used in their place. positions_T defaults to each row's
+        next positions: after what its cache row holds. rows defaults to one row of all tokens.
+        """
+        rows = rows or Rows.of(tokens.shape[0])
+        if sum(rows.lengths) != tokens.shape[0]:
+            raise BadRequest(f"rows count {sum(rows.lengths)} tokens and {tokens.shape[0]} were given", field="rows")
+        if positions_T is None:
+            positions_T = self.next_positions(rows, cache, tokens.device)
+        if self.deterministic and len(rows.lengths) > 1:
+            alone = zip(tokens.split(rows.lengths), positions_T.split(rows.lengths), rows.lengths, rows.slots, strict=True)
+            return torch.cat([self.forward(t, p, Rows((n,), (slot,)), cache) for t, p, n, slot in alone])
+        x_TD = tokens if tokens.is_floating_point() else self.embed(tokens)
+        if self.spec.embed_scale != 1.0:
+            # Rounded to the stream's dtype first: bfloat16 models were trained with the rounded factor.
+            x_TD = x_TD * torch.tensor(self.spec.embed_scale, dtype=x_TD.dtype, device=x_TD.device)
+        if self.pos_embed is not None:
+            x_TD = x_TD + self.pos_embed(positions_T + self.spec.position_offset)
+        tables = {r: rotary.tables(*self.frequencies(r, positions_T.device), positions_T) for r in self._ropes}
+        for block in self.blocks:
+            x_TD = block(x_TD, tables, rows, cache)
+        if cache is not None:
+            cache.advance(rows.slots, rows.lengths)
+        return self.final_norm(x_TD)
+
+    def next_positions(self, rows: Rows, cache: Cache | None, device: torch.device) -> Tensor:
+        """(T,): each row counts on from what its cache row holds."""
+        starts = [cache.lengths[slot] if cache else 0 for slot in rows.slots]
+        return torch.cat([torch.arange(start, start + n, device=device) for start, n in zip(starts, rows.lengths, strict=True)])
+
+    def frequencies(self, rope: Rope, device: torch.device) -> tuple[Tensor, float]:
+        """The rope's frequencies, computed once and kept on the device."""
+        if rope not in self._frequencies or self._frequencies[rope][0].device != device:
+            frequency_R, gain = rotary.frequencies(rope)
+            self._frequencies[rope] = frequency_R.to(device), gain
+        return self._frequencies[rope]

@@ -1,0 +1,52 @@
+"""Rotary positions: the frequencies of each scaling, and the tables a forward pass turns queries and keys with."""
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pellucid.spec import Linear, Llama3, Rope, Yarn
+
+
+def frequencies(rope: Rope) -> tuple[Tensor, float]:
+    """Radians per position for each rotating pair, shape (R/2,), float32, and the gain for cos and sin.
+
+    Sources: linear https://arxiv.org/abs/2306.15595; llama3 https://github.com/meta-llama/llama-models (apply_scaling);
+    yarn https://arxiv.org/abs/2309.00071, section 3.2. Same numbers as transformers 5.23.
+    """
+    R, scaling = rope.d_rotary, rope.scaling
+    freq = 1.0 / rope.theta ** (torch.arange(0, R, 2, dtype=torch.float32) / R)
+    match scaling:
+        case None:
+            return freq, 1.0
+        case Linear():
+            return freq / scaling.factor, 1.0
+        case Llama3():
+            turns = scaling.original * freq / (2 * math.pi)
+            keep = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
+            return freq * (keep + (1 - keep) / scaling.factor), 1.0
+        case Yarn():
+            stretch = _yarn_ramp(rope, scaling)
+            return freq / scaling.factor * stretch + freq * (1 - stretch), scaling.gain
+
+
+def _yarn_ramp(rope: Rope, scaling: Yarn) -> Tensor:
+    """How far each pair is stretched, 0 to 1, shape (R/2,): a ramp between the pairs that turn `fast` and `slow` times."""
+    def pair(turns: float) -> float:
+        """The (fractional) pair index that turns this often in `original` tokens."""
+        return rope.d_rotary * math.log(scaling.original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    first, last = pair(scaling.fast), pair(scaling.slow)
+    if scaling.whole_pairs:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, rope.d_rotary - 1)
+    # A ramp of no width would divide by zero; 1e-3 is what the paper's authors use.
+    return ((torch.arange(rope.d_rotary // 2, dtype=torch.float32) - first) / max(last - first, 1e-3)).clamp(0, 1)
+
+
+def tables(frequency_R: Tensor, gain: float, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of every position's angles, (T, R/2), float32, times the gain."""
+    angle_TR = positions_T[:, None].float() * frequency_R
+    cos_TR, sin_TR = angle_TR.cos(), angle_TR.sin()
+    return (cos_TR, sin_TR) if gain == 1.0 else (cos_TR * gain, sin_TR * gain)

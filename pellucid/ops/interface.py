@@ -1,0 +1,64 @@
+"""The swappable arithmetic: a contract of a handful of functions. Plain tensors in and out, no state.
+
+Shape letters are those of model/decoder.py. T counts the query tokens of all rows, S the key tokens of all rows; rows
+stand one after another without padding, and their lengths are explicit arguments (plain ints: no device
+round trip to learn a shape). One signature serves prefill, decode and training.
+
+`reference.py` implements everything in torch, written to be read. A backend subclasses it and overrides what it does
+faster; `tests/test_ops.py` runs every backend against the reference over one grid.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from pellucid.spec import Activation
+
+
+class Ops(Protocol):
+    """What the decoder calls. Every function returns the dtype of its first argument unless it says otherwise."""
+
+    name: str
+
+    def describe(self) -> str:
+        """One line for the load report: which functions are native here, which fall back to the reference."""
+        ...
+
+    def matmul(self, x_TD: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
+        """x @ weight.T + bias, shape (T, F). The weight may be in any format the backend knows; dense is one of them."""
+        ...
+
+    def embed(self, weight_VD: Tensor, tokens_T: Tensor) -> Tensor:
+        """Rows of the weight, unpacked: (T, D)."""
+        ...
+
+    def normalize(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, *,
+                  kind: Literal["rms", "layer"], eps: float, offset: float) -> Tensor:
+        """Normalized over the last axis of x in float32, times (offset + weight), plus bias, rounded once."""
+        ...
+
+    def rotate(self, x_THC: Tensor, cos_TR: Tensor, sin_TR: Tensor, *, pairing: Literal["half", "adjacent"]) -> Tensor:
+        """The first 2 * R channels of each head turned by their position's angle; cos and sin are float32, R = d_rotary / 2."""
+        ...
+
+    def attend(self, q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, q_lengths: Sequence[int], k_lengths: Sequence[int],
+               scale: float, window: int | None, softcap: float | None) -> Tensor:
+        """Causal attention inside each row, (T, H, C). A row's last q_lengths[b] keys are its queries' own.
+
+        A query sees keys in (t - window, t]; scores are scaled, then soft-capped.
+        """
+        ...
+
+    def gated(self, gate_TF: Tensor, up_TF: Tensor, act: Activation) -> Tensor:
+        """act(gate) * up."""
+        ...
+
+    def activate(self, x_TF: Tensor, act: Activation) -> Tensor:
+        """act(x)."""
+        ...
+
+    def route(self, logits_TX: Tensor, n_active: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+        """The shares (T, A), float32, and indices (T, A), int64, of the n_active largest softmax probabilities."""
+        ...

@@ -1,0 +1,100 @@
+"""Every operation in plain torch, written to be read: the text that faster backends are tested against."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pellucid.spec import Activation
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_quick": lambda x: x * torch.sigmoid(1.702 * x),  # https://github.com/hendrycks/GELUs
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),  # https://arxiv.org/abs/2109.08668
+    "relu6": F.relu6,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "mish": F.mish,
+    "linear": lambda x: x,
+}
+
+
+class Reference:
+    """Implements `Ops` in torch, on any device and in any float dtype."""
+
+    name = "reference"
+
+    def describe(self) -> str:
+        return "reference: torch, every operation"
+
+    def matmul(self, x_TD: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
+        return F.linear(x_TD, weight_FD, bias_F)
+
+    def embed(self, weight_VD: Tensor, tokens_T: Tensor) -> Tensor:
+        return F.embedding(tokens_T, weight_VD)
+
+    def normalize(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, *,
+                  kind: Literal["rms", "layer"], eps: float, offset: float) -> Tensor:
+        y = x.float()
+        if kind == "layer":
+            y = y - y.mean(-1, keepdim=True)
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
+        if weight is not None:
+            y = y * (offset + weight.float())
+        if bias is not None:
+            y = y + bias.float()
+        return y.to(x.dtype)
+
+    def rotate(self, x_THC: Tensor, cos_TR: Tensor, sin_TR: Tensor, *, pairing: Literal["half", "adjacent"]) -> Tensor:
+        R = cos_TR.shape[-1]
+        turn, keep = x_THC[..., : 2 * R], x_THC[..., 2 * R :]
+        pairs = turn.float().unflatten(-1, (2, R) if pairing == "half" else (R, 2))
+        axis = -2 if pairing == "half" else -1
+        a, b = pairs.unbind(axis)
+        cos, sin = cos_TR[:, None], sin_TR[:, None]
+        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], axis).flatten(-2)
+        return torch.cat([turned.to(x_THC.dtype), keep], -1)
+
+    def attend(self, q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, q_lengths: Sequence[int], k_lengths: Sequence[int],
+               scale: float, window: int | None, softcap: float | None) -> Tensor:
+        rows = zip(q_THC.split(list(q_lengths)), k_SKC.split(list(k_lengths)), v_SKC.split(list(k_lengths)), strict=True)
+        return torch.cat([attend_row(q, k, v, scale=scale, window=window, softcap=softcap) for q, k, v in rows])
+
+    def gated(self, gate_TF: Tensor, up_TF: Tensor, act: Activation) -> Tensor:
+        return self.activate(gate_TF, act) * up_TF
+
+    def activate(self, x_TF: Tensor, act: Activation) -> Tensor:
+        return ACTIVATIONS[act](x_TF)
+
+    def route(self, logits_TX: Tensor, n_active: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+        share_TA, expert_TA = logits_TX.float().softmax(-1).topk(n_active)
+        if renormalize:
+            share_TA = share_TA / share_TA.sum(-1, keepdim=True)
+        return share_TA, expert_TA
+
+
+def attend_row(q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, scale: float, window: int | None, softcap: float | None) -> Tensor:
+    """Causal attention of one row in float32; the last T keys are the queries' own. (T, H, C)"""
+    (T, H, C), (S, K, _) = q_THC.shape, k_SKC.shape
+    q_TKGC = q_THC.float().view(T, K, H // K, C)
+    scores_KGTS = torch.einsum("tkgc,skc->kgts", q_TKGC, k_SKC.float()) * scale
+    if softcap is not None:
+        scores_KGTS = softcap * torch.tanh(scores_KGTS / softcap)
+    scores_KGTS = scores_KGTS.masked_fill(~visible(T, S, window, q_THC.device), -torch.inf)
+    out_TKGC = torch.einsum("kgts,skc->tkgc", scores_KGTS.softmax(-1), v_SKC.float())
+    return out_TKGC.reshape(T, H, v_SKC.shape[-1]).to(q_THC.dtype)
+
+
+def visible(T: int, S: int, window: int | None, device: torch.device) -> Tensor:
+    """(T, S), true where query t may see key s."""
+    query_T1 = torch.arange(S - T, S, device=device)[:, None]
+    key_1S = torch.arange(S, device=device)[None, :]
+    seen = key_1S <= query_T1
+    # Keys in (t - window, t]: the query itself counts, as transformers has it and Mistral's paper does not.
+    return seen if window is None else seen & (key_1S > query_T1 - window)

@@ -1,0 +1,139 @@
+"""What a decoder is, as frozen data. A family turns config.json into one of these; the decoder reads nothing else.
+
+A prefix tells the kind: d_ is the width of a vector, n_ a count of things; a boolean reads as a fact.
+Nothing here imports torch: planning, licences and the catalog work from a spec alone.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2", "relu6", "tanh", "sigmoid", "mish", "linear"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norm:
+    """Normalization over the last axis, computed in float32 and rounded once."""
+
+    kind: Literal["rms", "layer"] = "rms"
+    eps: float
+    weight: bool = True
+    bias: bool = False
+    offset: float = 0.0  # the gain is (offset + weight): 1.0 for Gemma and Nemotron
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear:
+    """Rope scaling: every frequency divided by `factor`. https://arxiv.org/abs/2306.15595"""
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Llama3:
+    """Rope scaling: slow pairs stretched by `factor`, fast ones kept, a ramp between.
+
+    A pair is slow below `low` turns per `original` tokens and fast above `high`. https://arxiv.org/abs/2407.21783
+    """
+
+    factor: float
+    low: float
+    high: float
+    original: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Yarn:
+    """Rope scaling: as Llama3's, but with a ramp over the pair's index; `gain` multiplies cos and sin. https://arxiv.org/abs/2309.00071"""
+
+    factor: float
+    original: int
+    fast: float = 32.0  # turns per `original` tokens above which a pair is kept
+    slow: float = 1.0
+    whole_pairs: bool = True  # the ramp starts and ends at whole pair indices
+    gain: float
+
+
+RopeScaling = Linear | Llama3 | Yarn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rope:
+    """Rotary position embedding. https://arxiv.org/abs/2104.09864"""
+
+    theta: float
+    d_rotary: int  # leading channels of each head that rotate; the rest pass through
+    pairing: Literal["half", "adjacent"] = "half"  # channel c pairs with c + R/2, or with c + 1
+    scaling: RopeScaling | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """The mixer of a layer: softmax attention with grouped key/value heads."""
+
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    scale: float  # multiplies q . k
+    rope: Rope | None = None  # None = no rotary position in this layer
+    window: int | None = None  # tokens a query may see, itself included; None = all
+    softcap: float | None = None  # scores become cap * tanh(scores / cap)
+    qkv_bias: bool = False
+    out_bias: bool = False
+    clip: float | None = None  # q, k and v are clamped to [-clip, clip] right after their projection
+    qk_norm: Norm | None = None  # normalize queries and keys before they rotate
+    qk_norm_over: Literal["head", "each_head", "width"] = "head"  # one gain for all heads, one gain a head, all heads together
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedForward:
+    """down(act(gate(x)) * up(x)), or down(act(up(x))) where it is not gated."""
+
+    d_ff: int
+    act: Activation = "silu"
+    gated: bool = True
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """A mixture: the router picks `n_active` of `n_experts` feed-forwards for every token."""
+
+    n_experts: int
+    n_active: int
+    renormalize: bool  # divide the chosen experts' shares by their sum
+    each: FeedForward
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One block: what mixes positions and what works on each position. Layers may differ in anything named here."""
+
+    mixer: Attention
+    mlp: FeedForward | Experts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderSpec:
+    """Everything the decoder needs to know about a model except its numbers."""
+
+    family: str
+    n_vocab: int
+    n_ctx: int  # tokens the model was made for
+    d_model: int
+    layers: tuple[Layer, ...]
+    norm: Norm  # of the residual stream: before and after sublayers, and at the end
+    # wiring of one block
+    parallel: bool = False  # attention and feed-forward both read the block's input
+    shared_norm: bool = False  # a parallel block that normalizes once, for both
+    norm_in: bool = True  # normalize what a sublayer reads
+    norm_out: bool = False  # normalize what a sublayer writes
+    residual_scale: float = 1.0  # multiplies what a sublayer adds to the residual stream
+    # the two ends
+    learned_positions: int = 0  # rows in the position table; 0 = none
+    position_offset: int = 0  # OPT stores position p in row p + 2
+    embed_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    tied: bool = False  # the embedding is the unembedding
+    unembed_bias: bool = False
