@@ -30,6 +30,17 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Dynamic:
+    """Rope scaling: plain up to `original` tokens, and an error past them.
+
+    There the base would grow with the length of the row (https://arxiv.org/abs/2306.15595's NTK variant), so that keys already
+    cached would have turned by the wrong angle, and a cached pass could not equal the full one.
+    """
+
+    original: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Llama3:
     """Rope scaling: slow pairs stretched by `factor`, fast ones kept, a ramp between.
 
@@ -54,7 +65,7 @@ class Yarn:
     gain: float
 
 
-RopeScaling = Linear | Llama3 | Yarn
+RopeScaling = Linear | Dynamic | Llama3 | Yarn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +91,7 @@ class Attention:
     softcap: float | None = None  # scores become cap * tanh(scores / cap)
     qkv_bias: bool = False
     out_bias: bool = False
-    clip: float | None = None  # q, k and v are clamped to [-clip, clip] right after their projection
+    clip: float | None = None  # q, k and v are clamped to [-clip, clip] before they are split into heads
     qk_norm: Norm | None = None  # normalize queries and keys before they rotate
     qk_norm_over: Literal["head", "each_head", "width"] = "head"  # one gain for all heads, one gain a head, all heads together
 

@@ -7,12 +7,12 @@ Both dialects are read: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dty
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
 
 from pellucid.errors import BadConfig, UnsupportedModel
 from pellucid.families._inert import INERT
-from pellucid.spec import Activation, Linear, Llama3, Rope, RopeScaling, Yarn
+from pellucid.spec import Activation, Dynamic, Linear, Llama3, Rope, RopeScaling, Yarn
 
 # Hugging Face's spellings of activations. https://github.com/huggingface/transformers/blob/main/src/transformers/activations.py
 ACTIVATIONS: dict[str, Activation] = {
@@ -37,6 +37,7 @@ class Config:
         self.accept_unread = frozenset(accept_unread)
         self.accepted: list[str] = []
         self._read: set[str] = set()
+        self._left: dict[str, Any] = {}  # keys inside rope's facts that no scaling took
         self._parts: list[Config] = []
 
     def __call__(self, *names: str, default: Any = ...) -> Any:
@@ -48,6 +49,11 @@ class Config:
         if default is ...:
             raise BadConfig(f"{self.where} has no {' or '.join(map(repr, names))}, which this family needs. Is the file whole?")
         return default
+
+    def nullable(self, name: str, *, absent: Any) -> Any:
+        """A setting that null switches off (None) and whose absence means something else, as it does in transformers."""
+        self._read.add(name)
+        return self.raw.get(name, absent)
 
     def expect(self, **facts: Any) -> None:
         """States settings this family supports in one value only. Raises UnsupportedModel for any other."""
@@ -71,7 +77,7 @@ class Config:
 
     def finish(self) -> None:
         """Raises BadConfig if a key was left over that nobody vouched for."""
-        left = {k: v for k, v in self.raw.items() if v is not None and k not in self._read and k not in INERT}
+        left = {k: v for k, v in self.raw.items() if v is not None and k not in self._read and k not in INERT} | self._left
         self.accepted = sorted(set(left) & self.accept_unread)
         if unread := {k: v for k, v in left.items() if k not in self.accept_unread}:
             shown = ", ".join(f"{k}={v!r}"[:120] for k, v in sorted(unread.items()))
@@ -98,45 +104,83 @@ class Config:
             d_head: channels of a head; `fraction` of them rotate, unless the config says otherwise.
             theta, theta_key, fraction_key: the family's defaults, and its old spellings of those keys.
         """
-        new = self("rope_parameters", default={})
-        if layer_type is not None and layer_type in new:
-            new = new[layer_type]
-        old = self("rope_scaling", default={})
-        facts = {("rope_type" if k == "type" else k): v for k, v in (dict(old) | dict(new)).items() if v is not None}
-        theta = facts.pop("rope_theta", None) or self(theta_key, "rope_theta", default=theta)
-        fraction = facts.pop("partial_rotary_factor", None) or self(fraction_key, "partial_rotary_factor", default=fraction)
+        theta = self(theta_key, "rope_theta", default=theta)
+        fraction = self(fraction_key, "partial_rotary_factor", default=fraction)
+        facts = self._rope_facts(layer_type)
+        theta, fraction = facts.pop("rope_theta", theta), facts.pop("partial_rotary_factor", fraction)
         return Rope(theta=float(theta), d_rotary=int(d_head * fraction), pairing=pairing, scaling=self._scaling(facts))
 
+    def _rope_facts(self, layer_type: str | None) -> dict[str, Any]:
+        """What rope_parameters (transformers 5) or rope_scaling (4) says of this type of layer. Raises BadConfig where both speak and disagree."""
+        new, old = ({k: v for k, v in self(key, default={}).items() if v is not None} for key in ("rope_parameters", "rope_scaling"))
+        if layer_type is not None and any(isinstance(v, dict) for v in new.values()):
+            new = {k: v for k, v in new.get(layer_type, {}).items() if v is not None}
+        for facts in (new, old):
+            kind = facts.pop("type", None)  # the oldest spelling; files often carry both
+            facts.setdefault("rope_type", kind or "default")
+        if not self.raw.get("rope_scaling"):
+            return new
+        if self.raw.get("rope_parameters") and (torn := sorted(k for k in old.keys() & new.keys() if old[k] != new[k])):
+            raise BadConfig(f"{self.where}: rope_scaling and rope_parameters disagree on {', '.join(torn)}. Remove the wrong one.")
+        return new | old
+
     def _scaling(self, facts: dict[str, Any]) -> RopeScaling | None:
+        """The spec of a rope scaling. Raises UnsupportedModel or BadConfig for one we do not know, lacking a key, or with one too many."""
         facts = dict(facts)
-        kind = facts.pop("rope_type", "default")
+        kind = facts.pop("rope_type")
+        if kind not in _SCALINGS:
+            raise UnsupportedModel(f"{self.where} has a rope scaling Pellucid does not implement: rope_type={kind!r} (known: {', '.join(_SCALINGS)})")
         try:
-            scaling = _SCALINGS[kind](facts, self.raw.get("max_position_embeddings"))
+            scaling = _SCALINGS[kind](facts, self)
         except KeyError as missing:
-            if kind not in _SCALINGS:
-                raise UnsupportedModel(f"{self.where} has a rope scaling Pellucid does not implement: rope_type={kind!r} "
-                                       f"(known: {', '.join(_SCALINGS)})") from None
-            raise BadConfig(f"{self.where}: rope scaling {kind!r} lacks {missing}") from None
-        if facts:
-            raise BadConfig(f"{self.where}: rope scaling {kind!r} has keys nobody reads: {facts}")
+            raise BadConfig(f"{self.where}: rope scaling {kind!r} lacks {missing}. Is the file whole?") from None
+        for key in _INERT_IN_SCALING:
+            facts.pop(key, None)
+        self._left |= {f"rope_scaling.{key}": value for key, value in facts.items()}
         return scaling
 
 
-def _llama3(facts: dict[str, Any], n_ctx: int | None) -> Llama3:
-    return Llama3(factor=facts.pop("factor"), low=facts.pop("low_freq_factor"), high=facts.pop("high_freq_factor"),
-                  original=facts.pop("original_max_position_embeddings"))
+_INERT_IN_SCALING = ("finetuned",)  # says that the model was tuned with the scaling, as the Yarn-Llama-2 repositories write it
 
 
-def _yarn(facts: dict[str, Any], n_ctx: int | None) -> Yarn:
-    factor, original = facts.pop("factor"), facts.pop("original_max_position_embeddings", n_ctx)
-    gain = facts.pop("attention_factor", None) or (0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0)  # https://arxiv.org/abs/2309.00071, eq. 22
+def _linear(facts: dict[str, Any], c: Config) -> Linear:
+    return Linear(factor=facts.pop("factor"))
+
+
+def _dynamic(facts: dict[str, Any], c: Config) -> Dynamic:
+    facts.pop("factor")  # says how the base grows past `original`, where we do not go: see Dynamic
+    return Dynamic(original=c("max_position_embeddings"))
+
+
+def _llama3(facts: dict[str, Any], c: Config) -> Llama3:
+    return Llama3(factor=facts.pop("factor"), low=facts.pop("low_freq_factor"), high=facts.pop("high_freq_factor"), original=_original(facts, c))
+
+
+def _yarn(facts: dict[str, Any], c: Config) -> Yarn:
+    original = _original(facts, c)
+    factor = facts.pop("factor", None) or c("max_position_embeddings") / original
+
+    def temperature(by: float = 1.0) -> float:
+        """What stretching does to the scores. https://arxiv.org/abs/2309.00071, eq. 22; `by` is DeepSeek-V2's generalization."""
+        return 0.1 * by * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    gain, over, under = (facts.pop(key, None) for key in ("attention_factor", "mscale", "mscale_all_dim"))
+    if gain is None:  # transformers reads the two only together
+        gain = temperature(over) / temperature(under) if over and under else temperature()
     return Yarn(factor=factor, original=original, fast=facts.pop("beta_fast", 32), slow=facts.pop("beta_slow", 1),
                 whole_pairs=facts.pop("truncate", True), gain=gain)
 
 
-_SCALINGS = {
-    "default": lambda facts, n_ctx: None,
-    "linear": lambda facts, n_ctx: Linear(factor=facts.pop("factor")),
+def _original(facts: dict[str, Any], c: Config) -> int:
+    """The context before stretching: some files keep it outside of the rope's facts, and that one wins, as it does in transformers."""
+    inside = facts.pop("original_max_position_embeddings", None)
+    return int(c("original_max_position_embeddings", default=None) or inside or c("max_position_embeddings"))
+
+
+_SCALINGS: dict[str, Callable[[dict[str, Any], Config], RopeScaling | None]] = {
+    "default": lambda facts, c: None,
+    "linear": _linear,
+    "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,
 }

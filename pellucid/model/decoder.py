@@ -114,10 +114,10 @@ class SoftmaxAttention(nn.Module):
     def forward(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Cache | None) -> Tensor:
         mixer = self.mixer
         q_TE, k_TE, v_TE = self.q(x_TD), self.k(x_TD), self.v(x_TD)
-        if mixer.clip is not None:
-            q_TE, k_TE, v_TE = (x.clamp(-mixer.clip, mixer.clip) for x in (q_TE, k_TE, v_TE))
         if mixer.qk_norm is not None and mixer.qk_norm_over == "width":
             q_TE, k_TE = self.q_norm(q_TE), self.k_norm(k_TE)
+        if mixer.clip is not None:
+            q_TE, k_TE, v_TE = (x.clamp(-mixer.clip, mixer.clip) for x in (q_TE, k_TE, v_TE))
         q_THC, k_TKC, v_TKC = (x.unflatten(-1, (-1, mixer.d_head)) for x in (q_TE, k_TE, v_TE))
         if mixer.qk_norm is not None and mixer.qk_norm_over != "width":
             q_THC, k_TKC = self.q_norm(q_THC), self.k_norm(k_TKC)
@@ -246,6 +246,8 @@ class Decoder(nn.Module):
             x_TD = x_TD * torch.tensor(self.spec.embed_scale, dtype=x_TD.dtype, device=x_TD.device)
         if self.pos_embed is not None:
             x_TD = x_TD + self.pos_embed(positions_T + self.spec.position_offset)
+        for rope in self._ropes:
+            rotary.check_reach(rope, positions_T)
         tables = {r: rotary.tables(*self.frequencies(r, positions_T.device), positions_T) for r in self._ropes}
         for block in self.blocks:
             x_TD = block(x_TD, tables, rows, cache)

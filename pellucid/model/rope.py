@@ -6,7 +6,8 @@ import math
 import torch
 from torch import Tensor
 
-from pellucid.spec import Linear, Llama3, Rope, Yarn
+from pellucid.errors import BadRequest
+from pellucid.spec import Dynamic, Linear, Llama3, Rope, Yarn
 
 
 def frequencies(rope: Rope) -> tuple[Tensor, float]:
@@ -18,7 +19,7 @@ def frequencies(rope: Rope) -> tuple[Tensor, float]:
     R, scaling = rope.d_rotary, rope.scaling
     freq = 1.0 / rope.theta ** (torch.arange(0, R, 2, dtype=torch.float32) / R)
     match scaling:
-        case None:
+        case None | Dynamic():
             return freq, 1.0
         case Linear():
             return freq / scaling.factor, 1.0
@@ -50,3 +51,11 @@ def tables(frequency_R: Tensor, gain: float, positions_T: Tensor) -> tuple[Tenso
     angle_TR = positions_T[:, None].float() * frequency_R
     cos_TR, sin_TR = angle_TR.cos(), angle_TR.sin()
     return (cos_TR, sin_TR) if gain == 1.0 else (cos_TR * gain, sin_TR * gain)
+
+
+def check_reach(rope: Rope, positions_T: Tensor) -> None:
+    """Raises BadRequest where a position lies past what the rope can do. Costs a device round trip for dynamic ropes only."""
+    if isinstance(rope.scaling, Dynamic) and positions_T.numel() and (n := int(positions_T.max()) + 1) > rope.scaling.original:
+        raise BadRequest(f"{n} tokens, and this model's dynamic rope scaling is exact up to {rope.scaling.original}: past that its base changes "
+                         f"with the length, and cached keys would be wrong. Shorten the input, or set rope_scaling in config.json to another type.",
+                         field="prompt")

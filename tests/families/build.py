@@ -1,0 +1,140 @@
+"""Tiny random models, written to disk by transformers and read back by us: each built once a run."""
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pellucid import families
+from pellucid.errors import PellucidError
+from pellucid.families._config import Config
+from pellucid.model.cache import Cache
+from pellucid.model.decoder import Decoder, Rows
+from pellucid.ops.choose import choose
+from pellucid.spec import DecoderSpec
+from pellucid.weights.assemble import assemble
+from pellucid.weights.names import NameTable
+from tests.families.case import Case, Json
+
+transformers.logging.set_verbosity_error()
+
+TOLERANCE = 2e-5  # of the largest logit: a few hundred float32 roundings (6e-8 each) through the blocks; the issue's bound
+
+
+@dataclass
+class Built:
+    """One case on both sides: transformers' model, the files it wrote, and what we made of them."""
+
+    case: Case
+    theirs: Any
+    raw: Json
+    files: dict[str, Tensor]
+    module: ModuleType
+    spec: DecoderSpec
+    tensors: dict[str, Tensor]
+    tokens_T: Tensor
+    logits_TV: Tensor  # transformers', float32
+
+
+@functools.cache
+def build(case: Case) -> Built:
+    """The case's model from disk. Raises whatever our loader raises."""
+    theirs = randomized(case)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        raw = json.loads((Path(folder) / "config.json").read_text())
+        files = {name: tensor for path in sorted(Path(folder).glob("*.safetensors")) for name, tensor in load_file(path).items()}
+    spec = read_spec(raw)
+    module = families.family(raw["model_type"])
+    tokens_T = torch.randint(3, spec.n_vocab, (case.length,), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        logits_TV = theirs(tokens_T[None], use_cache=False).logits[0]
+    return Built(case, theirs, raw, files, module, spec, assembled(module, files, spec), tokens_T, logits_TV)
+
+
+def their_config(model_type: str, **kwargs: Any) -> Any:
+    """transformers' config object. Eager attention and experts: the readable text that theirs is, without kernels' own rounding."""
+    config = transformers.AutoConfig.for_model(model_type, **copy.deepcopy(kwargs))
+    config._attn_implementation = config._experts_implementation = "eager"
+    return config
+
+
+def randomized(case: Case) -> Any:
+    """transformers' model in float32 with every symmetry broken: gains away from one, biases away from zero."""
+    theirs = transformers.AutoModelForCausalLM.from_config(their_config(case.model_type, **case.kwargs()), attn_implementation="eager").float().eval()
+    noise = torch.Generator().manual_seed(0)
+    for name, p in theirs.named_parameters():
+        random = torch.randn(p.shape, generator=noise)
+        gain = p.ndim == 1 and "bias" not in name
+        p.data = random * case.spread * p.shape[-1] ** -0.5 if p.ndim > 1 else random * 0.4 + gain
+    theirs.tie_weights()
+    if case.adjust is not None:
+        case.adjust(theirs)
+    return theirs
+
+
+def read_spec(raw: Json) -> DecoderSpec:
+    """The spec of a config.json whose every key has been read."""
+    c = Config(raw)
+    spec: DecoderSpec = families.family(raw["model_type"]).spec(c)
+    c.finish()
+    return spec
+
+
+def shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
+    """What the decoder expects, by our names: of tied matrices the embedding only."""
+    with torch.device("meta"):
+        decoder = Decoder(spec, choose("reference"))
+    return {name: tuple(p.shape) for name, p in decoder.named_parameters()}
+
+
+def assembled(module: ModuleType, files: dict[str, Tensor], spec: DecoderSpec) -> dict[str, Tensor]:
+    tensors, _ = assemble(NameTable(module.WEIGHTS), files.items(), shapes(spec), spec)
+    return tensors
+
+
+def ours(spec: DecoderSpec, tensors: dict[str, Tensor], *, ops: str = "reference", deterministic: bool = False,
+         dtype: torch.dtype = torch.float32) -> Decoder:
+    """A decoder that holds these tensors."""
+    with torch.device("meta"):
+        decoder = Decoder(spec, choose(ops), deterministic=deterministic)
+    state = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    decoder.load_state_dict(state | ({"unembed.weight": state["embed.weight"]} if spec.tied else {}), assign=True)
+    return decoder.eval()
+
+
+@torch.inference_mode()
+def logits(decoder: Decoder, tokens_T: Tensor, rows: Rows | None = None, cache: Cache | None = None) -> Tensor:
+    """(T, V), in the decoder's dtype."""
+    return decoder.unembed(decoder(tokens_T, None, rows, cache))
+
+
+@torch.inference_mode()
+def in_chunks(decoder: Decoder, tokens_T: Tensor, *sizes: int) -> Tensor:
+    """The logits of one row through the cache: chunks of these sizes, then token by token."""
+    cache, rest = Cache(decoder.spec), tokens_T.shape[0] - sum(sizes)
+    return torch.cat([logits(decoder, chunk, cache=cache) for chunk in tokens_T.split([*sizes, *[1] * rest])])
+
+
+def error(a: Tensor, b: Tensor) -> float:
+    """The worst difference, relative to the largest value of b."""
+    return float((a.float() - b.float()).abs().max() / b.float().abs().max())
+
+
+def refused(make: Any) -> str | None:
+    """The message of the refusal, or None where nothing was refused."""
+    try:
+        make()
+    except (PellucidError, RuntimeError, ValueError, IndexError) as refusal:
+        return f"{type(refusal).__name__}: {refusal}"
+    return None

@@ -1,0 +1,155 @@
+"""Every family, through the real files on disk, against transformers."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from pellucid import families
+from pellucid.errors import BadConfig
+from pellucid.model.cache import Cache
+from pellucid.model.decoder import Rows
+from pellucid.ops.choose import BACKENDS
+from pellucid.weights.assemble import disassemble
+from pellucid.weights.names import NameTable
+from tests.families.build import TOLERANCE, Built, build, error, in_chunks, logits, ours, read_spec
+from tests.families.cases import CASES
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Tiny matrices: a second thread costs more than it brings."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=CASES, ids=str)
+def built(request) -> Built:
+    return build(request.param)
+
+
+def test_every_family_has_a_case():
+    assert {case.family for case in CASES} == set(families.NAMES)
+
+
+@pytest.mark.parametrize("ops", BACKENDS)
+def test_logits_equal_transformers(built, ops):
+    mine_TV = logits(ours(built.spec, built.tensors, ops=ops), built.tokens_T)
+    assert error(mine_TV, built.logits_TV) < TOLERANCE
+    best_T2 = built.logits_TV.topk(2).values
+    clear_T = best_T2[:, 0] - best_T2[:, 1] > TOLERANCE * built.logits_TV.abs().max()
+    assert clear_T.sum() > 0.9 * len(clear_T)
+    assert torch.equal(mine_TV.argmax(-1)[clear_T], built.logits_TV.argmax(-1)[clear_T])
+
+
+@pytest.mark.parametrize("ops", BACKENDS)
+def test_cached_decoding_equals_the_full_pass(built, ops):
+    decoder = ours(built.spec, built.tensors, ops=ops)
+    assert error(in_chunks(decoder, built.tokens_T, 17, 2, 5), logits(decoder, built.tokens_T)) < TOLERANCE
+
+
+@pytest.mark.parametrize("ops", BACKENDS)
+def test_rows_of_a_flat_batch_are_what_each_is_alone(built, ops):
+    decoder = ours(built.spec, built.tensors, ops=ops)
+    lengths = (5, built.case.length, 1, 17)
+    rows_tokens = [built.tokens_T.roll(b)[:n] for b, n in enumerate(lengths)]
+    together_TV = logits(decoder, torch.cat(rows_tokens), Rows.of(*lengths))
+    cache, slots = Cache(built.spec, 6), (4, 0, 3, 1)
+    first = [(n + 1) // 2 for n in lengths]  # two passes into cache rows out of order, the second resuming each
+    parts = []
+    for bounds in ([(0, k) for k in first], [(k, n) for k, n in zip(first, lengths, strict=True)]):
+        live = [b for b, (start, stop) in enumerate(bounds) if stop > start]
+        tokens_T = torch.cat([rows_tokens[b][slice(*bounds[b])] for b in live])
+        rows = Rows.of(*(bounds[b][1] - bounds[b][0] for b in live), slots=[slots[b] for b in live])
+        parts.append(dict(zip(live, logits(decoder, tokens_T, rows, cache).split(rows.lengths), strict=True)))
+    scale = built.logits_TV.abs().max()
+    for b, (tokens_T, part_TV) in enumerate(zip(rows_tokens, together_TV.split(lengths), strict=True)):
+        alone_TV = logits(decoder, tokens_T)
+        resumed_TV = torch.cat([part[b] for part in parts if b in part])
+        assert (part_TV - alone_TV).abs().max() < TOLERANCE * scale
+        assert (resumed_TV - alone_TV).abs().max() < TOLERANCE * scale
+
+
+def test_a_row_is_bitwise_itself_in_company_when_deterministic(built):
+    decoder = ours(built.spec, built.tensors, ops="fused", deterministic=True)
+    lengths = (3, built.case.length, 1, 18)
+    rows_tokens = [built.tokens_T.roll(b)[:n] for b, n in enumerate(lengths)]
+    together_TV = logits(decoder, torch.cat(rows_tokens), Rows.of(*lengths))
+    for tokens_T, part_TV in zip(rows_tokens, together_TV.split(lengths), strict=True):
+        assert torch.equal(part_TV, logits(decoder, tokens_T))
+
+
+def test_saving_gives_back_the_file_that_was_loaded(built):
+    saved = disassemble(NameTable(built.module.WEIGHTS), built.tensors, built.spec)
+    copies = {"lm_head.weight", "embed_out.weight"} if built.spec.tied else set()
+    assert set(saved) == set(built.files) - copies
+    for name, tensor in saved.items():
+        assert tensor.dtype == built.files[name].dtype
+        assert torch.equal(tensor, built.files[name]), name
+
+
+def test_both_dialects_of_config_json_make_the_same_spec(built, tmp_path):
+    if built.case.old is None:
+        pytest.skip("this family never wrote the old dialect")
+    old = built.case.old(built.raw)
+    assert "rope_parameters" not in old
+    assert read_spec(old) == built.spec
+    # The translation itself is checked by transformers: it reads the old file into the very config we started from.
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert _without_type(theirs.rope_parameters) == _without_type(built.theirs.config.rope_parameters)
+
+
+def _without_type(rope: dict) -> dict:
+    """rope_parameters less the oldest spelling of rope_type, which transformers keeps beside the new one."""
+    return {key: _without_type(value) if isinstance(value, dict) else value for key, value in rope.items() if key != "type"}
+
+
+def test_a_key_that_is_absent_or_null_means_what_it_means_to_transformers(built, tmp_path):
+    """For every key of the file: our spec without it equals the spec of what transformers makes of the same file, or we refuse it."""
+    compared = 0
+    for key in sorted(set(built.raw) - {"model_type", "architectures", "transformers_version"}):
+        for changed in ({k: v for k, v in built.raw.items() if k != key}, {**built.raw, key: None}):
+            try:
+                mine = read_spec(changed)
+            except BadConfig as refusal:
+                assert key in str(refusal) or "lacks" in str(refusal), refusal  # noqa: PT017
+                continue
+            (tmp_path / "config.json").write_text(json.dumps(changed))
+            try:
+                theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+            except Exception:  # transformers refuses the file: nothing to agree with
+                continue
+            theirs.save_pretrained(tmp_path / "again")
+            assert mine == read_spec(json.loads((tmp_path / "again" / "config.json").read_text())), (key, changed.get(key, "absent"))
+            compared += 1
+    assert compared > 5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_as_close_to_float32_as_transformers_is(built, dtype):
+    """Root mean square error against the float32 logits: at most 1.5 times transformers' own, plus one rounding of the logits themselves."""
+    exact_TV = built.logits_TV
+    theirs = type(built.theirs)(built.theirs.config).to(dtype).eval()
+    theirs.load_state_dict(built.theirs.state_dict())
+    with torch.inference_mode():
+        their_TV = theirs(built.tokens_T[None], use_cache=False).logits[0].float()
+    rounding = torch.finfo(dtype).eps / 2
+    size = exact_TV.square().mean().sqrt()
+    for ops in BACKENDS:
+        mine_TV = logits(ours(built.spec, built.tensors, ops=ops, dtype=dtype), built.tokens_T)
+        assert mine_TV.dtype == dtype
+        mine, allowed = ((x - exact_TV).square().mean().sqrt() / size for x in (mine_TV.float(), their_TV))
+        assert mine < 1.5 * allowed + rounding, ops
+
+
+def test_config_facts_nobody_computes_with_are_read_right(built):
+    """n_ctx moves no logit, so the mutants cannot see it."""
+    config = built.theirs.config
+    assert built.spec.n_ctx == config.max_position_embeddings
+    assert built.spec.family == built.case.family == Path(built.module.__file__).stem
