@@ -1,0 +1,130 @@
+"""One sequence continued token by token over a key/value cache."""
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from pellucid.engine.request import FinishReason, Request, Result, check_vocabulary
+from pellucid.engine.sampler import Sampler
+from pellucid.errors import EmptyPrompt, PromptTooLong
+from pellucid.model.cache import Cache
+from pellucid.model.decoder import Decoder, Rows
+
+CHUNK = 512  # prompt tokens a pass: bounds the memory of attention scores, and is past where longer chunks gain speed on a CPU
+
+
+class Memory:
+    """The keys and values of one sequence, and the ids they belong to, to be continued by a later request.
+
+    A conversation passes the same Memory each turn: what the new prompt shares with the last one is not computed again.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.ids: list[int] = []
+        self.cache = Cache(decoder.spec)
+
+    def keep(self, prompt_ids: Sequence[int]) -> int:
+        """Forget everything past the tokens shared with this prompt, its last token not among them; how many those are.
+
+        The last token is computed again in any case: its logits are what generation starts from.
+        """
+        n = 0
+        for ours, theirs in zip(self.ids, prompt_ids[:-1], strict=False):
+            if ours != theirs:
+                break
+            n += 1
+        del self.ids[n:]
+        self.cache.truncate(0, n)
+        return n
+
+
+class Generation(Iterator[int]):
+    """The ids that continue a request, as they come; `result()` says afterwards what came and why it ended.
+
+    The caller may end it at any point with `stop()`. Raises EmptyPrompt, PromptTooLong (with both counts) or BadRequest before anything
+    is computed.
+    """
+
+    def __init__(self, decoder: Decoder, request: Request, memory: Memory | None = None, *, chunk: int = CHUNK) -> None:
+        n, n_ctx = len(request.prompt_ids), decoder.spec.n_ctx
+        if not n:
+            raise EmptyPrompt("the prompt has no tokens: there is nothing to start from. Give at least one, such as the model's BOS", field="prompt")
+        if n >= n_ctx:
+            raise PromptTooLong(f"the prompt has {n:,} tokens; this model's context holds {n_ctx:,} with at least one left to generate. "
+                                f"Shorten the prompt by {n - n_ctx + 1:,}", n_prompt=n, n_ctx=n_ctx)
+        self.decoder, self.request, self.chunk = decoder, request, chunk
+        self.memory = memory or Memory(decoder)
+        self.device = decoder.embed.weight.device
+        check_vocabulary(request.stop_ids, decoder.spec.n_vocab, "stop_ids")
+        self.sampler = Sampler([request], decoder.spec.n_vocab, self.device)
+        self.room = n_ctx - n
+        self.ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.finish_reason: FinishReason | None = None
+        self.n_reused = 0
+        self.seconds = self.prefill_seconds = 0.0
+        self._last_1 = torch.empty(0, dtype=torch.int64)  # the newest id, still on its device
+
+    def __next__(self) -> int:
+        if self.finish_reason is not None:
+            raise StopIteration
+        start = time.perf_counter()
+        chosen = self._step()
+        self.seconds += time.perf_counter() - start
+        self.ids.append(chosen)
+        if len(self.ids) == 1:
+            self.prefill_seconds = self.seconds
+        if chosen in self.request.stop_ids:
+            self.finish_reason = "stop"
+        elif len(self.ids) == self.request.max_tokens:
+            self.finish_reason = "length"
+        elif len(self.ids) == self.room:
+            self.finish_reason = "context"
+        return chosen
+
+    def stop(self) -> None:
+        """End here because something the engine does not know, such as a stop string, was met."""
+        self.finish_reason = "stop"
+
+    def result(self) -> Result:
+        """What came. Only once it has ended: a RuntimeError before that is a bug of the caller."""
+        if self.finish_reason is None:
+            raise RuntimeError("a generation has no result before it has ended")
+        return Result(token_ids=tuple(self.ids), finish_reason=self.finish_reason, logprobs=tuple(self.logprobs) if self.request.logprobs else None,
+                      n_prompt=len(self.request.prompt_ids), n_reused=self.n_reused, prefill_seconds=self.prefill_seconds, seconds=self.seconds)
+
+    # inference_mode is entered for a step at a time: held across yields it would leak into the caller's code.
+    @torch.inference_mode()
+    def _step(self) -> int:
+        logits_1V = self._feed(self._last_1, self.ids[-1:]) if self.ids else self._prefill()
+        self._last_1 = self.sampler(logits_1V)
+        chosen = int(self._last_1)
+        if self.request.logprobs:
+            self.logprobs.append(float(logits_1V[0].float().log_softmax(-1)[chosen]))
+        return chosen
+
+    def _prefill(self) -> Tensor:
+        """Logits (1, V) after the prompt, computed in chunks from where the memory ends."""
+        ids = self.request.prompt_ids
+        start = self.n_reused = self.memory.keep(ids)
+        for i in range(start, len(ids), self.chunk):
+            part = ids[i : i + self.chunk]
+            logits_1V = self._feed(torch.tensor(part, dtype=torch.int64, device=self.device), part)
+        return logits_1V
+
+    def _feed(self, ids_T: Tensor, ids: Sequence[int]) -> Tensor:
+        """Logits (1, V) after these tokens, which the memory now holds."""
+        hidden_TD = self.decoder(ids_T, None, Rows((len(ids),), (0,)), self.memory.cache)
+        self.memory.ids += ids
+        return self.decoder.unembed(hidden_TD[-1:])
+
+
+def generate(decoder: Decoder, request: Request, memory: Memory | None = None) -> Result:
+    """The whole of it, for a caller who need not watch."""
+    generation = Generation(decoder, request, memory)
+    for _ in generation:
+        pass
+    return generation.result()

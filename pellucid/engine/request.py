@@ -1,0 +1,150 @@
+"""What is asked of the engine and what comes back, as frozen data checked when it is made."""
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from pellucid.errors import BadRequest
+
+FinishReason = Literal["stop", "length", "context"]
+
+MIN_TEMPERATURE = 1e-6  # smaller ones differ from greedy in nothing but rounding, and the very smallest are zero in float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen. The defaults change nothing: a draw from the model's own distribution.
+
+    Raises BadRequest for a value out of range, naming the field. The order in which they act: engine/sampler.py.
+    """
+
+    temperature: float = 1.0  # divides the logits; 0 = greedy
+    top_k: int = 0  # keep the k likeliest tokens; 0 = all
+    top_p: float = 1.0  # keep the fewest likeliest tokens whose probabilities sum to at least p; 1 = all
+    min_p: float = 0.0  # drop tokens less likely than min_p times the likeliest; 0 = none
+    repetition_penalty: float = 1.0  # of tokens in the prompt or the output: above 1 discourages
+    presence_penalty: float = 0.0  # taken once from every token in the output
+    frequency_penalty: float = 0.0  # taken from every token in the output, times how often it is there
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> added to its logit
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        t = _number("temperature", self.temperature)
+        _in_range("temperature", self.temperature, t == 0 or t >= MIN_TEMPERATURE, f"0 (greedy), or a number from {MIN_TEMPERATURE}")
+        _in_range("top_k", self.top_k, _integer("top_k", self.top_k) >= 0, "0 (all tokens) or the count of tokens to keep")
+        _in_range("top_p", self.top_p, 0 < _number("top_p", self.top_p) <= 1, "above 0 and at most 1")
+        _in_range("min_p", self.min_p, 0 <= _number("min_p", self.min_p) <= 1, "from 0 to 1")
+        penalty = _number("repetition_penalty", self.repetition_penalty)
+        _in_range("repetition_penalty", self.repetition_penalty, penalty > 0, "above 0 (1 changes nothing)")
+        for name in ("presence_penalty", "frequency_penalty"):  # OpenAI's range
+            value = getattr(self, name)
+            _in_range(name, value, -2 <= _number(name, value) <= 2, "from -2 to 2")
+        _in_range("seed", self.seed, 0 <= _integer("seed", self.seed) < 2**63, "from 0 to 2**63 - 1")
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    @property
+    def penalizes(self) -> bool:
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    @classmethod
+    def of(cls, **options: Any) -> Sampling:
+        """A Sampling from named options. Raises BadRequest for a name it does not have, with the nearest ones it has."""
+        check_names(options, [f.name for f in fields(cls)])
+        return cls(**options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One sequence to continue. Raises BadRequest for ids or counts that cannot be.
+
+    max_tokens: how many ids may come; None = as many as the context has room for.
+    stop_ids: ids that end the output; the one that did is the output's last id.
+    logprobs: also report the log-probability of every id that comes.
+    """
+
+    prompt_ids: Sequence[int]
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    stop_ids: frozenset[int] = frozenset()
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt_ids", tuple(token_ids(self.prompt_ids, "prompt")))
+        object.__setattr__(self, "stop_ids", frozenset(token_ids(self.stop_ids, "stop_ids")))
+        if self.max_tokens is not None:
+            _in_range("max_tokens", self.max_tokens, _integer("max_tokens", self.max_tokens) >= 1, "at least 1, or None for all there is room for")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What came of a request. `logprobs` are natural logarithms under the model's own distribution (temperature 1, no penalties)."""
+
+    token_ids: tuple[int, ...]  # the generated ones only; a stop id that ended them is the last
+    finish_reason: FinishReason
+    logprobs: tuple[float, ...] | None
+    n_prompt: int
+    n_reused: int  # leading prompt tokens whose keys and values were still in memory
+    prefill_seconds: float  # until the first id
+    seconds: float  # until the last, the caller's own time between ids not counted
+
+
+def token_ids(ids: Iterable[Any], name: str) -> list[int]:
+    """Plain ints from ints, numpy integers or a one-dimensional integer tensor. Raises BadRequest for anything else."""
+    if isinstance(ids, str | bytes):
+        raise BadRequest(f"{name} is a string where token ids are wanted; a tokenizer makes ids of text", field=name)
+    try:
+        return [operator.index(i) for i in (ids.tolist() if hasattr(ids, "tolist") else ids)]
+    except TypeError:
+        raise BadRequest(f"{name} must be token ids, one integer each; got {_shown(ids)}", field=name) from None
+
+
+def check_vocabulary(ids: Iterable[int], n_vocab: int, name: str) -> None:
+    """Raises BadRequest, naming the first id that is not below n_vocab."""
+    for i in ids:
+        if not 0 <= i < n_vocab:
+            raise BadRequest(f"{name} has token id {i}, and this model's vocabulary has ids 0 to {n_vocab - 1}. Is this another model's tokenizer?",
+                             field=name)
+
+
+def check_names(options: Iterable[str], known: Sequence[str]) -> None:
+    """Raises BadRequest for the first option that is not known, with the nearest names that are."""
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            hint = f"Did you mean {', '.join(near)}?" if near else f"Known: {', '.join(known)}."
+            raise BadRequest(f"{name!r} is not an option. {hint}", field=name)
+
+
+def _biases(biases: Mapping[Any, Any]) -> dict[int, float]:
+    if not isinstance(biases, Mapping):
+        raise BadRequest(f"logit_bias must map token ids to numbers, got {_shown(biases)}", field="logit_bias")
+    return {_integer("a token id of logit_bias", i, "logit_bias"): _number(f"logit_bias of token {i}", b, "logit_bias") for i, b in biases.items()}
+
+
+def _number(what: str, value: Any, name: str | None = None) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadRequest(f"{what} must be a finite number, got {value!r}", field=name or what)
+    return float(value)
+
+
+def _integer(what: str, value: Any, name: str | None = None) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise BadRequest(f"{what} must be an integer, got {value!r}", field=name or what)
+    return value
+
+
+def _in_range(name: str, value: Any, holds: bool, wanted: str) -> None:
+    if not holds:
+        raise BadRequest(f"{name}={value!r} is out of range: {wanted}", field=name)
+
+
+def _shown(value: object) -> str:
+    return f"{type(value).__name__} {value!r:.60}"

@@ -1,0 +1,213 @@
+"""The sampler against transformers' logits processors, closed forms, and frequencies."""
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers.generation import logits_process as hf
+
+from pellucid.engine import sampler as sampler_module
+from pellucid.engine.request import Request, Sampling
+from pellucid.engine.sampler import Sampler, invert, presence_and_frequency, repetition, truncation
+from pellucid.errors import BadRequest, PellucidError
+
+B, V = 5, 73
+
+
+@pytest.fixture
+def logits_BV() -> torch.Tensor:
+    return torch.randn(B, V, generator=torch.Generator().manual_seed(3)) * 3
+
+
+def column(*values: float) -> torch.Tensor:
+    return torch.tensor(values)[:, None]
+
+
+def truncated(logits_BV: torch.Tensor, top_k: list[int], top_p: list[float], min_p: list[float]) -> torch.Tensor:
+    """The whole row again, (B, V): what was dropped is -inf."""
+    logits_BN, ids_BN = truncation(column(*(k or logits_BV.shape[1] for k in top_k)), column(*top_p), column(*min_p))(logits_BV)
+    return logits_BN if ids_BN is None else torch.full_like(logits_BV, -torch.inf).scatter(1, ids_BN, logits_BN)
+
+
+def sampler(n: int = 1, **settings) -> Sampler:
+    return Sampler([Request(prompt_ids=[0], sampling=Sampling(**settings))] * n, V)
+
+
+def test_repetition_penalty_equals_transformers(logits_BV):
+    history = torch.randint(V, (B, 20), generator=torch.Generator().manual_seed(4))
+    seen_BV = torch.zeros(B, V, dtype=torch.bool).scatter(1, history, True)
+    for penalty in (0.7, 1.0, 1.3):
+        expected = hf.RepetitionPenaltyLogitsProcessor(penalty)(history, logits_BV.clone())
+        torch.testing.assert_close(repetition(logits_BV, seen_BV, column(*[penalty] * B)), expected, rtol=0, atol=0)
+
+
+def test_presence_and_frequency_follow_their_formula(logits_BV):
+    counts_BV = torch.randint(4, (B, V), generator=torch.Generator().manual_seed(5)).float()
+    presence, frequency = [0.0, 0.5, -1.0, 2.0, 0.1], [1.0, 0.0, 0.3, -2.0, 0.7]
+    out = presence_and_frequency(logits_BV, counts_BV, column(*presence), column(*frequency))
+    for b in range(B):
+        for v in range(V):
+            count = counts_BV[b, v].item()
+            assert out[b, v].item() == pytest.approx(logits_BV[b, v].item() - presence[b] * (count > 0) - frequency[b] * count, abs=1e-5)
+
+
+@pytest.mark.parametrize(("top_k", "top_p", "min_p"), [
+    (1, 1.0, 0.0), (7, 1.0, 0.0), (V, 1.0, 0.0), (500, 1.0, 0.0), (0, 0.001, 0.0), (0, 0.3, 0.0), (0, 0.9, 0.0), (0, 1.0, 0.05), (0, 1.0, 0.9),
+    (0, 1.0, 1.0), (12, 0.8, 0.0), (12, 0.95, 0.1), (0, 0.99, 0.02), (3, 0.5, 0.5)])
+def test_truncation_equals_transformers_warpers_in_their_order(logits_BV, top_k, top_p, min_p):
+    expected = logits_BV
+    if top_k:
+        expected = hf.TopKLogitsWarper(min(top_k, V))(None, expected)
+    if top_p < 1:
+        expected = hf.TopPLogitsWarper(top_p)(None, expected)
+    if min_p:
+        expected = hf.MinPLogitsWarper(min_p)(None, expected)
+    torch.testing.assert_close(truncated(logits_BV, [min(top_k, V)] * B, [top_p] * B, [min_p] * B), expected, rtol=0, atol=0)
+
+
+def test_rows_of_a_batch_keep_their_own_settings(logits_BV):
+    top_k, top_p, min_p = [3, V, V, 40, V], [1.0, 0.6, 1.0, 0.9, 1.0], [0.0, 0.0, 0.2, 0.01, 0.0]
+    together = truncated(logits_BV, top_k, top_p, min_p)
+    for b in range(B):
+        torch.testing.assert_close(together[b : b + 1], truncated(logits_BV[b : b + 1], [top_k[b]], [top_p[b]], [min_p[b]]), rtol=0, atol=0)
+    assert torch.isfinite(together[4]).all()
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_top_p_over_a_wide_vocabulary_equals_transformers_where_the_first_tokens_do_not_suffice(flat):
+    wide = torch.randn(3, 4 * sampler_module.HEAD, generator=torch.Generator().manual_seed(6)) * (0.1 if flat else 4)
+    for top_p in (0.05, 0.9, 0.999):
+        expected = hf.TopPLogitsWarper(top_p)(None, wide)
+        assert (expected[0].isfinite().sum() > sampler_module.HEAD) == (flat and top_p >= 0.9)
+        torch.testing.assert_close(truncated(wide, [0] * 3, [top_p] * 3, [0.0] * 3), expected, rtol=0, atol=0)
+
+
+def test_a_row_without_top_p_keeps_all_its_tokens_beside_one_that_has_it():
+    steep = torch.arange(4 * sampler_module.HEAD).float()[None].repeat(2, 1) * -1.0  # the first few hold all the mass float32 can see
+    together = truncated(steep, [0, 0], [0.9, 1.0], [0.0, 0.0])
+    assert torch.isfinite(together[1]).all()
+    assert torch.isfinite(together[0]).sum() == 3  # 1 - e**-n >= 0.9 first holds at n = 3
+
+
+def test_top_k_keeps_exactly_k_where_tokens_tie():
+    assert torch.isfinite(truncated(torch.zeros(1, V), [4], [1.0], [0.0])).sum() == 4
+
+
+def test_bias_and_penalties_come_before_the_greedy_choice():
+    logits = torch.tensor([[3.0, 2.0, 1.0]])
+    def choose(**settings):
+        return Sampler([Request(prompt_ids=[0], sampling=Sampling(temperature=0, **settings))], 3)(logits).item()
+    assert choose() == 0
+    assert choose(logit_bias={2: 2.5}) == 2
+    assert choose(logit_bias={0: -100.0}) == 1
+    assert choose(repetition_penalty=2.0) == 1  # the prompt counts: 3 / 2 < 2
+    assert choose(presence_penalty=2.0) == 0  # it does not count here
+    # The bias is inside what the repetition penalty divides: (3 + 1.5) / 2 > 2, where 3 / 2 + 1.5 would be 3.
+    assert choose(logit_bias={0: 1.5, 1: 0.5}, repetition_penalty=2.0) == 1
+
+
+def test_penalties_count_the_output_token_by_token():
+    logits = torch.tensor([[3.0, 2.5, 2.0]])
+    def chosen(n, **settings):
+        s = Sampler([Request(prompt_ids=[2], sampling=Sampling(temperature=0, **settings))], 3)
+        return [s(logits).item() for _ in range(n)]
+    assert chosen(4, presence_penalty=0.6) == [0, 1, 0, 0]  # 2.4 < 2.5, then 2.4 > 1.9: once taken, presence takes no more
+    assert chosen(6, frequency_penalty=0.6) == [0, 1, 0, 2, 1, 0]  # 3 2.5 2 | 2.4 2.5 2 | 2.4 1.9 2 | 1.8 1.9 2 | 1.8 1.9 1.4 | 1.8 1.3 1.4
+    assert chosen(3, repetition_penalty=1.4) == [0, 1, 0]  # 2.14 2.5 1.43 | 2.14 1.79 1.43
+
+
+def test_temperature_divides_before_min_p_and_top_p_look():
+    logits = torch.tensor([[2.0, 1.0, 0.0]])
+    s = Sampler([Request(prompt_ids=[0], sampling=Sampling(temperature=t, min_p=0.3, seed=1)) for t in (0.5, 1.0, 4.0)], 3)
+    drawn = torch.stack([s(logits.repeat(3, 1)) for _ in range(400)])
+    # e**(-1/t) against 0.3, e**(-2/t) against 0.3
+    assert [sorted(set(column.tolist())) for column in drawn.T] == [[0], [0, 1], [0, 1, 2]]
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.6}, {"temperature": 1.7, "top_k": 9}, {"top_p": 0.7}, {"min_p": 0.1},
+                                      {"top_k": 20, "top_p": 0.9, "min_p": 0.02, "temperature": 1.3}])
+def test_frequencies_follow_the_distribution_transformers_leaves(logits_BV, settings):
+    """Chi-square over 20,000 draws: below the 99.99 % point for the degrees of freedom (Wilson-Hilferty)."""
+    n = 20_000
+    scores = logits_BV[:1]
+    if settings.get("temperature", 1.0) != 1.0:
+        scores = hf.TemperatureLogitsWarper(settings["temperature"])(None, scores)
+    if settings.get("top_k"):
+        scores = hf.TopKLogitsWarper(settings["top_k"])(None, scores)
+    if "top_p" in settings:
+        scores = hf.TopPLogitsWarper(settings["top_p"])(None, scores)
+    if "min_p" in settings:
+        scores = hf.MinPLogitsWarper(settings["min_p"])(None, scores)
+    expected = scores.softmax(-1)[0].double() * n
+    rows = Sampler([Request(prompt_ids=[0], sampling=Sampling(seed=s, **settings)) for s in range(n)], V)(logits_BV[:1].expand(n, V))
+    counts = torch.bincount(rows, minlength=V).double()
+    assert counts[expected == 0].sum() == 0
+    often = expected >= 5
+    rest = torch.stack([expected[~often].sum(), counts[~often].sum()])
+    chi2 = ((counts - expected)[often] ** 2 / expected[often]).sum() + (((rest[1] - rest[0]) ** 2 / rest[0]) if rest[0] >= 5 else 0)
+    dof = int(often.sum()) - 1 + int(rest[0] >= 5)
+    assert chi2 < dof * (1 - 2 / (9 * dof) + 3.72 * (2 / (9 * dof)) ** 0.5) ** 3
+
+
+def test_successive_draws_of_one_seed_follow_the_distribution():
+    probs = torch.tensor([0.5, 0.25, 0.125, 0.125])
+    s = Sampler([Request(prompt_ids=[0], sampling=Sampling(seed=11))], 4)
+    n = 8_000
+    drawn = torch.tensor([s(probs.log()[None]).item() for _ in range(n)])
+    counts = torch.bincount(drawn, minlength=4) / n
+    assert ((counts - probs).abs() < 4.5 * (probs * (1 - probs) / n).sqrt()).all()
+    pairs = (drawn[1:] == drawn[:-1]).double().mean()  # independent draws repeat with probability sum p**2
+    assert abs(pairs - (probs ** 2).sum()) < 4.5 * (0.344 * 0.656 / n) ** 0.5
+
+
+def test_a_seed_gives_the_same_draws_whoever_shares_the_batch(logits_BV):
+    def draws(seeds):
+        s = Sampler([Request(prompt_ids=[0], sampling=Sampling(seed=seed, top_p=0.95)) for seed in seeds], V)
+        return torch.stack([s(logits_BV[[seed % B for seed in seeds]] * k) for k in (0.1, 0.2, 0.3)] * 4)
+    alone, among = draws([1]), draws([4, 1, 2])
+    assert alone[:, 0].tolist() == among[:, 1].tolist()
+    assert among[:, 0].tolist() != among[:, 1].tolist()
+
+
+def test_greedy_and_drawn_rows_share_a_batch(logits_BV):
+    rows = [Sampling(temperature=0), Sampling(seed=5, temperature=2.0), Sampling(temperature=0, logit_bias={17: 100.0})]
+    s = Sampler([Request(prompt_ids=[0], sampling=r) for r in rows], V)
+    chosen = torch.stack([s(logits_BV[:3]) for _ in range(20)])
+    assert chosen[:, 0].tolist() == [logits_BV[0].argmax().item()] * 20
+    assert len(set(chosen[:, 1].tolist())) > 3
+    assert chosen[:, 2].tolist() == [17] * 20
+
+
+def test_the_inverse_never_lands_on_a_token_without_probability():
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, -1.0, -torch.inf]])
+    last = torch.nextafter(torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)).item()
+    share = 1 / (1 + torch.tensor(-1.0, dtype=torch.float64).exp().item())
+    for u, place in [(0.0, 1), (share - 1e-9, 1), (share + 1e-9, 3), (last, 3)]:
+        assert invert(logits, torch.tensor([[u]], dtype=torch.float64)).item() == place
+
+
+def test_extreme_temperatures_neither_overflow_nor_vanish():
+    logits = torch.tensor([[80.0, -80.0, 79.0]])
+    assert Sampler([Request(prompt_ids=[0], sampling=Sampling(temperature=1e-6, seed=2))], 3)(logits).item() == 0
+    s = Sampler([Request(prompt_ids=[0], sampling=Sampling(temperature=1e6, seed=2))], 3)
+    assert {s(logits).item() for _ in range(60)} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("row", [[1.0, float("nan"), 2.0], [float("-inf")] * 3, [float("inf"), 0.0, 0.0]])
+def test_logits_that_are_not_numbers_stop_the_generation(row, temperature):
+    s = Sampler([Request(prompt_ids=[0], sampling=Sampling(temperature=temperature))], 3)
+    with pytest.raises(PellucidError, match=r"the model computed logits that are not numbers .* try another dtype"):
+        s(torch.tensor([row]))
+
+
+def test_ids_outside_the_vocabulary_are_refused_before_anything_runs():
+    with pytest.raises(BadRequest, match=r"logit_bias has token id 73, and this model's vocabulary has ids 0 to 72"):
+        sampler(logit_bias={73: 1.0})
+    with pytest.raises(BadRequest, match=r"prompt has token id 99"):
+        Sampler([Request(prompt_ids=[99])], V)
+
+
+def test_half_precision_logits_are_sampled_in_float32():
+    logits = torch.tensor([[1.0, 1.0009765625, 1.0]]).bfloat16()
+    rows = Sampler([Request(prompt_ids=[0], sampling=Sampling(seed=s)) for s in range(3000)], 3)(logits.expand(3000, 3))
+    assert torch.bincount(rows).min() > 850  # about 1000 each
