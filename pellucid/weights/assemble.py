@@ -13,7 +13,8 @@ from pellucid.weights.names import LeftOut, NameTable, Place, To
 Shape = tuple[int, ...]
 
 
-def assemble(table: NameTable, checkpoint: Iterable[tuple[str, Tensor]], shapes: Mapping[str, Shape], spec: DecoderSpec) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+def assemble(table: NameTable, checkpoint: Iterable[tuple[str, Tensor]], shapes: Mapping[str, Shape],
+             spec: DecoderSpec) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
     """(our name -> tensor for every name in `shapes`, reason -> checkpoint names left out).
 
     Args:
@@ -29,44 +30,82 @@ def assemble(table: NameTable, checkpoint: Iterable[tuple[str, Tensor]], shapes:
     tied_copies: list[tuple[str, Tensor]] = []
     for theirs, tensor in checkpoint:
         place = table.place(theirs)
-        if place is None:
-            unknown.append(theirs)
-        elif isinstance(place, LeftOut):
+        if isinstance(place, LeftOut):
             out.setdefault(place.why, []).append(theirs)
-        elif spec.tied and place.names == ("unembed.weight",):
+        elif place is not None and spec.tied and place.names == ("unembed.weight",):
             tied_copies.append((theirs, tensor))
-        elif place.names[0] not in shapes:
+        elif place is None or not shapes.keys() >= set(place.names):
             unknown.append(theirs)
         elif place.head is not None:
             gains.setdefault(place.names[0], {})[place.head] = tensor
         else:
-            ours.update(_parts(theirs, tensor, place, shapes, spec))
+            _add(ours, theirs, _parts(theirs, tensor, place, shapes, spec))
     if unknown:
         raise UnknownTensors(f"{len(unknown)} tensor{'s' * (len(unknown) > 1)} in the checkpoint {'have' if len(unknown) > 1 else 'has'} no place "
                              f"in family {spec.family!r} with these settings, first: {', '.join(sorted(unknown)[:3])}. "
                              f"Is model_type in config.json the right one?")
     for name, by_head in gains.items():
-        rows = [by_head[h] for h in sorted(by_head)]
-        ours[name] = _checked(name, torch.stack(rows), shapes[name], name)
+        _add(ours, table.theirs(name), {name: _stacked(table.theirs(name), by_head, shapes[name], name)})
+    _tie(ours, out, tied_copies, shapes)
     if missing := sorted(set(shapes) - set(ours)):
+        theirs = ", ".join(dict.fromkeys(table.theirs(name) for name in missing[:3]))
         raise MissingTensors(f"the checkpoint lacks {len(missing)} of {len(shapes)} tensors that family {spec.family!r} needs, first: "
-                             f"{', '.join(missing[:3])}. Is a shard missing, or model_type in config.json wrong?")
-    for theirs, tensor in tied_copies:
-        if not torch.equal(tensor, ours["embed.weight"]):
-            raise MisshapenTensor(f"{theirs} differs from the embedding, but config.json says tie_word_embeddings=true. "
-                                  f"One of them is wrong; set tie_word_embeddings to false to use both.")
-        out.setdefault("a copy of the tied embedding", []).append(theirs)
+                             f"{theirs}. Is a shard missing, or model_type in config.json wrong?")
     return ours, out
+
+
+def layout(table: NameTable, ours: Mapping[str, Tensor], spec: DecoderSpec) -> dict[str, Place]:
+    """Checkpoint name -> place of every tensor that saving writes. Raises UnknownTensors when one of ours has no name there."""
+    have = {name: tensor.shape[0] for name, tensor in ours.items() if not (spec.tied and name == "unembed.weight")}
+    places = table.saved(have, have)
+    written = {name for place in places.values() for name in place.names}
+    if lost := sorted(set(have) - written):
+        raise UnknownTensors(f"family {spec.family!r} has no checkpoint name for {len(lost)} tensors, first: {', '.join(lost[:3])}")
+    return places
+
+
+def joined(ours: Mapping[str, Tensor], place: Place, spec: DecoderSpec) -> Tensor:
+    """The checkpoint tensor of that place, from the tensors of ours that it holds; contiguous, copied only where it has to be."""
+    rule, parts = place.rule, [ours[name] for name in place.names]
+    if place.head is not None:
+        return parts[0][place.head].contiguous()
+    if rule.stacked == "by_kv_head" and len(parts) > 1:
+        K = _kv_heads(place, spec)
+        t = torch.cat([_by_head(p, K) for p in parts], 1).flatten(0, 1)
+    else:
+        t = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return (t.T if rule.transpose else t).contiguous()
 
 
 def disassemble(table: NameTable, ours: Mapping[str, Tensor], spec: DecoderSpec) -> dict[str, Tensor]:
     """Our tensors under the checkpoint's names and in its layout: the exact inverse of `assemble`."""
-    have = {name: tensor for name, tensor in ours.items() if not (spec.tied and name == "unembed.weight")}
-    places = table.saved(have, {name: tensor.shape[0] for name, tensor in have.items()})
-    written = {name for place in places.values() for name in place.names}
-    if lost := sorted(set(have) - written):
-        raise UnknownTensors(f"family {spec.family!r} has no checkpoint name for {len(lost)} tensors, first: {', '.join(lost[:3])}")
-    return {theirs: _joined([have[name] for name in place.names], place, spec) for theirs, place in places.items()}
+    return {theirs: joined(ours, place, spec) for theirs, place in layout(table, ours, spec).items()}
+
+
+def _add(ours: dict[str, Tensor], theirs: str, parts: Mapping[str, Tensor]) -> None:
+    if twice := sorted(ours.keys() & parts.keys()):
+        raise UnknownTensors(f"{theirs} is a second tensor for {twice[0]}: the checkpoint holds two spellings of one name. "
+                             f"Which of the two is meant, nothing says; remove one.")
+    ours.update(parts)
+
+
+def _stacked(theirs: str, by_head: Mapping[int, Tensor], shape: Shape, ours: str) -> Tensor:
+    """One gain a head, saved head by head, as one tensor."""
+    if sorted(by_head) != list(range(shape[0])):
+        raise MissingTensors(f"{theirs} is there for heads {sorted(by_head)}, and {shape[0]} heads were expected. Is a shard missing?")
+    return torch.stack([_checked(theirs, by_head[h], shape[1:], ours) for h in range(shape[0])])
+
+
+def _tie(ours: dict[str, Tensor], out: dict[str, list[str]], copies: list[tuple[str, Tensor]], shapes: Mapping[str, Shape]) -> None:
+    """Finds the unembeddings of a tied model equal to its embedding; one of them stands in where only it was saved."""
+    for theirs, tensor in copies:
+        if "embed.weight" not in ours:  # a writer that dropped the second of two equal tensors may have dropped this one
+            ours["embed.weight"] = _checked(theirs, tensor, shapes["embed.weight"], "embed.weight")
+        elif torch.equal(tensor, ours["embed.weight"]):
+            out.setdefault("a copy of the tied embedding", []).append(theirs)
+        else:
+            raise MisshapenTensor(f"{theirs} differs from the embedding, but config.json says tie_word_embeddings=true. "
+                                  f"One of them is wrong; set tie_word_embeddings to false to use both.")
 
 
 def _parts(theirs: str, tensor: Tensor, place: Place, shapes: Mapping[str, Shape], spec: DecoderSpec) -> dict[str, Tensor]:
@@ -78,23 +117,14 @@ def _parts(theirs: str, tensor: Tensor, place: Place, shapes: Mapping[str, Shape
     if len(rows) == 1:
         return {place.names[0]: t}
     if rule.stacked == "whole":
-        return dict(zip(place.names, t.split(rows), strict=True))
+        return dict(zip(place.names, torch.split(t, rows), strict=True))
     K = _kv_heads(place, spec)
-    groups = t.unflatten(0, (K, -1)).split([r // K for r in rows], 1)
+    groups = torch.split(_by_head(t, K), [r // K for r in rows], 1)
     return {name: part.flatten(0, 1) for name, part in zip(place.names, groups, strict=True)}
 
 
-def _joined(parts: list[Tensor], place: Place, spec: DecoderSpec) -> Tensor:
-    """One checkpoint tensor from the tensors of ours that it holds."""
-    rule = place.rule
-    if place.head is not None:
-        return parts[0][place.head]
-    if rule.stacked == "by_kv_head" and len(parts) > 1:
-        K = _kv_heads(place, spec)
-        t = torch.cat([p.unflatten(0, (K, -1)) for p in parts], 1).flatten(0, 1)
-    else:
-        t = torch.cat(parts) if len(parts) > 1 else parts[0]
-    return (t.T if rule.transpose else t).contiguous()
+def _by_head(t: Tensor, n_heads: int) -> Tensor:
+    return t.reshape(n_heads, -1, *t.shape[1:])  # a view of what lies in order
 
 
 def _kv_heads(place: Place, spec: DecoderSpec) -> int:

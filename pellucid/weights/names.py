@@ -5,6 +5,7 @@ A family's WEIGHTS maps a name in the files to where it goes:
     "model.layers.{i}.self_attn.q_proj.weight": "blocks.{i}.attn.q.weight"             one tensor, as it is
     "transformer.h.{i}.attn.c_attn.weight": to("blocks.{i}.attn.q.weight", ..., transpose=True)   several of ours, stacked by rows
     "transformer.h.{i}.attn.bias": left_out("causal mask, a buffer")                   known, not needed, and said at load
+    "model.language_model.{i}.mlp.up.weight": old("blocks.{i}.mlp.up.weight")          another spelling: read, never written
 
 `{i}` is the layer, `{e}` the expert, `{h}` the head; `{*}` matches anything, in names that are left out. A part in square brackets,
 `[transformer.]wte.weight`, is a prefix that some repositories drop; saving writes it.
@@ -12,8 +13,8 @@ A family's WEIGHTS maps a name in the files to where it goes:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -24,12 +25,14 @@ class To:
     transpose: stored (in, out), as GPT-2's Conv1D does.
     stacked:   "whole" = all rows of the first, then the second; "by_kv_head" = [q… k v] for the first kv head, then the next.
     index:     for a pattern with {h}: this checkpoint tensor is row h of ours (a gain a head, saved head by head).
+    written:   saving uses this name; false for other spellings of a name that the table has already.
     """
 
     names: tuple[str, ...]
     transpose: bool = False
     stacked: Literal["whole", "by_kv_head"] = "whole"
     index: bool = False
+    written: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,11 @@ def left_out(why: str) -> LeftOut:
     return LeftOut(why)
 
 
+def old(rule: Rule) -> Rule:
+    """The same rule for another spelling of the name: read, never written."""
+    return rule if isinstance(rule, LeftOut) else replace(rule if isinstance(rule, To) else To((rule,)), written=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where one checkpoint tensor goes: the rule, with the layer, expert and head of this tensor filled in."""
@@ -61,11 +69,17 @@ class Place:
 
 
 class NameTable:
-    """A family's WEIGHTS, compiled."""
+    """A family's WEIGHTS, compiled.
 
-    def __init__(self, table: Table) -> None:
+    Args:
+        past_last: what becomes of tensors of layers that follow the `n_layers` of the model, as (n_layers, how many, reason);
+            DeepSeek and GLM append their multi-token-prediction layers that way, under the names of ordinary ones.
+    """
+
+    def __init__(self, table: Table, *, past_last: tuple[int, int, LeftOut] | None = None) -> None:
         self.table = table
-        self._rules = [(_pattern(name), rule if isinstance(rule, To | LeftOut) else To((rule,))) for name, rule in table.items()]
+        self._rules = [(_pattern(name), _whole(rule)) for name, rule in table.items()]
+        self._past_last = past_last
 
     def place(self, name: str) -> Place | LeftOut | None:
         """What becomes of the checkpoint tensor of this name; None when the family has no rule for it."""
@@ -73,10 +87,12 @@ class NameTable:
             if match := pattern.fullmatch(name):
                 if isinstance(rule, LeftOut):
                     return rule
+                if past := self._appended(name):
+                    return past
                 at = match.groupdict()
                 head = int(at["h"]) if rule.index else None
                 return Place(rule, tuple(ours.format_map(at) for ours in rule.names), head)
-        return None
+        return self._appended(name)
 
     def saved(self, have: Iterable[str], n_rows: Mapping[str, int]) -> dict[str, Place]:
         """Checkpoint name -> place, for every tensor that saving writes, given the names of ours that exist.
@@ -85,10 +101,7 @@ class NameTable:
         """
         have, out = set(have), {}
         coordinates: dict[str, list[dict[str, str]]] = {}
-        for name, rule in self.table.items():
-            if isinstance(rule, LeftOut):
-                continue
-            rule = rule if isinstance(rule, To) else To((rule,))
+        for name, rule in self._written():
             first = rule.names[0]
             if first not in coordinates:
                 shape = _pattern(first)
@@ -98,9 +111,36 @@ class NameTable:
                 if not have.issuperset(names):
                     continue
                 for head in range(n_rows[names[0]]) if rule.index else (None,):
-                    theirs = name.replace("[", "").replace("]", "").format_map({**at, "h": head})
-                    out[theirs] = Place(rule, names, head)
+                    out[_spelled(name, {**at, "h": head})] = Place(rule, names, head)
         return out
+
+    def theirs(self, ours: str) -> str:
+        """The name in the files of the tensor that holds ours; `{h}` stays, where there is one a head. Ours where the table has none."""
+        for name, rule in self._written():
+            for mine in rule.names:
+                if match := _pattern(mine).fullmatch(ours):
+                    return _spelled(name, {"h": "{h}", **match.groupdict()})
+        return ours
+
+    def _written(self) -> Iterator[tuple[str, To]]:
+        return ((name, whole) for name, rule in self.table.items() if isinstance(whole := _whole(rule), To) and whole.written)
+
+    def _appended(self, name: str) -> LeftOut | None:
+        if self._past_last and (match := _LAYER.search(name)):
+            n_layers, n_more, why = self._past_last
+            return why if n_layers <= int(match[1]) < n_layers + n_more else None
+        return None
+
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
+
+
+def _whole(rule: Rule) -> To | LeftOut:
+    return To((rule,)) if isinstance(rule, str) else rule
+
+
+def _spelled(name: str, at: Mapping[str, object]) -> str:
+    return name.replace("[", "").replace("]", "").format_map(at)
 
 
 def _pattern(name: str) -> re.Pattern[str]:
