@@ -119,7 +119,8 @@ class Generation(Iterator[int]):
         """Logits (1, V) after these tokens, which the memory now holds."""
         hidden_TD = self.decoder(ids_T, None, Rows((len(ids),), (0,)), self.memory.cache)
         self.memory.ids += ids
-        return self.decoder.unembed(hidden_TD[-1:])
+        logits_1V: Tensor = self.decoder.unembed(hidden_TD[-1:])
+        return logits_1V
 
 
 def generate(decoder: Decoder, request: Request, memory: Memory | None = None) -> Result:

@@ -1,0 +1,155 @@
+"""Run records: what went in (by content), what was asked, what came out, on what machine. A result without one is not a result.
+
+A record is one JSON object. Everything needed to do the run again is in `settings`; everything that must be the same for
+the result to be the same is hashed in `inputs`. It holds the prompt and the output word for word: treat the file as you treat them.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pellucid.errors import BadRecord
+
+FORMAT = 1  # of the file; a reader refuses one it does not know
+LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "jinja2")  # whose version can change a result
+_BLOCK = 1 << 20  # bytes hashed at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """A file that went in, known by its content."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One run. `save` writes it whole or not at all; `read` refuses what is not a record."""
+
+    kind: str  # the command: "run"
+    settings: Mapping[str, Any]  # in force, defaults included: enough to do it again
+    seed: int | None
+    inputs: Mapping[str, Input]  # role -> file
+    output: Mapping[str, Any]  # token_ids, text, text_sha256, ...
+    measured: Mapping[str, float]  # units in the names
+    accepted_unread: Sequence[str] = field(default_factory=list)  # config keys the user vouched for
+    licenses: Mapping[str, str | None] = field(default_factory=dict)  # input -> its license; the output inherits what they demand
+    notes: Sequence[str] = field(default_factory=list)
+    versions: Mapping[str, str] = field(default_factory=lambda: versions())
+    machine: Mapping[str, Any] = field(default_factory=lambda: machine())
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    format: int = FORMAT
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the record: a reader sees the old file or the whole new one, whatever happens in between."""
+        path = Path(path)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(asdict(self), file, ensure_ascii=False, indent=1, allow_nan=False)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp's 0600 would surprise whoever shares the folder
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Record:
+        """Raises BadRecord for a file that is missing, is not JSON, lacks a field, has one too many, or contradicts itself."""
+        raw = _parse(Path(path))
+        known = {f.name for f in fields(cls)}
+        if raw.get("format") != FORMAT:
+            raise BadRecord(f"{path} is not a run record of a format this version reads: format={raw.get('format')!r} (only {FORMAT})")
+        if wrong := sorted(known ^ set(raw)):
+            raise BadRecord(f"{path} is not a whole run record: {', '.join(f'{w} is ' + ('missing' if w in known else 'unknown') for w in wrong)}")
+        for name, kind in _KINDS.items():
+            if not isinstance(raw[name], kind):
+                raise BadRecord(f"{path}: {name} is {type(raw[name]).__name__}, not what a run record has there ({_name(kind)})")
+        raw["inputs"] = {role: _input(role, facts, path) for role, facts in raw["inputs"].items()}
+        record = cls(**raw)
+        text = record.output.get("text")
+        if text is not None and record.output.get("text_sha256") != sha256_of_text(text):
+            raise BadRecord(f"{path}: the output's text is not the one its text_sha256 was taken of. Was the file edited?")
+        return record
+
+    def changed_inputs(self) -> list[str]:
+        """One sentence for each input whose file is gone or holds something else now."""
+        told = []
+        for role, was in self.inputs.items():
+            if not os.path.isfile(was.path):
+                told.append(f"{role} is gone: {was.path}")
+            elif (now := sha256_of(was.path)) != was.sha256:
+                told.append(f"{role} changed: {was.path} had sha256 {was.sha256[:12]}…, has {now[:12]}…")
+        return told
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "kind": str, "settings": dict, "seed": (int, type(None)), "inputs": dict, "output": dict, "measured": dict, "accepted_unread": list,
+    "licenses": dict, "notes": list, "versions": dict, "machine": dict, "created": str}
+
+
+def input_file(path: str | os.PathLike[str]) -> Input:
+    """An Input of a file as it is now."""
+    return Input(path=os.path.abspath(path), sha256=sha256_of(path), bytes=os.path.getsize(path))
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Hex digest of a file's content, read a block at a time."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_of_text(text: str) -> str:
+    """Hex digest of a text's UTF-8; a lone surrogate, which UTF-8 cannot hold, counts as its three bytes."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Pellucid's version, Python's, and those of the libraries that can change a result."""
+    from pellucid import __version__
+    return {"pellucid": __version__, "python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}}
+
+
+def machine() -> dict[str, Any]:
+    """What this runs on, without asking torch."""
+    return {"platform": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()}
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BadRecord(f"no run record can be read at {path}: {error.strerror}. `pellucid run --record FILE` writes one") from None
+    except ValueError as error:
+        raise BadRecord(f"{path} is not a run record: not JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise BadRecord(f"{path} is not a run record: {type(raw).__name__}, not an object")
+    return raw
+
+
+def _input(role: str, facts: Any, path: str | os.PathLike[str]) -> Input:
+    kinds = {"path": str, "sha256": str, "bytes": int}
+    if not isinstance(facts, dict) or set(facts) != set(kinds) or not all(isinstance(facts[name], kind) for name, kind in kinds.items()):
+        raise BadRecord(f"{path}: input {role!r} is not a path, its sha256 and its bytes: {facts!r:.100}")
+    return Input(**facts)
+
+
+def _name(kind: type | tuple[type, ...]) -> str:
+    return " or ".join(k.__name__ for k in kind) if isinstance(kind, tuple) else kind.__name__
