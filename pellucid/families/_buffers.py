@@ -6,7 +6,8 @@ from pellucid.weights.names import Rule, left_out
 
 _ROPE: Rule = left_out("buffer: rope frequencies, recomputed from config.json")
 _MASK: Rule = left_out("buffer: causal mask, recomputed")
-_MTP: Rule = left_out("multi-token-prediction layers: they draft tokens ahead, the model's own logits do not use them")
+MTP_LAYERS = left_out("multi-token-prediction layers: they draft tokens ahead, the model's own logits do not use them")
+_MTP: Rule = MTP_LAYERS
 _VISION: Rule = left_out("vision: tower and projector, only the text model is run")
 
 ROTARY: dict[str, Rule] = {f"{{*}}rotary_emb.{name}": _ROPE for name in ("inv_freq", "cos_cached", "sin_cached")}

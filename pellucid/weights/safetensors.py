@@ -17,6 +17,8 @@ DTYPES = {"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": to
           "U16": torch.uint16, "I16": torch.int16, "F16": torch.float16, "BF16": torch.bfloat16, "U32": torch.uint32, "I32": torch.int32,
           "F32": torch.float32, "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "C64": torch.complex64}
 
+SPELLED = {dtype: name for name, dtype in DTYPES.items()}
+
 
 class SafetensorsFile:
     """One file, mapped privately and copy-on-write: writing to a tensor changes memory and never the file.

@@ -1,0 +1,77 @@
+"""config.json -> which family, which decoder, by which name table. No torch: `show` and `plan` stop here."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pellucid.errors import BadConfig, UnsupportedModel
+from pellucid.families import family
+from pellucid.families._buffers import MTP_LAYERS
+from pellucid.families._config import Config
+from pellucid.spec import DecoderSpec
+from pellucid.weights.names import NameTable, Table
+
+# Layers appended to the ordinary ones, counted by: DeepSeek-V3, GLM-4.5, MiMo.
+_MTP_COUNT = "num_nextn_predict_layers"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What a config describes.
+
+    model_type: as config.json has it; `spec.family` differs for a multimodal wrapper, whose text model is run.
+    weights: the family's table as it stands; `names`: compiled for this config.
+    accepted: keys that nobody read and the user vouched for.
+    """
+
+    model_type: str
+    spec: DecoderSpec
+    weights: Table
+    names: NameTable
+    accepted: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def describe(raw: Mapping[str, Any], *, accept_unread: Iterable[str] = (), where: str = "config.json") -> Description:
+    """What a parsed config.json describes.
+
+    Raises BadConfig for one that lacks a key, has a key nobody read or a value of the wrong kind; UnsupportedModel for a family or a setting that
+    is not implemented. Code that a config names (`auto_map`) is never run.
+    """
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str):
+        raise BadConfig(f"{where} has no model_type (found {model_type!r}), so nothing says which family this is. Add the one the model was made as.")
+    notes = []
+    if code := _code(raw):
+        notes.append(f"{where} names code of its own ({code}); it is never run")
+    try:
+        module = family(model_type)
+    except UnsupportedModel as e:
+        if code:
+            raise UnsupportedModel(f"{e} The repository brings code of its own for it ({code}), and Pellucid never runs remote code.") from None
+        raise
+    config = Config(raw, accept_unread=accept_unread, where=where)
+    config.inert(quantization_config="the loader compares it with the dtypes in the files",
+                 num_nextn_predict_layers="those layers are left out, and the load report says so")
+    try:
+        spec: DecoderSpec = module.spec(config)
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, IndexError) as e:
+        raise BadConfig(f"{where} has a value of a kind that family {model_type!r} cannot read ({type(e).__name__}: {e}). Is the file as its authors wrote it?") from e
+    config.finish()
+    return Description(model_type=model_type, spec=spec, weights=module.WEIGHTS, names=NameTable(module.WEIGHTS, past_last=_past_last(raw, spec)),
+                       accepted=tuple(config.accepted), notes=tuple(notes))
+
+
+def _code(raw: Mapping[str, Any]) -> str:
+    """The code that auto_map names, as `auto_map: modeling_x.XForCausalLM`; empty where there is none."""
+    auto_map = raw.get("auto_map")
+    if not auto_map:
+        return ""
+    names = auto_map.get("AutoModelForCausalLM") or next(iter(auto_map.values())) if isinstance(auto_map, dict) else auto_map
+    return f"auto_map: {names}"
+
+
+def _past_last(raw: Mapping[str, Any], spec: DecoderSpec) -> tuple[int, int, Any] | None:
+    n_more = raw.get(_MTP_COUNT)
+    return (len(spec.layers), n_more, MTP_LAYERS) if isinstance(n_more, int) and n_more > 0 else None
