@@ -1,0 +1,18 @@
+"""Command R and Aya: one LayerNorm without bias feeds both halves of a block, adjacent-pair rotary. https://huggingface.co/CohereLabs/c4ai-command-r-v01"""
+from pellucid.families import _parts, llama
+from pellucid.families._config import Config
+from pellucid.spec import DecoderSpec, Layer, Norm
+from pellucid.weights.names import Rule
+
+WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if ".mlp." not in k or k.endswith(".weight")} | {
+    f"model.layers.{{i}}.self_attn.{x}_norm.weight": f"blocks.{{i}}.attn.{x}_norm.weight" for x in "qk"  # where use_qk_norm says so: Command R+
+}
+del WEIGHTS["model.layers.{i}.post_attention_layernorm.weight"]
+
+
+def spec(c: Config) -> DecoderSpec:
+    norm = Norm(kind="layer", eps=c("layer_norm_eps", default=1e-5))
+    qk_norm = norm if c("use_qk_norm", default=False) else None
+    mixer = _parts.attention(c, theta=500_000.0, pairing="adjacent", qk_norm=qk_norm, qk_norm_over="each_head")
+    return _parts.decoder(c, [Layer(mixer=mixer, mlp=_parts.feed_forward(c))] * c("num_hidden_layers"), tied=True, norm=norm,
+                          parallel=True, shared_norm=True, logit_scale=c("logit_scale", default=0.0625))
