@@ -1,0 +1,160 @@
+"""Every fact of a spec, changed, one at a time: a walk over its frozen dataclasses that no future field can escape.
+
+A kind of value the walker does not know how to change is an error, so a new field brings its mutant or fails the tests.
+"""
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+import types
+from collections.abc import Iterator
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pellucid.spec import Attention, DecoderSpec, Dynamic, Experts, FeedForward, Layer, Linear, Llama3, Norm, Rope, Yarn
+
+Change = tuple[str, Any]  # where and what, and the changed value
+
+# What None becomes, by type. Small enough to act on any case: a cap below the scores, a window below the lengths.
+INSTEAD_OF_NONE: dict[Any, Any] = {
+    float: 1.5,
+    int: 3,
+    Norm: Norm(eps=1e-5),
+    Rope: Rope(theta=100.0, d_rotary=4),
+    Linear: Linear(factor=2.0),
+    Dynamic: Dynamic(original=9),
+    Llama3: Llama3(factor=3.0, low=0.5, high=3.0, original=17),
+    Yarn: Yarn(factor=3.0, original=17, gain=1.2),
+    Experts: Experts(n_experts=3, n_active=1, renormalize=False, each=FeedForward(d_ff=7)),
+    FeedForward: FeedForward(d_ff=7),
+    Attention: Attention(n_heads=2, n_kv_heads=1, d_head=6, scale=0.5),
+}
+
+
+def mutants(spec: DecoderSpec) -> Iterator[Change]:
+    """(path of the fact and its change, mutated spec), for every fact that could matter to a pass."""
+    yield from changes(spec, DecoderSpec, "")
+
+
+def changes(value: Any, kind: Any, path: str) -> Iterator[Change]:
+    """Every value that could stand here instead."""
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        yield from _of_union(value, get_args(kind), path)
+    elif origin is Literal:
+        yield from ((f"{path}: {value} -> {other}", other) for other in get_args(kind) if other != value)
+    elif origin is tuple:
+        yield from _of_layers(value, get_args(kind)[0], path)
+    elif dataclasses.is_dataclass(kind):
+        hints = _hints(kind)
+        for f in dataclasses.fields(kind):
+            for label, new in changes(getattr(value, f.name), hints[f.name], f"{path}.{f.name}".lstrip(".")):
+                yield label, dataclasses.replace(value, **{f.name: new})
+    else:
+        yield from ((f"{path}: {value} -> {other}", other) for other in _of_scalar(value, kind, path))
+
+
+def _of_scalar(value: Any, kind: Any, path: str) -> list[Any]:
+    if kind is bool:
+        return [not value]
+    if kind is int:
+        return [value + 1, value - 1] if value > 0 else [value + 1]
+    if kind is float:
+        return [value * 100 if path.endswith("eps") else value * 1.05 or 0.05]
+    if kind is str:
+        return [value + "x"]
+    raise TypeError(f"{path} is a {kind}, which the mutants do not know how to change: teach tests/families/mutants.py")
+
+
+def _of_union(value: Any, kinds: tuple[Any, ...], path: str) -> Iterator[Change]:
+    """None instead of a value, a sample of every other member, and every change inside the member that is there."""
+    for kind in kinds:
+        if kind is type(None):
+            if value is not None:
+                yield f"{path}: dropped", None
+        elif value is not None and isinstance(value, int | float if kind is float else kind):
+            yield from changes(value, kind, path)
+        elif kind in INSTEAD_OF_NONE:
+            yield f"{path}: {type(value).__name__} -> {INSTEAD_OF_NONE[kind]}", INSTEAD_OF_NONE[kind]
+        else:
+            raise TypeError(f"{path} may be a {kind}, of which the mutants have no sample: teach tests/families/mutants.py")
+
+
+def _of_layers(layers: tuple[Any, ...], kind: Any, path: str) -> Iterator[Change]:
+    """All layers of one kind changed, two layers of different kinds exchanged, and one layer fewer or more."""
+    firsts = {layer: i for i, layer in reversed(list(enumerate(layers)))}
+    for layer, i in firsts.items():
+        for label, new in changes(layer, kind, f"{path}[{i}]"):
+            yield label, tuple(new if other == layer else other for other in layers)
+    for i, j in itertools.combinations(sorted(firsts.values()), 2):
+        swapped = list(layers)
+        swapped[i], swapped[j] = layers[j], layers[i]
+        yield f"{path}: {i} and {j} exchanged", tuple(swapped)
+    yield f"{path}: the last dropped", layers[:-1]
+    yield f"{path}: the last repeated", (*layers, layers[-1])
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def essence(spec: DecoderSpec, length: int) -> DecoderSpec:
+    """The spec less the facts that cannot matter to any pass of this length, each by a rule.
+
+    Two specs of one essence compute the same thing; a mutant that leaves the essence alone need not be noticed.
+    """
+    mutes: dict[str, Any] = {
+        "family": "",  # a label
+        "n_ctx": 0,  # what the engine enforces; the decoder computes past it
+        "layers": tuple(Layer(mixer=_attention_essence(layer.mixer, length), mlp=_mlp_essence(layer.mlp)) for layer in spec.layers),
+        "norm": _norm_essence(spec.norm),
+    }
+    if not spec.norm_in:
+        mutes["shared_norm"] = False  # there is no norm to share
+    if not spec.learned_positions:
+        mutes["position_offset"] = 0  # there is no table to be late in
+    return dataclasses.replace(spec, **mutes)
+
+
+def _norm_essence(norm: Norm) -> Norm:
+    return norm if norm.weight else dataclasses.replace(norm, offset=0.0)  # the offset is added to the weight
+
+
+def _mlp_essence(mlp: FeedForward | Experts) -> FeedForward | Experts:
+    if isinstance(mlp, Experts) and mlp.n_active == mlp.n_experts:
+        return dataclasses.replace(mlp, renormalize=False)  # all shares of a softmax sum to one already
+    return mlp
+
+
+def _attention_essence(mixer: Attention, length: int) -> Attention:
+    mutes: dict[str, Any] = {}
+    if mixer.window is not None and mixer.window >= length:
+        mutes["window"] = None  # no token lies outside
+    if mixer.qk_norm is None:
+        mutes["qk_norm_over"] = "head"  # nothing to spread over
+    elif mixer.qk_norm_over == "each_head" and mixer.n_heads == 1:
+        mutes["qk_norm_over"] = "head"
+    if mixer.qk_norm is not None:
+        mutes["qk_norm"] = _norm_essence(mixer.qk_norm)
+    if mixer.rope is not None:
+        mutes["rope"] = _rope_essence(mixer.rope)
+    return dataclasses.replace(mixer, **mutes)
+
+
+def _rope_essence(rope: Rope) -> Rope:
+    mutes: dict[str, Any] = {}
+    if rope.d_rotary == 2:
+        mutes["pairing"] = "half"  # the only pair there is
+    if isinstance(rope.scaling, Yarn):
+        mutes["scaling"] = (rope.scaling.factor, rope.scaling.gain, _yarn_ramp(rope, rope.scaling))
+    return dataclasses.replace(rope, **mutes)
+
+
+def _yarn_ramp(rope: Rope, s: Yarn) -> tuple[float, ...]:
+    """How far each pair is stretched: all that four of the fields do. https://arxiv.org/abs/2309.00071, section 3.2."""
+    ends = [rope.d_rotary * math.log(s.original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta)) for turns in (s.fast, s.slow)]
+    first, last = (math.floor(ends[0]), math.ceil(ends[1])) if s.whole_pairs else ends
+    first, last = max(first, 0), min(last, rope.d_rotary - 1)
+    return tuple(min(max((pair - first) / max(last - first, 1e-3), 0), 1) for pair in range(rope.d_rotary // 2))
