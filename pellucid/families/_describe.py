@@ -57,7 +57,8 @@ def describe(raw: Mapping[str, Any], *, accept_unread: Iterable[str] = (), where
     try:
         spec: DecoderSpec = module.spec(config)
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, IndexError) as e:
-        raise BadConfig(f"{where} has a value of a kind that family {model_type!r} cannot read ({type(e).__name__}: {e}). Is the file as its authors wrote it?") from e
+        raise BadConfig(f"{where} has a value of a kind that family {model_type!r} cannot read ({type(e).__name__}: {e}). "
+                        f"Is the file as its authors wrote it?") from e
     config.finish()
     return Description(model_type=model_type, spec=spec, weights=module.WEIGHTS, names=NameTable(module.WEIGHTS, past_last=_past_last(raw, spec)),
                        accepted=tuple(config.accepted), notes=tuple(notes))

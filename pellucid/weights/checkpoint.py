@@ -71,6 +71,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     _headers: dict[str, Header] = field(default_factory=dict, repr=False)
     _mapped: dict[str, SafetensorsFile] = field(default_factory=dict, repr=False)
+    _pickles: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
     def n_bytes(self) -> int:
@@ -118,6 +119,7 @@ class Checkpoint:
             for file in self.files:
                 tensors = self._unpickled(file.name)
                 self._agree(file.name, tensors)
+                del self._pickles[file.name]  # what is used keeps itself alive; the rest may go
                 yield from tensors.items()
             return
         from pellucid.weights.safetensors import SafetensorsFile
@@ -149,8 +151,10 @@ class Checkpoint:
         return self._headers[file]
 
     def _unpickled(self, file: str) -> dict[str, Tensor]:
-        from pellucid.weights.legacy import read_pickle
-        return read_pickle(self.folder / file)
+        if file not in self._pickles:
+            from pellucid.weights.legacy import read_pickle
+            self._pickles[file] = read_pickle(self.folder / file)
+        return self._pickles[file]
 
     def _agree(self, file: str, names: Iterable[str]) -> None:
         """Raises UnknownTensors or MissingTensors where a shard and the index disagree."""

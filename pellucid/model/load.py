@@ -1,0 +1,154 @@
+"""A checkpoint -> a decoder that runs, and a report of what was decided.
+
+The decoder is built without memory, then each weight becomes a view of the mapped files: nothing is read before it is used, and nothing is
+held twice. Only what must change (dtype, device) is copied, tensor by tensor.
+"""
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pellucid import cost
+from pellucid.errors import BadRequest, BadTokenizer, UnsupportedModel
+from pellucid.families._describe import Description, describe
+from pellucid.model.decoder import Decoder
+from pellucid.model.report import LoadReport
+from pellucid.ops.choose import choose
+from pellucid.spec import DecoderSpec
+from pellucid.weights.assemble import assemble
+from pellucid.weights.checkpoint import Checkpoint, open_checkpoint
+from pellucid.weights.names import LeftOut
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+SHORT = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
+_ALSO = {"fp32": "float32", "f32": "float32", "float": "float32", "bf16": "bfloat16", "f16": "float16", "fp16": "float16", "half": "float16", "f64": "float64"}
+_STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+
+
+def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto",
+                 accept_unread: Iterable[str] = (), ops: str = "auto", deterministic: bool = False) -> tuple[Decoder, LoadReport]:
+    """The decoder of a checkpoint, in evaluation mode with frozen weights, and what was decided on the way.
+
+    Args:
+        device: "auto" is cuda, then mps, then cpu, the first that is there.
+        dtype: "auto" is the one the files hold; of several, config.json's, or the one most bytes are in. The report says which.
+        accept_unread: keys of config.json that you know to be inert.
+        ops: a backend's name; deterministic: see `Decoder`.
+
+    The weights share memory with the files' private map: changing them in place changes no file. Raises what `open_checkpoint`, `describe` and
+    `assemble` raise, UnsupportedModel for packed weights, BadRequest for a device, dtype or backend that is not there.
+    """
+    started = time.perf_counter()
+    backend, place = choose(ops), _device(device)
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
+    described = describe(checkpoint.config, accept_unread=accept_unread, where=f"config.json of {checkpoint.name!r}")
+    stored = _stored_dtypes(checkpoint, described)
+    chosen, notes = _dtype(dtype, stored, checkpoint)
+    with torch.device("meta"):
+        decoder = Decoder(described.spec, backend, deterministic=deterministic)
+    shapes = {name: tuple(p.shape) for name, p in decoder.named_parameters()}
+    ours, left_out = assemble(described.names, checkpoint.tensors(release=True), shapes, described.spec)
+    _fill(decoder, ours, checkpoint, chosen, place)
+    report = _report(checkpoint, described, decoder, stored=stored, dtype=chosen, device=place, seconds=time.perf_counter() - started,
+                     left_out={why: len(names) for why, names in left_out.items()}, notes=notes)
+    return decoder.eval(), report
+
+
+def check_vocabulary(spec: DecoderSpec, n_tokenizer: int) -> None:
+    """Raises BadTokenizer when the tokenizer can produce ids that the embedding has no row for. Fewer than the rows is usual: padding."""
+    if n_tokenizer > spec.n_vocab:
+        raise BadTokenizer(f"the tokenizer knows {n_tokenizer:,} tokens, and the model's embedding has {spec.n_vocab:,} rows. "
+                           f"Are the tokenizer files those of this model, or were tokens added without resizing the embedding?")
+
+
+def _fill(decoder: Decoder, ours: dict[str, Tensor], checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+    """Puts each tensor where its name says, emptying `ours`, so that a copy's original is let go before the next is made."""
+    for name in list(ours):
+        view = ours.pop(name)
+        tensor = view.to(device=device, dtype=dtype)
+        if tensor is not view:
+            checkpoint.release()  # the pages just copied
+        path, _, leaf = name.rpartition(".")
+        setattr(decoder.get_submodule(path), leaf, nn.Parameter(tensor, requires_grad=False))
+    if decoder.spec.tied:
+        decoder.unembed.weight = decoder.embed.weight
+
+
+def _stored_dtypes(checkpoint: Checkpoint, described: Description) -> dict[torch.dtype, int]:
+    """Bytes of each dtype among the tensors that will be used. Raises UnsupportedModel for packed weights."""
+    out: Counter[torch.dtype] = Counter()
+    for name, tensor in checkpoint.stored.items():
+        if isinstance(described.names.place(name), LeftOut):
+            continue
+        if tensor.dtype not in _STORED:
+            quantization = checkpoint.config.get("quantization_config")
+            method = f" ({quantization.get('quant_method', 'quantized')})" if isinstance(quantization, dict) else ""
+            raise UnsupportedModel(f"{checkpoint.name!r} holds packed weights{method}: {name} is {tensor.dtype}, and this version runs "
+                                   f"{', '.join(_STORED)}. Fetch the repository it was quantized from.")
+        out[_STORED[tensor.dtype]] += tensor.n_bytes
+    return dict(out.most_common())
+
+
+def _dtype(asked: str | torch.dtype, stored: Mapping[torch.dtype, int], checkpoint: Checkpoint) -> tuple[torch.dtype, list[str]]:
+    """The dtype to run in, and what there is to say about the choice."""
+    notes = []
+    if "quantization_config" in checkpoint.config:
+        notes.append("config.json has a quantization_config, and the files hold plain numbers: they are used as they are")
+    if asked != "auto":
+        name = str(asked).removeprefix("torch.")
+        if (name := _ALSO.get(name, name)) not in DTYPES:
+            raise BadRequest(f"dtype={asked!r} is not one the decoder runs in (auto, {', '.join(DTYPES)})", field="dtype")
+        return DTYPES[name], notes
+    stated = _stated(checkpoint)
+    most = next(iter(stored), torch.float32)
+    chosen = stated if stated in stored else most
+    assert chosen is not None
+    if len(stored) > 1:
+        notes.append(f"the files mix {' and '.join(SHORT[d] for d in stored)}: everything runs in {SHORT[chosen]}")
+    if stated is not None and stated not in stored and stored:
+        notes.append(f"config.json says {SHORT[stated]}, the files hold {SHORT[most]}: the files are believed")
+    return chosen, notes
+
+
+def _stated(checkpoint: Checkpoint) -> torch.dtype | None:
+    """The dtype config.json names, in either dialect, of the model or of its text part."""
+    text = checkpoint.config.get("text_config")
+    for facts in (checkpoint.config, text if isinstance(text, dict) else {}):
+        for key in ("dtype", "torch_dtype"):
+            name = str(facts.get(key)).removeprefix("torch.")
+            if name in DTYPES:
+                return DTYPES[name]
+    return None
+
+
+def _device(asked: str | torch.device) -> torch.device:
+    """The device to run on. Raises BadRequest for one that is not here."""
+    there = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if torch.backends.mps.is_available() else [])]
+    if asked == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if kind in there))
+    try:
+        device = torch.device(asked)
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or device.type not in there or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise BadRequest(f"device={str(asked)!r} is not here (auto, {', '.join(there)}; torch {torch.__version__})", field="device")
+    return device
+
+
+def _report(checkpoint: Checkpoint, described: Description, decoder: Decoder, *, stored: Mapping[torch.dtype, int], dtype: torch.dtype,
+            device: torch.device, seconds: float, left_out: dict[str, int], notes: Iterable[str]) -> LoadReport:
+    spec = described.spec
+    heads, kv_heads = {layer.mixer.n_heads for layer in spec.layers}, {layer.mixer.n_kv_heads for layer in spec.layers}
+    wrapper = [f"the text model of a {described.model_type} checkpoint"] if described.model_type.replace("-", "_") != spec.family else []
+    return LoadReport(
+        name=checkpoint.name, family=spec.family, n_layers=len(spec.layers), d_model=spec.d_model, n_heads=(min(heads), max(heads)),
+        n_kv_heads=(min(kv_heads), max(kv_heads)), n_parameters=sum(p.numel() for p in decoder.parameters()), n_ctx=spec.n_ctx,
+        license=checkpoint.card.license_shown, format=checkpoint.format, dtype=SHORT[dtype], stored={SHORT[d]: n for d, n in stored.items()},
+        device=str(device), n_bytes=checkpoint.n_bytes, seconds=seconds, ops=decoder.ops.describe(),
+        cache_bytes_per_token=cost.cache_bytes_per_token(spec, dtype.itemsize), left_out=left_out, accepted=described.accepted,
+        notes=(*wrapper, *checkpoint.notes, *described.notes, *notes, *checkpoint.card.notes))

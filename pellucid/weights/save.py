@@ -1,0 +1,118 @@
+"""A model -> a folder that any Hugging Face program reads: safetensors in shards, an index, config.json. Whole or not at all."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pellucid.errors import BadRequest
+from pellucid.spec import DecoderSpec
+from pellucid.weights.assemble import joined, layout
+from pellucid.weights.checkpoint import CONFIG, GENERATION
+from pellucid.weights.names import NameTable, Place, Table
+from pellucid.weights.safetensors import write
+
+MAX_SHARD_BYTES = 5 * 10**9  # what the hub recommends, and transformers writes
+
+
+def save_checkpoint(folder: str | Path, spec: DecoderSpec, table: Table, ours: Mapping[str, Tensor], config: Mapping[str, Any], *,
+                    generation: Mapping[str, Any] | None = None, beside: Iterable[Path] = (), max_shard_bytes: int = MAX_SHARD_BYTES,
+                    overwrite: bool = False) -> list[Path]:
+    """Writes a checkpoint and returns its files. `ours` are the decoder's tensors by our names, such as its state dict.
+
+    Args:
+        table: the family's WEIGHTS; it decides names and layout in the files.
+        config: config.json as it will stand, except `torch_dtype` and `dtype`, which follow the tensors in the dialect it has.
+        beside: files to copy along, such as the tokenizer's.
+        max_shard_bytes: a file holds no more than that, unless one tensor does.
+        overwrite: replace a folder that is there; otherwise one that is there and not empty is BadRequest.
+
+    Everything is written to a folder beside and renamed at the end, so that a crash leaves the old folder or none, never half of one.
+    """
+    folder = Path(folder)
+    if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadRequest(f"{folder} is there and not empty; nothing was written. Choose another folder, or overwrite it on purpose.", field="folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    places = layout(NameTable(table), ours, spec)
+    shards = _shards(places, ours, max_shard_bytes)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for file, names in shards.items():  # one shard at a time: stacking and transposing copy
+            write(draft / file, {name: joined(ours, places[name], spec) for name in names})
+        if len(shards) > 1:
+            total = sum(_n_bytes(places[name], ours) for names in shards.values() for name in names)
+            index = {"metadata": {"total_size": total}, "weight_map": {name: file for file, names in shards.items() for name in names}}
+            _write_json(draft / "model.safetensors.index.json", index)
+        _write_json(draft / CONFIG, _with_dtype(config, ours))
+        if generation:
+            _write_json(draft / GENERATION, generation)
+        for path in beside:
+            shutil.copyfile(path, draft / path.name)
+        draft.chmod(0o777 & ~_umask())  # mkdtemp makes folders that only their owner may enter
+        _move(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return sorted(folder.iterdir())
+
+
+def _shards(places: Mapping[str, Place], ours: Mapping[str, Tensor], max_shard_bytes: int) -> dict[str, list[str]]:
+    """File -> names of its tensors, filled in the order of the names until the next would not fit."""
+    groups: list[list[str]] = [[]]
+    filled = 0
+    for name in sorted(places, key=_natural):
+        n = _n_bytes(places[name], ours)
+        if groups[-1] and filled + n > max_shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += n
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": names for i, names in enumerate(groups, 1)}
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """Sorts layer 10 after layer 9."""
+    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in name.split(".")]
+
+
+def _n_bytes(place: Place, ours: Mapping[str, Tensor]) -> int:
+    parts = [ours[name] for name in place.names]
+    return parts[0][0].nbytes if place.head is not None else sum(part.nbytes for part in parts)
+
+
+def _with_dtype(config: Mapping[str, Any], ours: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The config with the dtype most bytes are in, under the key it uses: `torch_dtype` (transformers 4) or `dtype` (5)."""
+    by_dtype: dict[str, int] = {}
+    for tensor in ours.values():
+        name = str(tensor.dtype).removeprefix("torch.")
+        by_dtype[name] = by_dtype.get(name, 0) + tensor.nbytes
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    return {**config, key: max(by_dtype, key=by_dtype.__getitem__)}
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _move(draft: Path, folder: Path) -> None:
+    """Puts the finished folder in its place. What was there goes only once the new one stands."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        os.replace(draft, folder)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    os.replace(folder, aside / folder.name)
+    os.replace(draft, folder)
+    shutil.rmtree(aside)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
