@@ -18,7 +18,8 @@ from pellucid.spec import Activation, Dynamic, Linear, Llama3, Rope, RopeScaling
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_python_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_accurate": "gelu_tanh", "quick_gelu": "gelu_quick", "relu": "relu",
-    "relu2": "relu2", "relu6": "relu6", "tanh": "tanh", "sigmoid": "sigmoid", "mish": "mish", "linear": "linear",
+    "relu2": "relu2", "relu6": "relu6", "leaky_relu": "leaky_relu", "hardswish": "hardswish", "laplace": "laplace", "sqrtsoftplus": "sqrtsoftplus",
+    "tanh": "tanh", "sigmoid": "sigmoid", "mish": "mish", "linear": "linear",
 }
 assert set(ACTIVATIONS.values()) == set(get_args(Activation))
 
@@ -66,12 +67,15 @@ class Config:
         """Names keys that cannot change what this family computes here, each with its reason."""
         self._read |= set(reasons)
 
-    def part(self, name: str) -> Config:
-        """A nested config, such as the text_config of a multimodal wrapper; its keys are accounted for in the same way."""
+    def part(self, name: str, **absent: Any) -> Config:
+        """A nested config, such as the text_config of a multimodal wrapper; its keys are accounted for in the same way.
+
+        absent: what the keys mean that the file leaves to the class it was saved by.
+        """
         nested = self(name)
         if not isinstance(nested, dict):
             raise BadConfig(f"{self.where}: {name} is {type(nested).__name__}, not an object")
-        part = Config(nested, accept_unread=self.accept_unread, where=f"{name} of {self.where}")
+        part = Config(absent | nested, accept_unread=self.accept_unread, where=f"{name} of {self.where}")
         self._parts.append(part)
         return part
 
@@ -97,20 +101,22 @@ class Config:
         return ACTIVATIONS[name]
 
     def rope(self, d_head: int, *, pairing: Literal["half", "adjacent"] = "half", layer_type: str | None = None,
-             fraction: float = 1.0, theta: float = 10_000.0, theta_key: str = "rope_theta", fraction_key: str = "partial_rotary_factor") -> Rope:
+             fraction: float = 1.0, theta: float = 10_000.0, theta_key: str = "rope_theta", fraction_key: str = "partial_rotary_factor",
+             scaled: bool = True) -> Rope:
         """The rope that both dialects describe; `layer_type` picks one of several, where layers differ.
 
         Args:
             d_head: channels of a head; `fraction` of them rotate, unless the config says otherwise.
             theta, theta_key, fraction_key: the family's defaults, and its old spellings of those keys.
+            scaled: whether rope_scaling, of the transformers 4 dialect, is about this type of layer.
         """
-        theta = self(theta_key, "rope_theta", default=theta)
+        theta = self(theta_key, *(() if layer_type else ("rope_theta",)), default=theta)
         fraction = self(fraction_key, "partial_rotary_factor", default=fraction)
-        facts = self._rope_facts(layer_type)
+        facts = self._rope_facts(layer_type, scaled)
         theta, fraction = facts.pop("rope_theta", theta), facts.pop("partial_rotary_factor", fraction)
         return Rope(theta=float(theta), d_rotary=int(d_head * fraction), pairing=pairing, scaling=self._scaling(facts))
 
-    def _rope_facts(self, layer_type: str | None) -> dict[str, Any]:
+    def _rope_facts(self, layer_type: str | None, scaled: bool) -> dict[str, Any]:
         """What rope_parameters (transformers 5) or rope_scaling (4) says of this type of layer. Raises BadConfig where both speak and disagree."""
         new, old = ({k: v for k, v in self(key, default={}).items() if v is not None} for key in ("rope_parameters", "rope_scaling"))
         if layer_type is not None and any(isinstance(v, dict) for v in new.values()):
@@ -118,7 +124,7 @@ class Config:
         for facts in (new, old):
             kind = facts.pop("type", None)  # the oldest spelling; files often carry both
             facts.setdefault("rope_type", kind or "default")
-        if not self.raw.get("rope_scaling"):
+        if not scaled or not self.raw.get("rope_scaling"):
             return new
         if self.raw.get("rope_parameters") and (torn := sorted(k for k in old.keys() & new.keys() if old[k] != new[k])):
             raise BadConfig(f"{self.where}: rope_scaling and rope_parameters disagree on {', '.join(torn)}. Remove the wrong one.")

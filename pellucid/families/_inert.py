@@ -17,7 +17,7 @@ def _all(names: str, why: str) -> dict[str, str]:
 
 
 INERT: dict[str, str] = {
-    **_all("architectures model_type transformers_version _name_or_path auto_map custom_pipelines "
+    **_all("architectures model_type transformers_version _name_or_path auto_map custom_pipelines custom_pipeline "
            "model_max_length tokenizer_class name_or_path language languages license", _NAMES),
     "dtype": "read by the loader", "torch_dtype": "read by the loader",
     **_all("bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id forced_bos_token_id "
@@ -32,7 +32,7 @@ INERT: dict[str, str] = {
     **_all("return_dict output_hidden_states output_attentions output_scores return_dict_in_generate use_return_dict use_cache "
            "tie_encoder_decoder is_encoder_decoder is_decoder add_cross_attention cross_attention_hidden_size "
            "chunk_size_feed_forward use_bfloat16", _OUTPUT),
-    **_all("id2label label2id num_labels problem_type finetuning_task summary_type summary_use_proj summary_activation summary_proj_to_labels "
+    **_all("id2label label2id num_labels _num_labels problem_type finetuning_task summary_type summary_use_proj summary_activation summary_proj_to_labels "
            "summary_first_dropout pruned_heads", _HEAD),
     **_all("_attn_implementation _attn_implementation_autoset _attn_implementation_internal attn_implementation _experts_implementation "
            "_experts_implementation_internal torchscript tf_legacy_loss cache_implementation use_flash_attn use_flash_attention "

@@ -6,17 +6,16 @@ from typing import Any, Literal
 
 from pellucid.errors import BadConfig, UnsupportedModel
 from pellucid.families._config import Config
-from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, Layer, Norm
+from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, Layer, Norm, Rope
 
 
 def attention(c: Config, *, theta: float = 10_000.0, fraction: float | None = None, pairing: Literal["half", "adjacent"] = "half",
-              layer_type: str | None = None, heads_default: bool = True, **facts: Any) -> Attention:
+              heads_default: bool = True, **facts: Any) -> Attention:
     """Grouped-query attention under rope.
 
     Args:
         theta: rope's base where config.json is silent.
         fraction: share of a head's channels that rotate where config.json is silent; None = always all.
-        layer_type: picks one of several ropes, where layers differ.
         heads_default: an absent num_key_value_heads means as many as queries have; False = it must be there.
         facts: fields of Attention that this family sets otherwise.
     """
@@ -24,15 +23,22 @@ def attention(c: Config, *, theta: float = 10_000.0, fraction: float | None = No
     kv = c.nullable("num_key_value_heads", absent=None if heads_default else ...)
     if kv is ...:
         raise BadConfig(f"{c.where} has no 'num_key_value_heads', which this family needs. Is the file whole?")
-    d_head = c("head_dim", default=c("hidden_size") // n_heads)
-    bias = c("attention_bias", default=False) if "qkv_bias" not in facts else False
+    d_head = facts["d_head"] if "d_head" in facts else c("head_dim", default=c("hidden_size") // n_heads)
+    bias = False if "qkv_bias" in facts else c("attention_bias", default=False)
     usual = {"n_heads": n_heads, "n_kv_heads": kv or n_heads, "d_head": d_head, "scale": d_head ** -0.5, "qkv_bias": bias, "out_bias": bias}
-    if "rope" not in facts:
-        rope = c.rope(d_head, theta=theta, pairing=pairing, fraction=1.0 if fraction is None else fraction, layer_type=layer_type)
-        if fraction is None and rope.d_rotary != d_head:
-            raise UnsupportedModel(f"{c.where} has a setting this family does not implement: partial_rotary_factor={rope.d_rotary / d_head:g} (only 1.0)")
-        usual["rope"] = rope
+    if facts.get("rope") is None:
+        usual["rope"] = (whole_rope(c, d_head, theta=theta, pairing=pairing) if fraction is None else
+                         c.rope(d_head, theta=theta, pairing=pairing, fraction=fraction))
     return Attention(**(usual | facts))
+
+
+def whole_rope(c: Config, d_head: int, **how: Any) -> Rope:
+    """`Config.rope` for a family that turns every channel. Raises UnsupportedModel for a config that says otherwise."""
+    rope = c.rope(d_head, **how)
+    if rope.d_rotary != d_head:
+        raise UnsupportedModel(f"{c.where} has a setting this family does not implement: "
+                               f"partial_rotary_factor={rope.d_rotary / d_head:g} (only 1.0)")
+    return rope
 
 
 def feed_forward(c: Config, **facts: Any) -> FeedForward:
@@ -43,9 +49,10 @@ def feed_forward(c: Config, **facts: Any) -> FeedForward:
     return FeedForward(**(usual | facts))
 
 
-def experts(c: Config, each: FeedForward, *, renormalize: bool) -> Experts:
-    """A mixture; the number of experts has two spellings, of which files saved by transformers 5 use the second."""
-    return Experts(n_experts=c("num_experts", "num_local_experts"), n_active=c("num_experts_per_tok"), renormalize=renormalize, each=each)
+def experts(c: Config, each: FeedForward, *, renormalize: bool, n_experts: int, n_active: int) -> Experts:
+    """A mixture; the counts are the family's defaults. The number of experts has two spellings: transformers 5 writes the second."""
+    return Experts(n_experts=c("num_experts", "num_local_experts", default=n_experts),
+                   n_active=c("num_experts_per_tok", default=n_active), renormalize=renormalize, each=each)
 
 
 def decoder(c: Config, layers: Iterable[Layer], *, eps: float = 1e-6, tied: bool = False, **facts: Any) -> DecoderSpec:
@@ -57,10 +64,10 @@ def decoder(c: Config, layers: Iterable[Layer], *, eps: float = 1e-6, tied: bool
     return DecoderSpec(**(usual | facts))
 
 
-def layer_types(c: Config, default: Sequence[str]) -> list[str]:
+def layer_types(c: Config, default: Sequence[str], window: int | None) -> list[str]:
     """The kind of every layer, each "full_attention" or "sliding_attention"; `default` is the family's own pattern, as long as the model.
 
-    Raises UnsupportedModel for a kind we do not know and BadConfig for a list of the wrong length.
+    Raises UnsupportedModel for a kind we do not know, BadConfig for a list of the wrong length or windowed layers without a window.
     """
     kinds: list[str] = c("layer_types", default=list(default))
     if strange := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
@@ -68,4 +75,17 @@ def layer_types(c: Config, default: Sequence[str]) -> list[str]:
                                f"(only 'full_attention' and 'sliding_attention')")
     if len(kinds) != len(default):
         raise BadConfig(f"{c.where}: layer_types names {len(kinds)} layers and num_hidden_layers says {len(default)}. Which one is right?")
+    if "sliding_attention" in kinds and window is None:
+        raise BadConfig(f"{c.where}: layer_types has windowed layers and there is no window: sliding_window is null or use_sliding_window is off. "
+                        f"Set it, or make every layer 'full_attention'.")
     return kinds
+
+
+def late_windows(c: Config) -> list[int | None]:
+    """The window of every layer where only those from max_window_layers on have one, and only if use_sliding_window says so."""
+    window = c.nullable("sliding_window", absent=4096)
+    if not c("use_sliding_window", default=False):
+        window = None
+    first = c("max_window_layers", default=28)
+    late = ["sliding_attention" if window and i >= first else "full_attention" for i in range(c("num_hidden_layers"))]
+    return [window if kind == "sliding_attention" else None for kind in layer_types(c, late, window)]

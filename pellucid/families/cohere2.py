@@ -16,7 +16,7 @@ def spec(c: Config) -> DecoderSpec:
     c.inert(use_parallel_embedding="says how the embedding is spread over devices")
     windowed = _parts.attention(c, pairing="adjacent", window=c("sliding_window"))
     mixers = {"sliding_attention": windowed, "full_attention": dataclasses.replace(windowed, rope=None, window=None)}
-    kinds = _parts.layer_types(c, ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(n_layers)])
+    kinds = _parts.layer_types(c, ["full_attention" if (i + 1) % every == 0 else "sliding_attention" for i in range(n_layers)], windowed.window)
     mlp = _parts.feed_forward(c)
     return _parts.decoder(c, [Layer(mixer=mixers[kind], mlp=mlp) for kind in kinds], tied=True, norm=Norm(kind="layer", eps=c("layer_norm_eps", default=1e-5)),
                           parallel=True, shared_norm=True, logit_scale=c("logit_scale", default=0.0625))

@@ -18,6 +18,10 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "relu2": lambda x: F.relu(x).square(),  # https://arxiv.org/abs/2109.08668
     "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,  # slope 0.01 below zero
+    "hardswish": F.hardswish,  # https://arxiv.org/abs/1905.02244
+    "laplace": lambda x: 0.5 * (1 + torch.erf((x - 0.5**0.5) / (0.282095 * 2**0.5))),  # https://arxiv.org/abs/2209.10655, its constants rounded so
+    "sqrtsoftplus": lambda x: F.softplus(x).sqrt(),
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "mish": F.mish,

@@ -27,6 +27,7 @@ from pellucid.weights.names import NameTable
 from tests.families.case import Case, Json
 
 transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
 
 TOLERANCE = 2e-5  # of the largest logit: a few hundred float32 roundings (6e-8 each) through the blocks; the bound
 

@@ -74,3 +74,8 @@ LLAMA3 = rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, o
 YARN = rope("yarn", factor=4.0, original_max_position_embeddings=ORIGINAL)
 LINEAR = rope("linear", factor=3.0)
 DYNAMIC = rope("dynamic", factor=2.0)
+
+
+def yarn(**facts: Any) -> Json:
+    """YARN with these facts added, its ramp wide enough for every one of them to show at these sizes."""
+    return {**YARN, "rope_theta": 50.0, "beta_fast": 1.2, "beta_slow": 0.3, **facts}

@@ -1,0 +1,24 @@
+"""Gemma 3, text: q/k norms for soft caps, five windowed layers per full one, a rope for each kind. https://arxiv.org/abs/2503.19786"""
+from pellucid.families import _parts, gemma2, qwen3
+from pellucid.families._config import Config
+from pellucid.spec import DecoderSpec, Layer, Norm
+
+WEIGHTS = qwen3.WEIGHTS | gemma2.WEIGHTS
+
+
+def spec(c: Config) -> DecoderSpec:
+    c.expect(use_bidirectional_attention=False, attn_logit_softcapping=None)
+    mlp = _parts.feed_forward(c, act=c.activation("hidden_activation", default="gelu_pytorch_tanh"))
+    n, every = c("num_hidden_layers"), c("sliding_window_pattern", "_sliding_window_pattern", default=6)
+    window = c.nullable("sliding_window", absent=4096)
+    kinds = _parts.layer_types(c, ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(n)], window)
+    norm, d_head = Norm(eps=c("rms_norm_eps", default=1e-6), offset=1.0), c("head_dim", default=256)
+    ropes = {"full_attention": _parts.whole_rope(c, d_head, layer_type="full_attention", theta=1e6),
+             # The transformers 4 dialect scales the full layers' rope only.
+             "sliding_attention": _parts.whole_rope(c, d_head, layer_type="sliding_attention", scaled=False,
+                                                    theta=1e4, theta_key="rope_local_base_freq")}
+    scale = c("query_pre_attn_scalar", default=256) ** -0.5
+    mixers = {kind: _parts.attention(c, heads_default=False, d_head=d_head, scale=scale, qk_norm=norm, rope=ropes[kind],
+                                     window=window if kind == "sliding_attention" else None) for kind in ropes}
+    return _parts.decoder(c, [Layer(mixer=mixers[kind], mlp=mlp) for kind in kinds], tied=True, norm=norm, norm_out=True,
+                          embed_scale=c("hidden_size") ** 0.5, logit_softcap=c("final_logit_softcapping", default=None))

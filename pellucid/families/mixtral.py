@@ -1,0 +1,19 @@
+"""Mixtral: Mistral's block with 8 experts, 2 active. https://arxiv.org/abs/2401.04088"""
+from pellucid.families import _parts, llama
+from pellucid.families._config import Config
+from pellucid.spec import DecoderSpec, Layer
+from pellucid.weights.names import Rule
+
+WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if ".mlp." not in k} | {
+    "model.layers.{i}.block_sparse_moe.gate.weight": "blocks.{i}.mlp.router.weight",
+    "model.layers.{i}.block_sparse_moe.experts.{e}.w1.weight": "blocks.{i}.mlp.experts.{e}.gate.weight",
+    "model.layers.{i}.block_sparse_moe.experts.{e}.w3.weight": "blocks.{i}.mlp.experts.{e}.up.weight",
+    "model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight": "blocks.{i}.mlp.experts.{e}.down.weight",
+}
+
+
+def spec(c: Config) -> DecoderSpec:
+    c.expect(attention_bias=False)
+    mixer = _parts.attention(c, theta=1e6, heads_default=False, window=c("sliding_window", default=None))
+    mlp = _parts.experts(c, _parts.feed_forward(c), renormalize=True, n_experts=8, n_active=2)
+    return _parts.decoder(c, [Layer(mixer=mixer, mlp=mlp)] * c("num_hidden_layers"), eps=1e-5)

@@ -1,0 +1,24 @@
+"""Qwen3 mixture of experts: some layers may be dense. https://arxiv.org/abs/2505.09388"""
+from pellucid.families import _parts, qwen3
+from pellucid.families._config import Config
+from pellucid.spec import DecoderSpec, Layer, Norm
+from pellucid.weights.names import Rule
+
+WEIGHTS: dict[str, Rule] = qwen3.WEIGHTS | {
+    "model.layers.{i}.mlp.gate.weight": "blocks.{i}.mlp.router.weight",
+    **{f"model.layers.{{i}}.mlp.experts.{{e}}.{x}_proj.weight": f"blocks.{{i}}.mlp.experts.{{e}}.{x}.weight" for x in ("gate", "up", "down")},
+}
+
+
+def spec(c: Config) -> DecoderSpec:
+    norm = Norm(eps=c("rms_norm_eps", default=1e-6))
+    windowed, window = c("use_sliding_window", default=False), c.nullable("sliding_window", absent=4096)
+    # Here all layers are windowed or none; max_window_layers is carried over from Qwen3 and read by nobody.
+    c.inert(max_window_layers="every layer has the same window")
+    mixer = _parts.attention(c, heads_default=False, qk_norm=norm, window=window if windowed else None)
+    step, dense_at = c("decoder_sparse_step", default=1), c("mlp_only_layers", default=[])
+    dense = _parts.feed_forward(c, d_ff=c("intermediate_size", default=6144))
+    mixture = _parts.experts(c, _parts.feed_forward(c, d_ff=c("moe_intermediate_size")), renormalize=c("norm_topk_prob", default=False),
+                             n_experts=128, n_active=8)
+    sparse = [i not in dense_at and (i + 1) % step == 0 for i in range(c("num_hidden_layers"))]
+    return _parts.decoder(c, [Layer(mixer=mixer, mlp=mixture if s else dense) for s in sparse], norm=norm)

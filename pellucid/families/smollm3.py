@@ -1,0 +1,20 @@
+"""SmolLM3: every fourth layer has no rotary position. https://huggingface.co/blog/smollm3"""
+from dataclasses import replace
+
+from pellucid.families import _parts, llama
+from pellucid.families._config import Config
+from pellucid.spec import DecoderSpec, Layer
+
+WEIGHTS = llama.WEIGHTS
+
+
+def spec(c: Config) -> DecoderSpec:
+    n, every = c("num_hidden_layers"), c("no_rope_layer_interval", default=4)
+    rotary = c("no_rope_layers", default=[int((i + 1) % every != 0) for i in range(n)])[:n]
+    window = c("sliding_window", default=None) if c("use_sliding_window", default=False) else None
+    kinds = _parts.layer_types(c, ["sliding_attention" if window and not turns else "full_attention" for turns in rotary], window)
+    mlp = _parts.feed_forward(c, bias=c("mlp_bias", default=False))
+    mixer = _parts.attention(c, theta=2e6, heads_default=False)
+    mixers = [replace(mixer, rope=mixer.rope if turns else None, window=window if kind == "sliding_attention" else None)
+              for turns, kind in zip(rotary, kinds, strict=True)]
+    return _parts.decoder(c, [Layer(mixer=mixer, mlp=mlp) for mixer in mixers], tied=True)
