@@ -22,7 +22,7 @@ from pellucid.errors import PellucidError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, errors too.")]
 _Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-_ParseError = typer.BadParameter.__mro__[2]  # ClickException: newer typers carry a click of their own, under a private name
+_ParseError: Any = typer.BadParameter.__mro__[2]  # ClickException: newer typers carry a click of their own, under a private name
 
 
 def run(name: str, args: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> int:
@@ -39,7 +39,7 @@ def _run(name: str, module: str, args: Sequence[str], as_json: bool) -> int | No
     try:
         code = _parse(name, function, args, parsed)
     except _ParseError as error:
-        return _misused(f"{error.format_message()}   (pellucid {name} --help)", as_json)  # type: ignore[attr-defined]
+        return _misused(f"{error.format_message()}   (pellucid {name} --help)", as_json)
     if code is not None:
         return code
     del parsed["debug"]
@@ -125,3 +125,12 @@ def note(text: str) -> None:
 def next_step(*words: str) -> None:
     """The next command worth typing, on stderr, quoted for a shell: next_step("pellucid", "chat", path)."""
     note(f"next: {shlex.join(words)}")
+
+
+def human_bytes(n: float) -> str:
+    """4.2 GB: decimal units, as disks and downloads are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(n) < 1000:
+            return f"{n:.0f} B" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"

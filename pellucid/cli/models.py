@@ -1,0 +1,45 @@
+"""`pellucid models`: what is on this disk."""
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from pellucid.cli._frame import Json, emit, human_bytes, next_step, note
+from pellucid.weights import hub, hub_cache
+
+
+def command(
+    local: Annotated[bool, typer.Option("--local", help="The models on this disk, which are all this command knows so far.")] = False,
+    json: Json = False,
+) -> None:
+    """List the models on this disk: those that were pulled, here or by another program, last used first.
+
+    \b
+    pellucid models --local
+    """
+    models = hub.local_models()
+    if json:
+        return emit([{**asdict(model), "last_used": _date(model.last_used)} for model in models])
+    for model in models:
+        print(_line(model, max(len(each.repo) for each in models)))
+    total = sum(model.n_bytes for model in models)
+    note(f"{len(models)} on this disk, {human_bytes(total)}, in {hub_cache.cache_folder()}" if models
+         else f"no downloaded model in {hub_cache.cache_folder()}")
+    usable = [model for model in models if not model.interrupted]
+    if usable:
+        next_step("pellucid", "show", usable[0].repo)
+    else:
+        next_step("pellucid", "pull", models[0].repo if models else "OWNER/NAME")
+    return None
+
+
+def _line(model: hub.LocalModel, width: int) -> str:
+    revision = "interrupted" if model.interrupted else " ".join([(model.commit or "")[:12], *model.revisions])
+    return f"{model.repo:{width}}  {human_bytes(model.n_bytes):>9}  {_date(model.last_used)[:10]}  {revision}"
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

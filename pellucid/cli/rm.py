@@ -1,0 +1,45 @@
+"""`pellucid rm`: delete a downloaded model."""
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from pellucid.cli._frame import Json, emit, human_bytes, next_step, note
+from pellucid.errors import BadRequest
+from pellucid.weights import hub, hub_cache
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="A repository: owner/name, or owner/name@revision for that revision alone.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json: Json = False,
+) -> int | None:
+    """Delete a downloaded model from this disk, after asking. Files that another revision shares stay.
+
+    \b
+    pellucid rm Qwen/Qwen3-0.6B
+    pellucid rm Qwen/Qwen3-0.6B@c1899de --yes
+    """
+    parsed = hub_cache.parse(model)
+    if parsed is None:
+        raise BadRequest(f"{model!r} is not a downloaded repository: expected owner/name or owner/name@revision. "
+                         "A folder of your own is yours to delete", "model")
+    if not yes and not _confirmed(model):
+        note("nothing was deleted")
+        return 1
+    freed = hub.remove(*parsed)
+    if json:
+        emit({"repo": parsed[0], "revision": parsed[1], "freed_bytes": freed})
+    else:
+        print(f"deleted {model}, {human_bytes(freed)} are free again")
+    next_step("pellucid", "models", "--local")
+    return None
+
+
+def _confirmed(model: str) -> bool:
+    if not sys.stdin.isatty():
+        raise BadRequest(f"nobody is at the terminal to confirm the deletion of {model}. Add --yes", "yes")
+    note(f"Delete {model} from {hub_cache.cache_folder()}? [y/N] ")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -1,0 +1,3 @@
+from tests.hub.fixtures import cache, hub
+
+__all__ = ["cache", "hub"]
