@@ -1,0 +1,173 @@
+"""Every backend against the reference over one grid, and the reference against arithmetic written out by hand."""
+from __future__ import annotations
+
+import cmath
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from transformers.activations import ACT2FN
+
+from pellucid.errors import BadRequest
+from pellucid.families._config import ACTIVATIONS as SPELLINGS
+from pellucid.ops.choose import BACKENDS, choose
+from pellucid.ops.reference import ACTIVATIONS, Reference
+
+REFERENCE = Reference()
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+C, V = 14, 10  # channels of queries and keys, and of values: a backend may not take them for the same
+
+# (query lengths, key lengths): prefill, decode, resumed prefill, even batches and ragged ones
+ROWS = [((5,), (5,)), ((1,), (9,)), ((3,), (9,)), ((4, 4), (4, 4)), ((1, 1, 1), (7, 7, 7)), ((2, 2), (8, 8)),
+        ((3, 1, 5), (3, 8, 6)), ((1, 1), (4, 12)), ((2, 2), (2, 9)), ((1,), (1,))]
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def near(found: Tensor, expected: Tensor, dtype: torch.dtype, roundings: int) -> None:
+    """`expected` is float32, of the same inputs; `roundings` counts those of the result's own size that the backend may make."""
+    assert found.dtype == dtype
+    assert found.shape == expected.shape
+    eps = torch.finfo(dtype).eps if dtype != torch.float32 else 16 * torch.finfo(dtype).eps  # sums in another order
+    assert float((found.float() - expected).abs().max()) <= roundings * eps * float(expected.abs().max().clamp_min(1e-3))
+
+
+@pytest.fixture(params=BACKENDS)
+def ops(request):
+    return choose(request.param)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("H", "K"), [(6, 3), (4, 1), (5, 5)])
+def test_attend(ops, H, K, dtype):
+    for (q_lengths, k_lengths), window, softcap in itertools.product(ROWS, (None, 1, 3, 50), (None, 2.0)):
+        q, k, v = (random(n, heads, width, dtype=dtype, seed=i) for i, (n, heads, width) in enumerate(
+            [(sum(q_lengths), H, C), (sum(k_lengths), K, C), (sum(k_lengths), K, V)]))
+        how = {"q_lengths": q_lengths, "k_lengths": k_lengths, "scale": 0.4, "window": window, "softcap": softcap}
+        near(ops.attend(q, k, v, **how), REFERENCE.attend(q.float(), k.float(), v.float(), **how), dtype, 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_normalize(ops, kind, dtype):
+    gains = {"none": None, "one": random(C, dtype=dtype, seed=1), "a head": random(6, C, dtype=dtype, seed=1)}
+    for gain, biased, offset, eps in itertools.product(gains, (False, True), (0.0, 1.0), (1e-6, 0.1)):
+        x, weight = random(5, 6, C, dtype=dtype), gains[gain]
+        bias = random(*(weight.shape if weight is not None else (C,)), dtype=dtype, seed=2) if biased else None
+        expected = REFERENCE.normalize(x.float(), *(None if t is None else t.float() for t in (weight, bias)), kind=kind, eps=eps, offset=offset)
+        near(ops.normalize(x, weight, bias, kind=kind, eps=eps, offset=offset), expected, dtype, 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("pairing", ["half", "adjacent"])
+def test_rotate(ops, pairing, dtype):
+    for R in (1, 4, 7):
+        x, angle = random(5, 3, C, dtype=dtype), random(5, R, seed=1) * 10
+        expected = REFERENCE.rotate(x.float(), angle.cos(), angle.sin(), pairing=pairing)
+        near(ops.rotate(x, angle.cos(), angle.sin(), pairing=pairing), expected, dtype, 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_matmul_embed_activate_and_gated(ops, dtype):
+    x, weight, bias = random(5, 12, dtype=dtype), random(9, 12, dtype=dtype, seed=1), random(9, dtype=dtype, seed=2)
+    near(ops.matmul(x, weight), x.float() @ weight.float().T, dtype, 2)
+    near(ops.matmul(x, weight, bias), x.float() @ weight.float().T + bias.float(), dtype, 2)
+    rows = torch.tensor([3, 0, 8, 3])
+    near(ops.embed(weight, rows), weight.float()[rows], dtype, 0)
+    for act in ACTIVATIONS:
+        near(ops.activate(x, act), ACTIVATIONS[act](x.float()), dtype, 2)
+        near(ops.gated(x, x.flip(0), act), ACTIVATIONS[act](x.float()) * x.flip(0).float(), dtype, 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_route(ops, dtype):
+    for n_active, renormalize in itertools.product((1, 3, 7), (False, True)):
+        logits = random(5, 7, dtype=dtype) * 3
+        share, expert = ops.route(logits, n_active, renormalize)
+        expected_share, expected_expert = REFERENCE.route(logits.float(), n_active, renormalize)
+        assert torch.equal(expert, expected_expert)
+        near(share, expected_share, torch.float32, 1)
+
+
+# The reference itself, against loops over plain Python numbers.
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 1, 3])
+@pytest.mark.parametrize(("q_lengths", "k_lengths"), ROWS)
+def test_the_reference_attends_as_the_formula_says(q_lengths, k_lengths, window, softcap):
+    H, K = 6, 3
+    q, k, v = random(sum(q_lengths), H, C), random(sum(k_lengths), K, C, seed=1), random(sum(k_lengths), K, V, seed=2)
+    found = REFERENCE.attend(q, k, v, q_lengths=q_lengths, k_lengths=k_lengths, scale=0.4, window=window, softcap=softcap)
+    expected, t0, s0 = torch.zeros_like(found), 0, 0
+    for T, S in zip(q_lengths, k_lengths, strict=True):
+        for t, h in itertools.product(range(T), range(H)):
+            at, kv = S - T + t, h // (H // K)  # the query's own position among the row's keys; its key head
+            seen = [s for s in range(at + 1) if window is None or at - s < window]
+            scores = [0.4 * sum(a * b for a, b in zip(q[t0 + t, h].tolist(), k[s0 + s, kv].tolist(), strict=True)) for s in seen]
+            if softcap is not None:
+                scores = [softcap * math.tanh(x / softcap) for x in scores]
+            shares = [math.exp(x - max(scores)) for x in scores]
+            expected[t0 + t, h] = sum(w / sum(shares) * v[s0 + s, kv] for w, s in zip(shares, seen, strict=True))
+        t0, s0 = t0 + T, s0 + S
+    assert torch.allclose(found, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_the_reference_normalizes_as_the_formula_says(kind):
+    x, weight, bias = random(3, C), random(C, seed=1), random(C, seed=2)
+    found = REFERENCE.normalize(x, weight, bias, kind=kind, eps=0.1, offset=1.0)
+    for row, out in zip(x.tolist(), found.tolist(), strict=True):
+        mean = sum(row) / C if kind == "layer" else 0.0
+        size = math.sqrt(sum((a - mean) ** 2 for a in row) / C + 0.1)
+        assert out == pytest.approx([(a - mean) / size * (1 + w) + b for a, w, b in zip(row, weight.tolist(), bias.tolist(), strict=True)], abs=1e-6)
+
+
+@pytest.mark.parametrize("pairing", ["half", "adjacent"])
+def test_the_reference_turns_pairs_as_complex_numbers(pairing):
+    R = 4
+    x, angle = random(3, 2, C), random(3, R, seed=1) * 10
+    found = REFERENCE.rotate(x, angle.cos(), angle.sin(), pairing=pairing)
+    for t, h, r in itertools.product(range(3), range(2), range(R)):
+        a, b = (r, r + R) if pairing == "half" else (2 * r, 2 * r + 1)
+        turned = complex(x[t, h, a], x[t, h, b]) * cmath.exp(1j * float(angle[t, r]))
+        assert complex(found[t, h, a], found[t, h, b]) == pytest.approx(turned, abs=1e-6)
+    assert torch.equal(found[..., 2 * R :], x[..., 2 * R :])
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_the_reference_routes_to_the_largest_shares(renormalize):
+    logits = random(4, 5)
+    share, expert = REFERENCE.route(logits, 2, renormalize)
+    for row, shares, experts in zip(logits.tolist(), share.tolist(), expert.tolist(), strict=True):
+        whole = sum(map(math.exp, row))
+        best = sorted(((math.exp(x) / whole, i) for i, x in enumerate(row)), reverse=True)[:2]
+        total = sum(p for p, _ in best) if renormalize else 1.0
+        assert experts == [i for _, i in best]
+        assert shares == pytest.approx([p / total for p, _ in best], abs=1e-6)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_activations_are_those_of_transformers_under_their_spellings(spelling):
+    x = torch.linspace(-9, 9, 181)
+    assert torch.allclose(REFERENCE.activate(x, SPELLINGS[spelling]), ACT2FN[spelling](x), atol=1e-6)
+
+
+def test_every_activation_has_a_spelling():
+    assert set(SPELLINGS.values()) == set(ACTIVATIONS)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("auto", "fused"), ("reference", "reference"), ("fused", "fused")])
+def test_choose(name, expected):
+    ops = choose(name)
+    assert ops.name == expected
+    assert ops.describe().startswith(expected)
+
+
+def test_choose_names_the_backends_there_are():
+    with pytest.raises(BadRequest, match=r"ops='metal' is not a backend \(auto, fused, reference\)"):
+        choose("metal")
