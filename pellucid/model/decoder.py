@@ -21,7 +21,7 @@ from pellucid.errors import BadRequest
 from pellucid.model import rope as rotary
 from pellucid.model.cache import Cache
 from pellucid.ops.interface import Ops
-from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, Layer, Norm, Rope
+from pellucid.spec import Attention, DecoderSpec, Dynamic, Experts, FeedForward, Layer, Norm, Rope
 
 Tables = dict[Rope, tuple[Tensor, Tensor]]  # cos and sin of this pass's positions, once for each rope in use
 
@@ -223,6 +223,7 @@ class Decoder(nn.Module):
         self.unembed = Unembed(ops, spec, deterministic=deterministic)
         if spec.tied:
             self.unembed.weight = self.embed.weight
+        self._reach = reach(spec)
         self._ropes = {layer.mixer.rope for layer in spec.layers if layer.mixer.rope is not None}
         self._frequencies: dict[Rope, tuple[Tensor, float]] = {}
 
@@ -235,6 +236,7 @@ class Decoder(nn.Module):
         rows = rows or Rows.of(tokens.shape[0])
         if sum(rows.lengths) != tokens.shape[0]:
             raise BadRequest(f"rows count {sum(rows.lengths)} tokens and {tokens.shape[0]} were given", field="rows")
+        self._check_reach(positions_T, rows, cache)
         if positions_T is None:
             positions_T = self.next_positions(rows, cache, tokens.device)
         if self.deterministic and len(rows.lengths) > 1:
@@ -246,14 +248,24 @@ class Decoder(nn.Module):
             x_TD = x_TD * torch.tensor(self.spec.embed_scale, dtype=x_TD.dtype, device=x_TD.device)
         if self.pos_embed is not None:
             x_TD = x_TD + self.pos_embed(positions_T + self.spec.position_offset)
-        for rope in self._ropes:
-            rotary.check_reach(rope, positions_T)
         tables = {r: rotary.tables(*self.frequencies(r, positions_T.device), positions_T) for r in self._ropes}
         for block in self.blocks:
             x_TD = block(x_TD, tables, rows, cache)
         if cache is not None:
             cache.advance(rows.slots, rows.lengths)
         return self.final_norm(x_TD)
+
+    def _check_reach(self, positions_T: Tensor | None, rows: Rows, cache: Cache | None) -> None:
+        """Raises BadRequest for a position this model has no number for. Most models have no such limit."""
+        if self._reach is None or not rows.lengths:
+            return
+        if positions_T is None:
+            n = max((cache.lengths[slot] if cache else 0) + n for slot, n in zip(rows.slots, rows.lengths, strict=True))
+        else:
+            n = int(positions_T.max()) + 1
+        limit, why = self._reach
+        if n > limit:
+            raise BadRequest(f"a row of {n} tokens, and this model goes to {limit}: {why}. Shorten the input.", field="prompt")
 
     def next_positions(self, rows: Rows, cache: Cache | None, device: torch.device) -> Tensor:
         """(T,): each row counts on from what its cache row holds."""
@@ -266,3 +278,12 @@ class Decoder(nn.Module):
             frequency_R, gain = rotary.frequencies(rope)
             self._frequencies[rope] = frequency_R.to(device), gain
         return self._frequencies[rope]
+
+
+def reach(spec: DecoderSpec) -> tuple[int, str] | None:
+    """How many tokens of a row the decoder can compute at all, and why no more; None where nothing stops it."""
+    limits = [(layer.mixer.rope.scaling.original, "past that its dynamic rope scaling changes with the length, and cached keys would be wrong")
+              for layer in spec.layers if layer.mixer.rope is not None and isinstance(layer.mixer.rope.scaling, Dynamic)]
+    if spec.learned_positions:
+        limits.append((spec.learned_positions - spec.position_offset, "its table of learned positions ends there"))
+    return min(limits, default=None)

@@ -6,7 +6,6 @@ import math
 import torch
 from torch import Tensor
 
-from pellucid.errors import BadRequest
 from pellucid.spec import Dynamic, Linear, Llama3, Rope, Yarn
 
 
@@ -43,7 +42,7 @@ def _yarn_ramp(rope: Rope, scaling: Yarn) -> Tensor:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, rope.d_rotary - 1)
     # A ramp of no width would divide by zero; 1e-3 is what the paper's authors use.
-    return ((torch.arange(rope.d_rotary // 2, dtype=torch.float32) - first) / max(last - first, 1e-3)).clamp(0, 1)
+    return ((torch.arange((rope.d_rotary + 1) // 2, dtype=torch.float32) - first) / (last - first or 1e-3)).clamp(0, 1)
 
 
 def tables(frequency_R: Tensor, gain: float, positions_T: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,11 +50,3 @@ def tables(frequency_R: Tensor, gain: float, positions_T: Tensor) -> tuple[Tenso
     angle_TR = positions_T[:, None].float() * frequency_R
     cos_TR, sin_TR = angle_TR.cos(), angle_TR.sin()
     return (cos_TR, sin_TR) if gain == 1.0 else (cos_TR * gain, sin_TR * gain)
-
-
-def check_reach(rope: Rope, positions_T: Tensor) -> None:
-    """Raises BadRequest where a position lies past what the rope can do. Costs a device round trip for dynamic ropes only."""
-    if isinstance(rope.scaling, Dynamic) and positions_T.numel() and (n := int(positions_T.max()) + 1) > rope.scaling.original:
-        raise BadRequest(f"{n} tokens, and this model's dynamic rope scaling is exact up to {rope.scaling.original}: past that its base changes "
-                         f"with the length, and cached keys would be wrong. Shorten the input, or set rope_scaling in config.json to another type.",
-                         field="prompt")

@@ -111,6 +111,8 @@ def ours(spec: DecoderSpec, tensors: dict[str, Tensor], *, ops: str = "reference
         decoder = Decoder(spec, choose(ops), deterministic=deterministic)
     state = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     decoder.load_state_dict(state | ({"unembed.weight": state["embed.weight"]} if spec.tied else {}), assign=True)
+    if spec.tied:
+        decoder.unembed.weight = decoder.embed.weight
     return decoder.eval()
 
 

@@ -157,4 +157,4 @@ def _yarn_ramp(rope: Rope, s: Yarn) -> tuple[float, ...]:
     ends = [rope.d_rotary * math.log(s.original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta)) for turns in (s.fast, s.slow)]
     first, last = (math.floor(ends[0]), math.ceil(ends[1])) if s.whole_pairs else ends
     first, last = max(first, 0), min(last, rope.d_rotary - 1)
-    return tuple(min(max((pair - first) / max(last - first, 1e-3), 0), 1) for pair in range(rope.d_rotary // 2))
+    return tuple(min(max((pair - first) / (last - first or 1e-3), 0), 1) for pair in range(rope.d_rotary // 2))

@@ -1,0 +1,58 @@
+"""Frequencies against transformers' own functions, over parameters drawn at random."""
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from pellucid.families._config import Config
+from pellucid.model.rope import frequencies, tables
+from pellucid.spec import Rope
+
+HEADS = st.sampled_from([2, 6, 16, 64, 128])
+THETAS = st.sampled_from([50.0, 10_000.0, 500_000.0, 1e6])
+FACTORS = st.floats(1.0, 40.0)
+LENGTHS = st.integers(20, 5000)
+
+
+def agree(d_head: int, n_ctx: int, rope_parameters: dict) -> None:
+    """Both sides read the same facts, and turn by the same angles; the gain of cos and sin is the same too."""
+    facts = {"hidden_size": 2 * d_head, "num_attention_heads": 2, "head_dim": d_head, "max_position_embeddings": n_ctx, "rope_parameters": rope_parameters}
+    expected_R, gain = ROPE_INIT_FUNCTIONS[rope_parameters["rope_type"]](LlamaConfig(**facts), None)
+    found_R, found_gain = frequencies(Config(facts).rope(d_head))
+    assert torch.allclose(found_R, expected_R, rtol=2e-6, atol=0)
+    assert abs(found_gain - gain) < 1e-9 * gain
+
+
+@settings(max_examples=20, deadline=None)
+@given(HEADS, THETAS, FACTORS, LENGTHS)
+def test_linear(d_head, theta, factor, n_ctx):
+    agree(d_head, n_ctx, {"rope_type": "linear", "rope_theta": theta, "factor": factor})
+
+
+@settings(max_examples=60, deadline=None)
+@given(HEADS, THETAS, FACTORS, LENGTHS, st.one_of(st.none(), LENGTHS), st.floats(0.3, 2.0), st.floats(2.1, 9.0))
+def test_llama3(d_head, theta, factor, n_ctx, original, low, high):
+    where = {} if original is None else {"original_max_position_embeddings": original}
+    agree(d_head, n_ctx, {"rope_type": "llama3", "rope_theta": theta, "factor": factor, "low_freq_factor": low, "high_freq_factor": high, **where})
+
+
+@settings(max_examples=150, deadline=None)
+@given(HEADS, THETAS, st.one_of(st.none(), FACTORS), LENGTHS, st.one_of(st.none(), LENGTHS), st.fixed_dictionaries({}, optional={
+    "attention_factor": st.floats(0.5, 2.0), "beta_fast": st.floats(4.0, 60.0), "beta_slow": st.floats(0.2, 3.0),
+    "mscale": st.floats(0.1, 2.0), "mscale_all_dim": st.floats(0.1, 2.0), "truncate": st.booleans()}))
+def test_yarn(d_head, theta, factor, n_ctx, original, optional):
+    where = {} if original is None else {"original_max_position_embeddings": original}
+    if factor is None and not where:
+        factor = 2.0
+    agree(d_head, n_ctx, {"rope_type": "yarn", "rope_theta": theta, "factor": factor, **where, **optional})
+
+
+def test_tables_are_the_angles_of_every_position_times_the_gain():
+    frequency_R, _ = frequencies(Rope(theta=10_000.0, d_rotary=6))
+    cos_TR, sin_TR = tables(frequency_R, 1.25, torch.tensor([0, 7, 3]))
+    assert cos_TR.shape == (3, 3)
+    assert torch.allclose(cos_TR[1], 1.25 * torch.tensor([7 / 10_000 ** (2 * r / 6) for r in range(3)]).cos())
+    assert torch.allclose(sin_TR[2], 1.25 * torch.tensor([3 / 10_000 ** (2 * r / 6) for r in range(3)]).sin())
