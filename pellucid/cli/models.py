@@ -22,23 +22,22 @@ def command(
     """
     models = hub.local_models()
     if json:
-        return emit([{**asdict(model), "last_used": _date(model.last_used)} for model in models])
+        emit([{**asdict(model), "last_used": _date(model.last_used)} for model in models])
+        return
     for model in models:
         print(_line(model, max(len(each.repo) for each in models)))
-    total = sum(model.n_bytes for model in models)
-    note(f"{len(models)} on this disk, {human_bytes(total)}, in {hub_cache.cache_folder()}" if models
-         else f"no downloaded model in {hub_cache.cache_folder()}")
-    usable = [model for model in models if not model.interrupted]
+    pulled = [model for model in models if model.repo != hub_cache.SHIPPED]
+    note(f"{len(pulled)} downloaded, {human_bytes(sum(model.n_bytes for model in pulled))}, in {hub_cache.cache_folder()}")
+    usable = [model.repo for model in models if not model.interrupted]
     if usable:
-        next_step("pellucid", "show", usable[0].repo)
+        next_step("pellucid", "show", usable[0])
     else:
         next_step("pellucid", "pull", models[0].repo if models else "OWNER/NAME")
-    return None
 
 
 def _line(model: hub.LocalModel, width: int) -> str:
-    revision = "interrupted" if model.interrupted else " ".join([(model.commit or "")[:12], *model.revisions])
-    return f"{model.repo:{width}}  {human_bytes(model.n_bytes):>9}  {_date(model.last_used)[:10]}  {revision}"
+    commit = "interrupted" if model.interrupted else model.commit[:12] if model.commit else "in the package"
+    return f"{model.repo:{width}}  {human_bytes(model.n_bytes):>9}  {_date(model.last_used)[:10]}  {' '.join([commit, *model.revisions])}"
 
 
 def _date(seconds: float) -> str:

@@ -14,7 +14,7 @@ from pellucid.weights import hub
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="A repository: owner/name, or owner/name@revision.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A repository: owner/name, or owner/name@revision.")],
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit; the main branch otherwise.")] = None,
     file: Annotated[list[str] | None, typer.Option("--file", help="Only files matching this pattern; may be repeated.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every file, other frameworks' copies of the weights too.")] = False,

@@ -12,7 +12,7 @@ from pellucid.weights import hub, hub_cache
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="A repository: owner/name, or owner/name@revision for that revision alone.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="owner/name, or owner/name@revision for that revision alone.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     json: Json = False,
 ) -> int | None:
@@ -26,7 +26,8 @@ def command(
     if parsed is None:
         raise BadRequest(f"{model!r} is not a downloaded repository: expected owner/name or owner/name@revision. "
                          "A folder of your own is yours to delete", "model")
-    if not yes and not _confirmed(model):
+    held = hub_cache.held_bytes(*parsed)
+    if not yes and not _confirmed(f"{model} ({human_bytes(held)})"):
         note("nothing was deleted")
         return 1
     freed = hub.remove(*parsed)
@@ -38,8 +39,8 @@ def command(
     return None
 
 
-def _confirmed(model: str) -> bool:
+def _confirmed(what: str) -> bool:
     if not sys.stdin.isatty():
-        raise BadRequest(f"nobody is at the terminal to confirm the deletion of {model}. Add --yes", "yes")
-    note(f"Delete {model} from {hub_cache.cache_folder()}? [y/N] ")
+        raise BadRequest(f"nobody is at the terminal to confirm the deletion of {what}. Add --yes", "yes")
+    note(f"Delete {what} from {hub_cache.cache_folder()}? [y/N] ")
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -31,7 +31,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalModel:
-    """One revision of one repository on this disk.
+    """One revision of one repository on this disk, or the shipped model (repo "shipped", no commit).
 
     n_bytes counts every file of this revision, though two revisions may share some. last_used is seconds since 1970, by the file system's
     access times. verified: Pellucid pulled it and checked every hash; otherwise another program did. interrupted: a pull that stopped.
@@ -177,10 +177,20 @@ def local_repos(cache: Path) -> list[str]:
 
 
 def local_models(cache: Path | None = None) -> list[LocalModel]:
-    """Every model revision on this disk, last used first: downloads, and downloads that were interrupted."""
+    """Every model revision on this disk, last used first: downloads, and downloads that were interrupted. Last, the shipped model."""
     cache = cache or cache_folder()
     models = [model for repo in local_repos(cache) for model in _of(repo, cache)]
-    return sorted(models, key=lambda model: -model.last_used)
+    return [*sorted(models, key=lambda model: -model.last_used), *_of_the_package()]
+
+
+def _of_the_package() -> list[LocalModel]:
+    try:
+        folder = _shipped()
+    except ModelNotFound:
+        return []
+    stats = [path.stat() for path in folder.iterdir() if path.is_file()]
+    return [LocalModel(repo=SHIPPED, commit=None, revisions=(), n_bytes=sum(stat.st_size for stat in stats), path=folder,
+                       last_used=max(stat.st_atime for stat in stats), verified=False)]
 
 
 def _of(repo: str, cache: Path) -> list[LocalModel]:
@@ -208,6 +218,15 @@ def _partial(folder: Path) -> Iterator[Path]:
     return (folder / "blobs").glob("*.incomplete")
 
 
+def held_bytes(repo: str, revision: str | None = None, *, cache: Path | None = None) -> int:
+    """What `remove` would delete, files that other revisions share included. Raises ModelNotFound for what is not here."""
+    cache = cache or cache_folder()
+    snapshot = find(repo, revision, cache=cache) if revision else None
+    if not storage(repo, cache).is_dir() or (revision and snapshot is None):
+        raise _not_to_remove(repo, revision, cache)
+    return sum(model.n_bytes for model in _of(repo, cache) if snapshot is None or model.path == snapshot)
+
+
 def remove(repo: str, revision: str | None = None, *, cache: Path | None = None) -> int:
     """Delete a repository, or one revision of it, from this disk; the bytes that became free.
 
@@ -216,11 +235,10 @@ def remove(repo: str, revision: str | None = None, *, cache: Path | None = None)
     """
     from huggingface_hub import scan_cache_dir
     cache = cache or cache_folder()
+    held_bytes(repo, revision, cache=cache)
     folder = storage(repo, cache)
-    snapshot = find(repo, revision, cache=cache) if revision else None
-    if not folder.is_dir() or (revision and snapshot is None):
-        raise _not_to_remove(repo, revision, cache)
     with locked(repo, cache):
+        snapshot = find(repo, revision, cache=cache) if revision else None
         commits = {path.name for path in (folder / "snapshots").glob("*")}
         whole = snapshot is None or commits <= {snapshot.name}
         # The scan is narrowed to this repository: a commit may also lie in a fork, and huggingface_hub deletes the first it meets.

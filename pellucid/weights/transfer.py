@@ -19,7 +19,7 @@ from huggingface_hub.utils import get_session, hf_raise_for_status  # type: igno
 
 from pellucid.errors import HubError
 
-Report = Callable[[int], None]  # bytes that arrived; negative where an attempt starts over
+Report = Callable[[int], None]  # bytes that arrived, from several threads; negative where an attempt starts over
 WAITS = (1.0, 2.0, 4.0, 8.0, 8.0)  # seconds before each new attempt; the count starts over when bytes arrive
 N_WORKERS = 4
 _CHUNK = 1 << 20
@@ -127,7 +127,7 @@ def fetch(file: RemoteFile, url: str, blobs: Path, headers: Mapping[str, str], *
 def _complete(file: RemoteFile, url: str, part: Path, headers: Mapping[str, str], report: Report, waits: Sequence[float],
               stop: threading.Event) -> None:
     """Append to `part` until it has the file's size."""
-    n_failed = 0
+    n_failed, pause = 0, 0.0
     part.touch()
     while (start := _n_bytes(part)) < file.n_bytes:
         try:
@@ -138,7 +138,7 @@ def _complete(file: RemoteFile, url: str, part: Path, headers: Mapping[str, str]
         except HfHubHTTPError as error:
             if error.response.status_code not in _WORTH_ANOTHER_TRY:
                 raise
-            failure = f"the hub answered {error.response.status_code}"
+            failure, pause = f"the hub answered {error.response.status_code}", _asked_to_wait(error)
         arrived = _n_bytes(part)
         if arrived >= file.n_bytes:
             return
@@ -146,8 +146,15 @@ def _complete(file: RemoteFile, url: str, part: Path, headers: Mapping[str, str]
         if n_failed > len(waits):
             raise HubError(f"{file.path}: {failure} after {arrived} of {file.n_bytes} bytes. What arrived is kept: "
                            "run the same command again to go on from there")
-        if stop.wait(waits[max(n_failed - 1, 0)]):
+        if stop.wait(max(pause, waits[max(n_failed - 1, 0)])):
             raise _Stopped
+        pause = 0.0
+
+
+def _asked_to_wait(error: HfHubHTTPError) -> float:
+    """Seconds a busy hub asks for, up to five minutes; 0 where it asks for none."""
+    asked = str(error.response.headers.get("Retry-After", ""))
+    return min(float(asked), 300.0) if asked.isdecimal() else 0.0
 
 
 def _append(file: RemoteFile, url: str, part: Path, start: int, headers: Mapping[str, str], report: Report, stop: threading.Event) -> None:

@@ -21,7 +21,7 @@ def repository() -> Repo:
         "config.json": b'{"model_type": "llama"}', "tokenizer.json": b"{}", "tokenizer_config.json": b"{}", "README.md": b"# tiny",
         "LICENSE": b"Apache", "chat_template.jinja": b"{{ messages }}", ".gitattributes": b"*.safetensors filter=lfs",
         "model.safetensors": WEIGHTS, "pytorch_model.bin": b"pickle" * 100, "flax_model.msgpack": b"flax", "tf_model.h5": b"tf",
-        "consolidated.safetensors": b"again" * 100, "onnx/model.onnx": b"onnx", "a name with #.txt": b"?", "original/params.json": b"{}"})
+        "consolidated.safetensors": b"again" * 100, "onnx/model.onnx": b"onnx", "a name with #.txt": b"?", "empty.txt": b"", "original/params.json": b"{}"})
 
 
 @pytest.fixture

@@ -51,6 +51,7 @@ class Hub:
         self.requests: list[Request] = []
         self.cut_after: dict[str, list[int]] = {}  # file -> after how many bytes each next answer breaks off
         self.refuse: dict[str, list[int]] = {}  # file -> status of each next answer
+        self.retry_after: str | None = None  # the header of each refusal
         self.corrupt: dict[str, int] = {}  # file -> how many answers carry a wrong byte
         self.ignore_range = False
         self.chunked = False  # no Content-Length: an early end looks like the end
@@ -158,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _bytes(self, repo: Repo, file: str) -> None:
         hub, body = self.hub, repo.files[file]
         if hub.refuse.get(file):
-            return self._json({"error": "no"}, hub.refuse[file].pop(0))
+            return self._json({"error": "no"}, hub.refuse[file].pop(0), {"Retry-After": hub.retry_after} if hub.retry_after else None)
         if hub.corrupt.get(file, 0):
             hub.corrupt[file] -= 1
             body = body[:-1] + bytes([body[-1] ^ 1])

@@ -189,6 +189,16 @@ def test_a_busy_hub_is_asked_again(hub: Hub, status: int) -> None:
     assert (pull(waits=(0.0,)).path / "model.safetensors").read_bytes() == WEIGHTS
 
 
+@pytest.mark.parametrize(("header", "seconds"), [("7", 7.0), ("999999", 300.0), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.5), (None, 0.5)])
+def test_a_busy_hub_is_given_the_time_it_asks_for(hub: Hub, monkeypatch: pytest.MonkeyPatch, header: str | None, seconds: float) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(threading.Event, "wait", lambda self, timeout=None, wait=threading.Event.wait: (
+        waited.append(timeout) if timeout in (7.0, 300.0, 0.5) else wait(self, timeout)))
+    hub.refuse["model.safetensors"], hub.retry_after = [429], header
+    pull(waits=(0.5,))
+    assert waited == [seconds]
+
+
 def test_a_hub_that_stays_broken_is_said_with_its_status(hub: Hub) -> None:
     hub.refuse["model.safetensors"] = [500] * 3
     with pytest.raises(HubError, match=r"model.safetensors: the hub answered 500 after 0 of 3000001 bytes"):
