@@ -1,11 +1,15 @@
-"""Command R and Aya: one LayerNorm without bias feeds both halves of a block, adjacent-pair rotary. https://huggingface.co/CohereLabs/c4ai-command-r-v01"""
+"""Command R and Aya: one LayerNorm without bias feeds both halves of a block, adjacent-pair rotary.
+
+https://huggingface.co/CohereLabs/c4ai-command-r-v01
+"""
 from pellucid.families import _parts, llama
 from pellucid.families._config import Config
 from pellucid.spec import DecoderSpec, Layer, Norm
 from pellucid.weights.names import Rule
 
 WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if ".mlp." not in k or k.endswith(".weight")} | {
-    f"model.layers.{{i}}.self_attn.{x}_norm.weight": f"blocks.{{i}}.attn.{x}_norm.weight" for x in "qk"  # where use_qk_norm says so: Command R+
+    # where use_qk_norm says so: Command R+
+    f"model.layers.{{i}}.self_attn.{x}_norm.weight": f"blocks.{{i}}.attn.{x}_norm.weight" for x in "qk"
 }
 del WEIGHTS["model.layers.{i}.post_attention_layernorm.weight"]
 

@@ -1,5 +1,5 @@
 """Falcon 7B: parallel block, one LayerNorm for both halves, one key/value head. https://arxiv.org/abs/2311.16867"""
-from pellucid.families import _buffers
+from pellucid.families import _buffers, _parts
 from pellucid.families._config import Config
 from pellucid.spec import Attention, DecoderSpec, FeedForward, Layer, Norm
 from pellucid.weights.names import Rule, to
@@ -26,7 +26,7 @@ def spec(c: Config) -> DecoderSpec:
              apply_residual_connection_post_layernorm=False, rotary=True)
     c.inert(num_kv_heads="multi_query says one", n_head_kv="multi_query says one")
     d_head = d_model // n_heads
-    mixer = Attention(n_heads=n_heads, n_kv_heads=1, d_head=d_head, scale=d_head ** -0.5, rope=c.rope(d_head))
+    mixer = Attention(n_heads=n_heads, n_kv_heads=1, d_head=d_head, scale=d_head ** -0.5, rope=_parts.whole_rope(c, d_head))
     mlp = FeedForward(d_ff=c("ffn_hidden_size", default=4 * d_model), act=c.activation("activation", default="gelu"), gated=False)
     return DecoderSpec(family=c("model_type"), n_vocab=c("vocab_size"), n_ctx=c("max_position_embeddings", default=2048), d_model=d_model,
                        layers=(Layer(mixer=mixer, mlp=mlp),) * c("num_hidden_layers", "n_layer"),

@@ -1,10 +1,14 @@
-"""GLM-4-0414: norms before and after each sublayer, adjacent-pair rotary on half of each head. https://huggingface.co/zai-org/GLM-4-9B-0414"""
+"""GLM-4-0414: norms before and after each sublayer, adjacent-pair rotary on half of each head.
+
+https://huggingface.co/zai-org/GLM-4-9B-0414
+"""
 from pellucid.families import _parts, llama
 from pellucid.families._config import Config
 from pellucid.spec import DecoderSpec, Layer
 from pellucid.weights.names import Rule, to
 
-WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if "gate_proj" not in k and "up_proj" not in k and ".o_proj.bias" not in k} | {
+WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if ".mlp." not in k and ".o_proj.bias" not in k} | {
+    "model.layers.{i}.mlp.down_proj.weight": "blocks.{i}.mlp.down.weight",
     "model.layers.{i}.mlp.gate_up_proj.weight": to("blocks.{i}.mlp.gate.weight", "blocks.{i}.mlp.up.weight"),
     "model.layers.{i}.post_self_attn_layernorm.weight": "blocks.{i}.attn_out_norm.weight",
     "model.layers.{i}.post_mlp_layernorm.weight": "blocks.{i}.mlp_out_norm.weight",

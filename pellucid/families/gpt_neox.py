@@ -2,19 +2,23 @@
 from pellucid.families import _buffers
 from pellucid.families._config import Config
 from pellucid.spec import Attention, DecoderSpec, FeedForward, Layer, Norm
-from pellucid.weights.names import Rule, to
+from pellucid.weights.names import Rule, old, to
 
-WEIGHTS: dict[str, Rule] = {"gpt_neox.embed_in.weight": "embed.weight", "embed_out.weight": "unembed.weight"}
-for p in ("weight", "bias"):
-    WEIGHTS |= {
-        f"gpt_neox.layers.{{i}}.input_layernorm.{p}": f"blocks.{{i}}.attn_norm.{p}",
-        f"gpt_neox.layers.{{i}}.attention.query_key_value.{p}": to(*(f"blocks.{{i}}.attn.{x}.{p}" for x in "qkv"), stacked="by_kv_head"),
-        f"gpt_neox.layers.{{i}}.attention.dense.{p}": f"blocks.{{i}}.attn.o.{p}",
-        f"gpt_neox.layers.{{i}}.post_attention_layernorm.{p}": f"blocks.{{i}}.mlp_norm.{p}",
-        f"gpt_neox.layers.{{i}}.mlp.dense_h_to_4h.{p}": f"blocks.{{i}}.mlp.up.{p}",
-        f"gpt_neox.layers.{{i}}.mlp.dense_4h_to_h.{p}": f"blocks.{{i}}.mlp.down.{p}",
-        f"gpt_neox.final_layer_norm.{p}": f"final_norm.{p}",
-    }
+WEIGHTS: dict[str, Rule] = {
+    "gpt_neox.embed_in.weight": "embed.weight",
+    "embed_out.weight": "unembed.weight",
+    "lm_head.weight": old("unembed.weight"),  # what transformers 5 calls it in memory, and tools that save from there
+}
+WEIGHTS |= {f"gpt_neox.{theirs}.{p}": f"{ours}.{p}" for p in ("weight", "bias") for theirs, ours in {
+    "layers.{i}.input_layernorm": "blocks.{i}.attn_norm",
+    "layers.{i}.attention.dense": "blocks.{i}.attn.o",
+    "layers.{i}.post_attention_layernorm": "blocks.{i}.mlp_norm",
+    "layers.{i}.mlp.dense_h_to_4h": "blocks.{i}.mlp.up",
+    "layers.{i}.mlp.dense_4h_to_h": "blocks.{i}.mlp.down",
+    "final_layer_norm": "final_norm",
+}.items()}
+WEIGHTS |= {f"gpt_neox.layers.{{i}}.attention.query_key_value.{p}": to(*(f"blocks.{{i}}.attn.{x}.{p}" for x in "qkv"), stacked="by_kv_head")
+            for p in ("weight", "bias")}
 WEIGHTS |= _buffers.MASKS | _buffers.ROTARY
 
 

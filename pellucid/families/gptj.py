@@ -23,7 +23,9 @@ def spec(c: Config) -> DecoderSpec:
     d_head = d_model // n_heads
     rope = Rope(theta=10_000.0, d_rotary=c("rotary_dim"), pairing="adjacent")
     mixer = Attention(n_heads=n_heads, n_kv_heads=n_heads, d_head=d_head, scale=d_head ** -0.5, rope=rope)
-    mlp = FeedForward(d_ff=c("n_inner", default=4 * d_model), act=c.activation("activation_function", default="gelu_new"), gated=False, bias=True)
+    act = c.activation("activation_function", default="gelu_new")
+    mlp = FeedForward(d_ff=c("n_inner", default=4 * d_model), act=act, gated=False, bias=True)
     return DecoderSpec(family=c("model_type"), n_vocab=c("vocab_size"), n_ctx=c("n_positions"), d_model=d_model,
-                       layers=(Layer(mixer=mixer, mlp=mlp),) * c("n_layer"), norm=Norm(kind="layer", bias=True, eps=c("layer_norm_epsilon", default=1e-5)),
+                       layers=(Layer(mixer=mixer, mlp=mlp),) * c("n_layer"),
+                       norm=Norm(kind="layer", bias=True, eps=c("layer_norm_epsilon", default=1e-5)),
                        parallel=True, shared_norm=True, unembed_bias=True, tied=c("tie_word_embeddings", default=False))

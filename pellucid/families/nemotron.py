@@ -16,4 +16,5 @@ def spec(c: Config) -> DecoderSpec:
     mixer = _parts.attention(c, fraction=0.5, heads_default=False)
     c.expect(kv_channels=mixer.d_head, layer_norm_eps=eps)  # NeMo's converter writes them beside ours
     mlp = _parts.feed_forward(c, act=c.activation("hidden_act", default="relu2"), gated=False, bias=c("mlp_bias", default=False))
-    return _parts.decoder(c, [Layer(mixer=mixer, mlp=mlp)] * c("num_hidden_layers"), norm=Norm(kind="layer", bias=True, offset=1.0, eps=eps))
+    norm = Norm(kind="layer", bias=True, offset=1.0, eps=eps)
+    return _parts.decoder(c, [Layer(mixer=mixer, mlp=mlp)] * c("num_hidden_layers"), norm=norm)

@@ -22,4 +22,5 @@ def spec(c: Config) -> DecoderSpec:
     norm = Norm(kind="layer", bias=True, eps=c("layer_norm_eps", default=1e-5))
     mixer = _parts.attention(c, fraction=0.5, qkv_bias=True, out_bias=True, qk_norm=norm if c("qk_layernorm", default=False) else None)
     mlp = _parts.feed_forward(c, act=c.activation("hidden_act", default="gelu_new"), gated=False, bias=True)
-    return _parts.decoder(c, [Layer(mixer=mixer, mlp=mlp)] * c("num_hidden_layers"), norm=norm, parallel=True, shared_norm=True, unembed_bias=True)
+    return _parts.decoder(c, [Layer(mixer=mixer, mlp=mlp)] * c("num_hidden_layers"), norm=norm, parallel=True, shared_norm=True,
+                          unembed_bias=True)

@@ -5,20 +5,20 @@ from pellucid.families._config import Config
 from pellucid.spec import DecoderSpec, Layer
 from pellucid.weights.names import Rule, to
 
-WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if not k.endswith(".bias")} | {
+WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if not any(
+    x in k for x in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "bias"))} | {
     "model.layers.{i}.self_attn.qkv_proj.weight": to(*(f"blocks.{{i}}.attn.{x}.weight" for x in "qkv")),
     "model.layers.{i}.mlp.gate_up_proj.weight": to("blocks.{i}.mlp.gate.weight", "blocks.{i}.mlp.up.weight"),
 }
-for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"):
-    del WEIGHTS[f"model.layers.{{i}}.{name}.weight"]
 
 
 def spec(c: Config) -> DecoderSpec:
     c.expect(attention_bias=False, mlp_bias=False, lm_head_bias=False, full_attn_mod=1, interpolate_factor=1)
     c.inert(original_max_position_embeddings="read by longrope only")
     mixer = _parts.attention(c, fraction=1.0, window=c("sliding_window", default=None))
-    if mixer.rope is None or mixer.rope.scaling is not None:
+    if mixer.rope and mixer.rope.scaling:
         # 'su' and 'yarn' in files of 2024 both mean longrope: configuration_phi3.py, convert_rope_params_to_dict
-        raise UnsupportedModel(f"{c.where} has a rope scaling this family does not implement: {type(mixer.rope and mixer.rope.scaling).__name__.lower()} "
+        kind = type(mixer.rope.scaling).__name__.lower()
+        raise UnsupportedModel(f"{c.where} has a rope scaling this family does not implement: {kind} "
                                f"(only none; what these files call 'yarn' is longrope)")
     return _parts.decoder(c, [Layer(mixer=mixer, mlp=_parts.feed_forward(c))] * c("num_hidden_layers"), eps=1e-5)

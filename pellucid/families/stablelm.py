@@ -8,7 +8,8 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if ".mlp." no
     "model.layers.{i}.input_layernorm.bias": "blocks.{i}.attn_norm.bias",
     "model.layers.{i}.post_attention_layernorm.bias": "blocks.{i}.mlp_norm.bias",
     "model.norm.bias": "final_norm.bias",
-    **{f"model.layers.{{i}}.self_attn.{x}_layernorm.norms.{{h}}.weight": to(f"blocks.{{i}}.attn.{x}_norm.weight", index=True) for x in "qk"},
+    **{f"model.layers.{{i}}.self_attn.{x}_layernorm.norms.{{h}}.weight":
+       to(f"blocks.{{i}}.attn.{x}_norm.weight", index=True) for x in "qk"},  # where qk_layernorm says so: the 12B
 }
 
 
@@ -16,6 +17,7 @@ def spec(c: Config) -> DecoderSpec:
     c.expect(rotary_scaling_factor=1.0)
     eps, parallel = c("layer_norm_eps", default=1e-5), c("use_parallel_residual", default=False)
     qk_norm = Norm(kind="layer", eps=eps) if c("qk_layernorm", default=False) else None
-    mixer = _parts.attention(c, fraction=0.25, heads_default=False, qkv_bias=c("use_qkv_bias", default=False), qk_norm=qk_norm, qk_norm_over="each_head")
-    return _parts.decoder(c, [Layer(mixer=mixer, mlp=_parts.feed_forward(c))] * c("num_hidden_layers"), norm=Norm(kind="layer", bias=True, eps=eps),
-                          parallel=parallel, shared_norm=parallel)
+    mixer = _parts.attention(c, fraction=0.25, heads_default=False, qkv_bias=c("use_qkv_bias", default=False), qk_norm=qk_norm,
+                             qk_norm_over="each_head")
+    return _parts.decoder(c, [Layer(mixer=mixer, mlp=_parts.feed_forward(c))] * c("num_hidden_layers"),
+                          norm=Norm(kind="layer", bias=True, eps=eps), parallel=parallel, shared_norm=parallel)
