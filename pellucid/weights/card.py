@@ -48,16 +48,16 @@ class Card:
 def read_card(folder: Path) -> Card:
     """The card of a folder. Never raises for what a README says: a front matter that does not parse is a note."""
     facts, notes = _front_matter(folder / "README.md")
-    stated = _strings(facts.get("license"))
+    stated = " and ".join(_strings(facts.get("license"))).lower()
     texts: dict[str, str] = {}
     for path in sorted(folder.glob("LICEN[SC]E*")):
         if path.is_file() and (recognized := _recognized(path)):
             texts.setdefault(recognized, path.name)
-    if stated and texts and stated[0].lower() not in (*texts, "other"):
-        notes.append(f"README.md says license {stated[0]}, {next(iter(texts.values()))} reads as {next(iter(texts))}")
+    if stated and texts and stated not in (*texts, "other"):
+        notes.append(f"README.md says license {stated}, {next(iter(texts.values()))} reads as {next(iter(texts))}")
     if len(texts) > 1:
         notes.append("several license texts: " + ", ".join(f"{file} reads as {license}" for license, file in texts.items()))
-    license = stated[0].lower() if stated else next(iter(texts), None)
+    license = stated or next(iter(texts), None)
     name = _strings(facts.get("license_name"))
     return Card(license=license, license_name=name[0] if name else None, source="README.md" if stated else texts.get(license or ""),
                 base_models=tuple(_strings(facts.get("base_model"))), notes=tuple(notes))

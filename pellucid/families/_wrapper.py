@@ -1,0 +1,40 @@
+"""Multimodal wrappers: the text model inside is run, what sees is left out."""
+from __future__ import annotations
+
+from typing import Any
+
+from pellucid.errors import UnsupportedModel
+from pellucid.families import _buffers, family
+from pellucid.families._config import Config
+from pellucid.spec import DecoderSpec
+from pellucid.weights.names import Rule, Table, old
+
+
+def table(text: Table) -> dict[str, Rule]:
+    """The text family's table under a wrapper's names, and the vision tensors left out.
+
+    transformers 4 and 5 write `language_model.model.layers`; some tools save what transformers 5 calls them in memory,
+    `model.language_model.layers`, which is read too.
+    """
+    written = {f"language_model.{name}": rule for name, rule in text.items()}
+    in_memory = {name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name: old(rule)
+                 for name, rule in text.items() if not name.startswith("{*}")}
+    return _buffers.VISION | _buffers.ROTARY | written | in_memory
+
+
+def text_spec(c: Config, default: str, **absent: Any) -> DecoderSpec:
+    """The decoder of `text_config`, whose own model_type chooses the family; `default` where it names none.
+
+    absent: values of text_config's keys that the file leaves to the class. Raises UnsupportedModel for a text model that does not share the
+    default's tensor names.
+    """
+    text = c.part("text_config", model_type=default, **absent)
+    tied = c("tie_word_embeddings", default=None)
+    if tied is not None:  # the outer word is the one that transformers follows
+        text.raw = {**text.raw, "tie_word_embeddings": tied}
+    model_type = text("model_type")
+    module = family(str(model_type))
+    if module.WEIGHTS != family(default).WEIGHTS:
+        raise UnsupportedModel(f"{c.where} wraps a text model of family {model_type!r}, and this wrapper's tensor names are known for {default!r} only")
+    spec: DecoderSpec = module.spec(text)
+    return spec
