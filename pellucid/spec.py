@@ -1,7 +1,8 @@
 """What a decoder is, as frozen data. A family turns config.json into one of these; the decoder reads nothing else.
 
 A prefix tells the kind: d_ is the width of a vector, n_ a count of things; a boolean reads as a fact.
-Nothing here imports torch: planning, licences and the catalog work from a spec alone.
+Nothing here imports torch: planning, licences and the catalog work from a spec alone. A spec that no decoder could
+compute raises ValueError when it is made.
 """
 from __future__ import annotations
 
@@ -96,6 +97,13 @@ class Attention:
     qk_norm: Norm | None = None  # normalize queries and keys before they rotate
     qk_norm_over: Literal["head", "each_head", "width"] = "head"  # one gain for all heads, one gain a head, all heads together
 
+    def __post_init__(self) -> None:
+        _positive(n_heads=self.n_heads, n_kv_heads=self.n_kv_heads, d_head=self.d_head, window=1 if self.window is None else self.window)
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"{self.n_heads} query heads cannot share {self.n_kv_heads} key/value heads evenly")
+        if self.rope is not None and not 0 < self.rope.d_rotary <= self.d_head:
+            raise ValueError(f"{self.rope.d_rotary} channels cannot rotate in heads of {self.d_head}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedForward:
@@ -106,6 +114,9 @@ class FeedForward:
     gated: bool = True
     bias: bool = False
 
+    def __post_init__(self) -> None:
+        _positive(d_ff=self.d_ff)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experts:
@@ -115,6 +126,10 @@ class Experts:
     n_active: int
     renormalize: bool  # divide the chosen experts' shares by their sum
     each: FeedForward
+
+    def __post_init__(self) -> None:
+        if not 0 < self.n_active <= self.n_experts:
+            raise ValueError(f"{self.n_active} of {self.n_experts} experts cannot be active")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,3 +164,13 @@ class DecoderSpec:
     logit_softcap: float | None = None
     tied: bool = False  # the embedding is the unembedding
     unembed_bias: bool = False
+
+    def __post_init__(self) -> None:
+        _positive(n_vocab=self.n_vocab, n_ctx=self.n_ctx, d_model=self.d_model, n_layers=len(self.layers))
+
+
+def _positive(**sizes: int) -> None:
+    """Raises ValueError for a size below one."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} is {size}, and no decoder has fewer than 1")

@@ -57,7 +57,8 @@ def experts(c: Config, each: FeedForward, *, renormalize: bool, n_experts: int, 
 
 def decoder(c: Config, layers: Iterable[Layer], *, eps: float = 1e-6, tied: bool = False, **facts: Any) -> DecoderSpec:
     """A whole decoder with RMSNorm before each sublayer; `eps` and `tied` are this family's defaults, `facts` fields it sets otherwise."""
-    usual: dict[str, Any] = {"family": c("model_type"), "n_vocab": c("vocab_size"), "n_ctx": c("max_position_embeddings"), "d_model": c("hidden_size"),
+    n_ctx = c("max_position_embeddings", "max_sequence_length")  # the second in the first conversions of Llama, alone or beside the first
+    usual: dict[str, Any] = {"family": c("model_type"), "n_vocab": c("vocab_size"), "n_ctx": n_ctx, "d_model": c("hidden_size"),
                              "layers": tuple(layers), "tied": c("tie_word_embeddings", default=tied)}
     if "norm" not in facts:
         usual["norm"] = Norm(eps=c("rms_norm_eps", default=eps))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pellucid import families
 from pellucid.errors import PellucidError
-from pellucid.families._config import Config
+from pellucid.families._describe import describe
 from pellucid.model.cache import Cache
 from pellucid.model.decoder import Decoder, Rows
 from pellucid.ops.choose import choose
@@ -86,10 +86,7 @@ def randomized(case: Case) -> Any:
 
 def read_spec(raw: Json) -> DecoderSpec:
     """The spec of a config.json whose every key has been read."""
-    c = Config(raw)
-    spec: DecoderSpec = families.family(raw["model_type"]).spec(c)
-    c.finish()
-    return spec
+    return describe(raw).spec
 
 
 def shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:

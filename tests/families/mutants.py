@@ -33,7 +33,7 @@ INSTEAD_OF_NONE: dict[Any, Any] = {
 
 
 def mutants(spec: DecoderSpec) -> Iterator[Change]:
-    """(path of the fact and its change, mutated spec), for every fact that could matter to a pass."""
+    """(path of the fact and its change, mutated spec or Refused), for every fact of the spec."""
     yield from changes(spec, DecoderSpec, "")
 
 
@@ -50,9 +50,23 @@ def changes(value: Any, kind: Any, path: str) -> Iterator[Change]:
         hints = _hints(kind)
         for f in dataclasses.fields(kind):
             for label, new in changes(getattr(value, f.name), hints[f.name], f"{path}.{f.name}".lstrip(".")):
-                yield label, dataclasses.replace(value, **{f.name: new})
+                yield label, new if isinstance(new, Refused) else _made(value, f.name, new)
     else:
         yield from ((f"{path}: {value} -> {other}", other) for other in _of_scalar(value, kind, path))
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """A mutant that the spec itself would not let be made."""
+
+    why: str
+
+
+def _made(value: Any, field: str, new: Any) -> Any:
+    try:
+        return dataclasses.replace(value, **{field: new})
+    except ValueError as refusal:
+        return Refused(str(refusal))
 
 
 def _of_scalar(value: Any, kind: Any, path: str) -> list[Any]:
@@ -86,7 +100,7 @@ def _of_layers(layers: tuple[Any, ...], kind: Any, path: str) -> Iterator[Change
     firsts = {layer: i for i, layer in reversed(list(enumerate(layers)))}
     for layer, i in firsts.items():
         for label, new in changes(layer, kind, f"{path}[{i}]"):
-            yield label, tuple(new if other == layer else other for other in layers)
+            yield label, new if isinstance(new, Refused) else tuple(new if other == layer else other for other in layers)
     for i, j in itertools.combinations(sorted(firsts.values()), 2):
         swapped = list(layers)
         swapped[i], swapped[j] = layers[j], layers[i]
@@ -107,7 +121,7 @@ def essence(spec: DecoderSpec, length: int) -> DecoderSpec:
     """
     mutes: dict[str, Any] = {
         "family": "",  # a label
-        "n_ctx": 0,  # what the engine enforces; the decoder computes past it
+        "n_ctx": 1,  # what the engine enforces; the decoder computes past it
         "layers": tuple(Layer(mixer=_attention_essence(layer.mixer, length), mlp=_mlp_essence(layer.mlp)) for layer in spec.layers),
         "norm": _norm_essence(spec.norm),
     }
