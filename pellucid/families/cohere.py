@@ -18,5 +18,7 @@ def spec(c: Config) -> DecoderSpec:
     norm = Norm(kind="layer", eps=c("layer_norm_eps", default=1e-5))
     qk_norm = norm if c("use_qk_norm", default=False) else None
     mixer = _parts.attention(c, theta=500_000.0, pairing="adjacent", qk_norm=qk_norm, qk_norm_over="each_head")
-    return _parts.decoder(c, [Layer(mixer=mixer, mlp=_parts.feed_forward(c))] * c("num_hidden_layers"), tied=True, norm=norm,
+    # Command R was made for 128k tokens and says so here only; its max_position_embeddings stayed at 8192.
+    n_ctx = c("model_max_length", "max_position_embeddings")
+    return _parts.decoder(c, [Layer(mixer=mixer, mlp=_parts.feed_forward(c))] * c("num_hidden_layers"), n_ctx=n_ctx, tied=True, norm=norm,
                           parallel=True, shared_norm=True, logit_scale=c("logit_scale", default=0.0625))

@@ -25,6 +25,8 @@ WEIGHTS |= _buffers.MASKS | _buffers.ROTARY
 def spec(c: Config) -> DecoderSpec:
     d_model, n_heads, bias = c("hidden_size"), c("num_attention_heads"), c("attention_bias", default=True)
     d_head = d_model // n_heads
+    # transformers 4.50 wrote the newer names beside these two; alone they are read by nobody.
+    c.expect(rope_theta=c("rotary_emb_base", default=10_000), partial_rotary_factor=c("rotary_pct", default=0.25))
     rope = c.rope(d_head, fraction=0.25, theta_key="rotary_emb_base", fraction_key="rotary_pct")
     mixer = Attention(n_heads=n_heads, n_kv_heads=n_heads, d_head=d_head, scale=d_head ** -0.5, rope=rope, qkv_bias=bias, out_bias=bias)
     mlp = FeedForward(d_ff=c("intermediate_size"), act=c.activation("hidden_act", default="gelu"), gated=False, bias=True)

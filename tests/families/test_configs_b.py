@@ -20,6 +20,8 @@ from tests.families.build import build, read_spec, shapes
 from tests.families.cases_b import CASES
 from tests.families.configs_b import COHERE, CONFIGS, FALCON, GPT2, REFUSED
 
+CASE = {str(case): case for case in CASES}
+
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_published_config_is_read_whole_and_makes_a_model_of_the_published_size(name):
@@ -40,7 +42,7 @@ def test_every_tensor_that_transformers_makes_of_a_published_config_has_its_plac
     assert {n: tuple(t.shape) for n, t in ours.items()} == shapes(spec)
     assert not out
     assert len(spec.layers) == config.num_hidden_layers
-    assert spec.n_ctx == config.max_position_embeddings
+    assert spec.n_ctx == raw.get("model_max_length", config.max_position_embeddings)
     assert spec.tied == config.tie_word_embeddings
 
 
@@ -50,6 +52,10 @@ def test_a_published_variant_that_is_not_run_yet_is_refused_by_the_setting_that_
     with pytest.raises(UnsupportedModel) as refusal:
         read_spec(raw)
     assert setting in str(refusal.value)
+
+
+def test_command_r_is_as_long_as_it_was_made_for():
+    assert (read_spec(COHERE).n_ctx, read_spec(COHERE | {"model_max_length": None}).n_ctx) == (131072, 8192)
 
 
 def test_the_first_falcons_named_their_sizes_otherwise():
@@ -70,6 +76,19 @@ def test_old_spellings_of_a_tensor_are_read_alike(family, old, new):
     assert table.place(old).names == table.place(new).names
 
 
+@pytest.mark.parametrize(("case", "prefix", "buffer"), [
+    ("gpt2-released", "transformer.", "h.0.attn.bias"),
+    ("opt-released", "model.", "decoder.version"),
+])
+def test_a_repository_saved_from_the_bare_model_loads_to_the_same_tensors(case, prefix, buffer):
+    built = build(CASE[case])
+    bare = {name.removeprefix(prefix): tensor for name, tensor in built.files.items()} | {buffer: torch.zeros(3, 3)}
+    ours, out = assemble(NameTable(built.module.WEIGHTS), bare.items(), shapes(built.spec), built.spec)
+    assert ours.keys() == built.tensors.keys()
+    assert all(torch.equal(ours[name], built.tensors[name]) for name in ours)
+    assert [name for names in out.values() for name in names] == [buffer]
+
+
 @pytest.mark.parametrize(("family", "name", "why"), [
     ("gpt2", "h.0.attn.bias", "causal mask"),
     ("gpt2", "transformer.h.0.attn.masked_bias", "causal mask"),
@@ -88,9 +107,6 @@ def test_a_saved_buffer_is_left_out_and_says_why(family, name, why):
     assert why in place.why
 
 
-CASE = {str(case): case for case in CASES}
-
-
 def changed(case: str, **settings: Any) -> dict[str, Any]:
     """The config.json of a case with these settings; ... drops a key."""
     raw = build(CASE[case]).raw | settings
@@ -104,6 +120,8 @@ LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0
     ("gpt2-released", {"add_cross_attention": True}, "setting this family does not implement: add_cross_attention=True (only False)"),
     ("gpt2-released", {"activation_function": "prelu"}, "does not implement: activation_function='prelu' (known: silu, "),
     ("gpt2-released", {"activation_function": "gelu_10"}, "activation_function='gelu_10' (known: "),
+    ("gpt_neox-pythia", {"rope_theta": 500.0}, "rope_theta=500.0 (only 10000)"),
+    ("gpt_neox-pythia", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 (only 0.25)"),
     ("gptj-released", {"rotary_dim": None}, "config.json has no 'rotary_dim', which this family needs"),
     ("gptj-released", {"rotary": False}, "rotary=False (only True)"),
     ("opt-released", {"do_layer_norm_before": False}, "do_layer_norm_before=False (only True)"),
