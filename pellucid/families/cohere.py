@@ -7,11 +7,12 @@ from pellucid.families._config import Config
 from pellucid.spec import DecoderSpec, Layer, Norm
 from pellucid.weights.names import Rule
 
-WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if ".mlp." not in k or k.endswith(".weight")} | {
+WEIGHTS: dict[str, Rule] = {
+    k: v for k, v in llama.WEIGHTS.items() if "post_attention" not in k and (".mlp." not in k or k.endswith(".weight"))
+} | {
     # where use_qk_norm says so: Command R+
     f"model.layers.{{i}}.self_attn.{x}_norm.weight": f"blocks.{{i}}.attn.{x}_norm.weight" for x in "qk"
 }
-del WEIGHTS["model.layers.{i}.post_attention_layernorm.weight"]
 
 
 def spec(c: Config) -> DecoderSpec:

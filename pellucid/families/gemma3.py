@@ -5,12 +5,11 @@ from pellucid.spec import DecoderSpec
 
 WEIGHTS = _wrapper.table(gemma3_text.WEIGHTS)
 
-# google/gemma-3-4b-it states seven keys and leaves these to the class.
-# https://github.com/huggingface/transformers/blob/v4.50.0/src/transformers/models/gemma3/configuration_gemma3.py
-ABSENT = {"vocab_size": 262_208, "max_position_embeddings": 131_072, "num_attention_heads": 8, "num_key_value_heads": 4}
-
 
 def spec(c: Config) -> DecoderSpec:
     c.inert(vision_config="the vision tower is left out", mm_tokens_per_image="tokens of an image; no image is read",
             **dict.fromkeys(("boi_token_index", "eoi_token_index", "image_token_index"), "marks where an image goes; no image is read"))
-    return _wrapper.text_spec(c, "gemma3_text", **ABSENT)
+    # google/gemma-3-4b-it states seven keys and leaves these to the class.
+    # https://github.com/huggingface/transformers/blob/v4.50.0/src/transformers/models/gemma3/configuration_gemma3.py
+    return _wrapper.text_spec(c, "gemma3_text", vocab_size=262_208, max_position_embeddings=131_072, num_attention_heads=8,
+                              num_key_value_heads=4)

@@ -1,6 +1,7 @@
 """SmolLM3: every fourth layer has no rotary position. https://huggingface.co/blog/smollm3"""
 from dataclasses import replace
 
+from pellucid.errors import BadConfig
 from pellucid.families import _parts, llama
 from pellucid.families._config import Config
 from pellucid.spec import DecoderSpec, Layer
@@ -11,6 +12,8 @@ WEIGHTS = llama.WEIGHTS
 def spec(c: Config) -> DecoderSpec:
     n, every = c("num_hidden_layers"), c("no_rope_layer_interval", default=4)
     rotary = c("no_rope_layers", default=[int((i + 1) % every != 0) for i in range(n)])[:n]
+    if len(rotary) < n:
+        raise BadConfig(f"{c.where}: no_rope_layers names {len(rotary)} layers and num_hidden_layers says {n}. Which one is right?")
     window = c("sliding_window", default=None) if c("use_sliding_window", default=False) else None
     kinds = _parts.layer_types(c, ["sliding_attention" if window and not turns else "full_attention" for turns in rotary], window)
     mlp = _parts.feed_forward(c, bias=c("mlp_bias", default=False))

@@ -35,7 +35,8 @@ def built(request) -> Built:
 
 
 def test_every_family_has_a_case():
-    assert {case.family for case in CASES} == set(families.NAMES)
+    elsewhere = {"gemma3", "mistral3", "mimo"}  # wrappers and a twin of qwen2: tests/weights/test_wrappers.py
+    assert {case.family for case in CASES} == set(families.NAMES) - elsewhere
 
 
 @pytest.mark.parametrize("ops", BACKENDS)
