@@ -1,2 +1,35 @@
-"""Pellucid: run, tune, prove, audit and serve every open GPT on hardware you own."""
+"""Pellucid: run, tune, prove, audit and serve every open GPT on hardware you own.
+
+    import pellucid
+    model = pellucid.load("path or hub repository")
+    model.generate("Once upon a time", max_tokens=64).text
+
+Importing this imports no torch; the first use of a name below brings what it needs.
+"""
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from pellucid import errors
+
+if TYPE_CHECKING:
+    from pellucid.api import Model, load
+    from pellucid.tokenizer import load_tokenizer
+
 __version__ = "0.1.0"
+
+__all__ = ["Model", "__version__", "errors", "load", "load_tokenizer"]
+
+_HOME = {"Model": "pellucid.api", "load": "pellucid.api", "load_tokenizer": "pellucid.tokenizer"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'pellucid' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)  # looked up once
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

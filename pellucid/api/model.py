@@ -1,0 +1,215 @@
+"""A loaded model: text in, text out."""
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+
+from pellucid.api.completion import MAX_TOKENS, SAMPLING, Completion, Options, checked, stop_strings
+from pellucid.api.stream import Stream
+from pellucid.api.text import Thinking
+from pellucid.engine.generate import Generation, Memory
+from pellucid.engine.request import Request, Sampling, check_vocabulary, token_ids
+from pellucid.errors import BadRequest, BadTokenizer, EmptyPrompt, PromptTooLong, UnsupportedModel
+from pellucid.model.decoder import Decoder
+from pellucid.model.load import check_vocabulary as check_tokenizer
+from pellucid.model.load import load_decoder
+from pellucid.model.report import LoadReport
+from pellucid.records import Input, Record, input_file, sha256_of_text
+from pellucid.spec import DecoderSpec
+from pellucid.tokenizer import Tokenizer, load_tokenizer
+from pellucid.tokenizer.template import ChatTemplate, chat_ids, choose
+from pellucid.weights.checkpoint import Checkpoint, open_checkpoint
+from pellucid.weights.hub import resolve
+from pellucid.weights.inputs import TOKENIZER_FILES, has_tokenizer, input_files
+
+THINKING_MARKS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))  # Qwen, DeepSeek and most others; Magistral
+PROMPT_END = 32  # tokens of a prompt that are looked at for an opened thinking mark: the mark and white space, spelled out at worst
+Message = Mapping[str, Any]
+
+
+class Model:
+    """What `load` returns. Several may be used side by side; one generation at a time each, unless they bring memories of their own.
+
+    spec: what the decoder is. report: what loading decided. settings: how it was loaded, enough to load it again.
+    chat_template: in place of the model's own, where one was given.
+    """
+
+    def __init__(self, decoder: Decoder, report: LoadReport, checkpoint: Checkpoint, tokenizer: Tokenizer | None, *,
+                 settings: Mapping[str, Any]) -> None:
+        self.decoder, self.report, self.checkpoint, self.settings = decoder, report, checkpoint, settings
+        self._tokenizer = tokenizer
+        self.chat_template: ChatTemplate | None = None
+
+    @property
+    def spec(self) -> DecoderSpec:
+        return self.decoder.spec
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises BadTokenizer where the model came without one."""
+        if self._tokenizer is None:
+            raise BadTokenizer(f"{self.checkpoint.name!r} has no tokenizer files in {self.checkpoint.folder}: looked for {', '.join(TOKENIZER_FILES)}. "
+                               f"Without one it takes token ids only: model.logits(ids)")
+        return self._tokenizer
+
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Completion:
+        """The continuation of a prompt: text, or token ids that are used as they are. See Options for what may be asked.
+
+        Raises BadRequest (EmptyPrompt, PromptTooLong) for what cannot be, BadTokenizer without a tokenizer.
+        """
+        return self.stream(prompt, **options).result
+
+    def chat(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, documents: Sequence[Any] | None = None,
+             template_args: Mapping[str, Any] | None = None, **options: Unpack[Options]) -> Completion:
+        """The answer to a conversation: [{"role": "user", "content": "..."}, ...]. template_args reach the chat template by name.
+
+        Raises what `generate` raises, and BadTemplate where there is no chat template or it does not render.
+        """
+        return self.stream_chat(messages, tools=tools, documents=documents, template_args=template_args, **options).result
+
+    def stream(self, prompt: str | Sequence[int] | Sequence[Message], **options: Unpack[Options]) -> Stream:
+        """`generate`, piece by piece; messages in place of a prompt are a `chat`. Checked here, computed as it is taken."""
+        if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], Mapping):
+            return self.stream_chat(prompt, **options)  # type: ignore[arg-type]
+        ids = self.prompt_ids(prompt)  # type: ignore[arg-type]
+        # A space between the prompt's text and the output's is the output's, so the decoder of text sees where the prompt ended.
+        return self._stream(ids, options, continues=ids, asked={"prompt": prompt if isinstance(prompt, str) else ids})
+
+    def stream_chat(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, documents: Sequence[Any] | None = None,
+                    template_args: Mapping[str, Any] | None = None, **options: Unpack[Options]) -> Stream:
+        """`chat`, piece by piece."""
+        extra = dict(template_args or {})
+        template = choose(self.tokenizer, self.chat_template, tools=tools)
+        ids = chat_ids(self.tokenizer, messages, template=template, tools=tools, documents=documents, **extra)
+        asked = {"messages": [dict(m) for m in messages], "tools": tools, "documents": documents, "template_args": extra}
+        return self._stream(ids, options, thinking=self._thinking(ids, template), asked=asked)
+
+    def logits(self, ids: Sequence[int] | Tensor) -> Tensor:
+        """(T, V) float32: for each position, what the model expects next. Nothing is added to the ids; no tokenizer is needed.
+
+        Raises EmptyPrompt, PromptTooLong or BadRequest for ids that cannot be.
+        """
+        plain, n_ctx = token_ids(ids, "ids"), self.spec.n_ctx
+        if not plain:
+            raise EmptyPrompt("ids is empty: there is no position to give logits for", field="ids")
+        if len(plain) > n_ctx:
+            raise PromptTooLong(f"{len(plain):,} ids do not fit this model's context of {n_ctx:,}", n_prompt=len(plain), n_ctx=n_ctx)
+        check_vocabulary(plain, self.spec.n_vocab, "ids")
+        with torch.no_grad():  # not inference mode: the caller may do with the result what they like
+            hidden_TD = self.decoder(torch.tensor(plain, device=self.decoder.embed.weight.device))
+            logits_TV: Tensor = self.decoder.unembed(hidden_TD).float()
+        return logits_TV
+
+    def memory(self) -> Memory:
+        """Keys and values for a conversation: pass it with each request, and what its prompts share is computed once."""
+        return Memory(self.decoder)
+
+    def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+        """The ids a prompt becomes: BOS where the tokenizer wants it, or where there is nothing else. Special tokens never come from text."""
+        if not isinstance(prompt, str):
+            return token_ids(prompt, "prompt")
+        tokenizer = self.tokenizer
+        if not prompt and tokenizer.bos_id is None:
+            raise EmptyPrompt(f"the prompt is empty, and {self.checkpoint.name!r} has no beginning-of-sequence token to start from. Give it a word",
+                              field="prompt")
+        begin = [tokenizer.bos_id] if tokenizer.bos_id is not None and (tokenizer.adds_bos or not prompt) else []
+        return begin + tokenizer.encode(prompt)
+
+    def record(self, completion: Completion, kind: str = "run") -> Record:
+        """The run record of a completion: hashes every file that acted on it, which takes a second a gigabyte or so."""
+        report, checkpoint = self.report, self.checkpoint
+        text = {"text": completion.text, "text_sha256": sha256_of_text(completion.text), "finish_reason": completion.finish_reason,
+                "token_ids": list(completion.token_ids), "prompt_ids": list(completion.prompt_ids)}
+        measured = {"seconds": completion.seconds, "prefill_seconds": completion.prefill_seconds, "load_seconds": report.seconds,
+                    **({"tokens_per_second": rate} if (rate := completion.tokens_per_second) is not None else {})}
+        in_force = {"device": report.device, "dtype": report.dtype, "ops": self.decoder.ops.name, "ops_detail": report.ops, "threads": torch.get_num_threads()}
+        return Record(kind=kind, settings={"load": dict(self.settings), "request": dict(completion.settings), "in_force": in_force},
+                      seed=completion.seed, inputs=self.inputs(), output=text, measured=measured, accepted_unread=list(report.accepted),
+                      licenses={checkpoint.name: report.license}, notes=list(report.notes))
+
+    def inputs(self) -> dict[str, Input]:
+        """Every file that acts on the output, by its role, hashed as it is on the disk now."""
+        files = input_files(self.checkpoint)
+        supplied = self.settings["chat_template"]
+        if supplied is not None and os.path.isfile(supplied):
+            files["--chat-template"] = Path(supplied)
+        return {role: input_file(path) for role, path in files.items()}
+
+    def stop_ids(self) -> frozenset[int]:
+        """The ids that end an answer: all that generation_config.json, config.json and the tokenizer name."""
+        from_tokenizer = {self._tokenizer.eos_id} if self._tokenizer is not None else set()
+        return frozenset(i for i in {*self.checkpoint.eos_ids, *from_tokenizer} if i is not None and i < self.spec.n_vocab)
+
+    def _stream(self, ids: list[int], options: Mapping[str, Any], *, asked: Mapping[str, Any], continues: Sequence[int] = (),
+                thinking: Thinking | None = None) -> Stream:
+        options = checked(options)
+        stops = stop_strings(options.get("stop", ()))
+        seed = options.get("seed")
+        sampling = Sampling.of(**{name: options[name] for name in SAMPLING if name in options and name != "seed"},
+                               seed=secrets.randbits(32) if seed is None else seed)
+        # A stop string that is a special token never shows in the text: it stops as an id.
+        special = {i for s in stops if (i := self.tokenizer.id_of(s)) is not None and i in self.tokenizer.special_ids}
+        stop_ids = (frozenset() if options.get("ignore_eos", False) else self.stop_ids()) | special
+        request = Request(prompt_ids=ids, sampling=sampling, max_tokens=options.get("max_tokens", MAX_TOKENS), stop_ids=stop_ids,
+                          logprobs=options.get("logprobs", False))
+        in_force = {**asked, **{name: getattr(sampling, name) for name in SAMPLING}, "max_tokens": request.max_tokens, "stop": list(stops),
+                    "stop_ids": sorted(stop_ids), "ignore_eos": options.get("ignore_eos", False), "logprobs": request.logprobs}
+        generation = Generation(self.decoder, request, options.get("memory"))
+        return Stream(generation, self.tokenizer, stops=stops, thinking=thinking, continues=continues, settings=in_force)
+
+    def _thinking(self, prompt_ids: Sequence[int], template: ChatTemplate) -> Thinking | None:
+        """The splitter this model's answers need: its vocabulary or its chat template has marks around thinking."""
+        for opening, closing in THINKING_MARKS:
+            if self.tokenizer.id_of(closing) is not None or closing in template.source:
+                end = self.tokenizer.decode(list(prompt_ids[-PROMPT_END:]), special=True).rstrip()
+                return Thinking(opening, closing, opened=end.endswith(opening))
+        return None
+
+
+def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "auto", quantize: str | None = None, accept_unread: Iterable[str] = (),
+         ops: str = "auto", deterministic: bool = False, threads: int | None = None, chat_template: str | os.PathLike[str] | None = None) -> Model:
+    """The model at a folder, a file, or a downloaded repository `owner/name[@revision]`. Never downloads, never runs remote code.
+
+    Args:
+        device, dtype, accept_unread, ops, deterministic: see model.load.load_decoder.
+        threads: for torch's CPU work, in this whole process; None leaves it as it is.
+        chat_template: a file, or the name of one of the model's own templates, in place of the default one.
+
+    Raises ModelNotFound, BadCheckpoint and its kinds, UnsupportedModel, BadTokenizer, BadTemplate or BadRequest.
+    """
+    if quantize is not None:
+        raise UnsupportedModel(f"quantize={quantize!r}: this version computes with float weights only. Leave it out; dtype='bfloat16' halves float32's memory")
+    if isinstance(accept_unread, str):
+        raise BadRequest(f"accept_unread={accept_unread!r} must be a list of keys: [{accept_unread!r}]", field="accept_unread")
+    found = resolve(path)
+    settings: dict[str, Any] = {
+        "model": os.fspath(path), "path": str(found.absolute()), "device": device, "dtype": dtype, "accept_unread": sorted(accept_unread), "ops": ops,
+        "deterministic": deterministic, "threads": threads, "chat_template": None if chat_template is None else os.fspath(chat_template)}
+    if found.suffix == ".gguf":
+        raise UnsupportedModel(f"{found.name} is a GGUF file, which this version does not read. Fetch the model's safetensors repository")
+    if threads is not None:
+        set_threads(threads)
+    checkpoint = open_checkpoint(found)
+    decoder, report = load_decoder(checkpoint, device=device, dtype=dtype, accept_unread=settings["accept_unread"], ops=ops, deterministic=deterministic)
+    tokenizer = None
+    if has_tokenizer(checkpoint.folder):
+        tokenizer = load_tokenizer(checkpoint.folder)
+        check_tokenizer(decoder.spec, tokenizer.n_vocab)
+    model = Model(decoder, report, checkpoint, tokenizer, settings=settings)
+    if chat_template is not None:
+        model.chat_template = choose(model.tokenizer, settings["chat_template"])
+    return model
+
+
+def set_threads(threads: int) -> None:
+    """CPU threads of torch, process-wide. Raises BadRequest for a count that cannot be."""
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise BadRequest(f"threads={threads!r} is out of range: at least 1 (this machine has {os.cpu_count()} CPUs)", field="threads")
+    torch.set_num_threads(threads)
+

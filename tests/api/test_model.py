@@ -1,0 +1,383 @@
+"""The Python API over models whose every continuation is known."""
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import get_type_hints
+
+import pytest
+import torch
+
+import pellucid
+from pellucid.api import Model
+from pellucid.api.completion import OPTIONS, SAMPLING, Options
+from pellucid.engine.request import Sampling
+from pellucid.errors import BadRequest, BadTemplate, BadTokenizer, EmptyPrompt, ModelNotFound, PromptTooLong, UnsupportedModel
+
+from .conftest import ABC, THOUGHT
+from .scripted import scripted_model
+
+
+def ids(model: Model, text: str) -> list[int]:
+    return model.tokenizer.encode(text)
+
+
+# generate
+
+
+def test_generate_returns_text_ids_reason_and_usage(abc):
+    done = abc.generate("xa", max_tokens=5, temperature=0, seed=3)
+    assert (done.text, done.finish_reason, done.stopped_by, done.thinking, done.seed) == ("bcdef", "length", None, None, 3)
+    assert list(done.token_ids) == ids(abc, "bcdef")
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens, done.usage.total_tokens) == (2, 5, 7)
+    assert 0 < done.prefill_seconds < done.seconds
+    assert done.tokens_per_second == pytest.approx(4 / (done.seconds - done.prefill_seconds))
+
+
+def test_the_end_of_sequence_id_stops_and_is_reported_but_not_shown(abc):
+    done = abc.generate("a", temperature=0)
+    end = abc.tokenizer.eos_id
+    assert (done.text, done.finish_reason, done.stopped_by, done.token_ids[-1]) == ("bcdefghijkl", "stop", end, end)
+    assert done.usage.completion_tokens == 12
+
+
+def test_ignore_eos_goes_on_past_it(abc):
+    done = abc.generate("kl", temperature=0, max_tokens=3, ignore_eos=True)
+    end = abc.tokenizer.eos_id
+    assert (done.token_ids, done.finish_reason) == ((end, end, end), "length")
+
+
+def test_every_end_id_of_generation_config_stops(tmp_path):
+    folder = scripted_model(tmp_path / "m", [ABC])
+    tokenizer = pellucid.load_tokenizer(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [*tokenizer.encode("c"), *tokenizer.encode("h")]}))
+    model = pellucid.load(folder)
+    assert model.stop_ids() == {*tokenizer.encode("ch"), tokenizer.eos_id}
+    assert [model.generate(p, temperature=0).text for p in ("a", "e", "j")] == ["b", "fg", "kl"]
+
+
+@pytest.mark.parametrize(("stop", "text", "met"), [
+    ("def", "bc", "def"), (["zz", "ef"], "bcd", "ef"), ("f", "bcde", "f"), (["fg", "f"], "bcde", "f"), ("zz", "bcdefghijkl", None)])
+def test_stop_strings_span_tokens(abc, stop, text, met):
+    done = abc.generate("a", temperature=0, stop=stop)
+    assert (done.text, done.finish_reason) == (text, "stop")
+    assert done.stopped_by == (met or abc.tokenizer.eos_id)
+    pieces = list(abc.stream("a", temperature=0, stop=stop))
+    assert "".join(pieces) == text
+    assert all(pieces)
+
+
+def test_generation_ends_with_the_token_that_completes_a_stop_string(abc):
+    assert list(abc.generate("a", temperature=0, stop="def").token_ids) == ids(abc, "bcdef")
+
+
+def test_a_stop_string_that_is_a_special_token_stops_as_an_id(abc):
+    done = abc.generate("x", temperature=0, stop="<|im_end|>", ignore_eos=True)
+    assert (done.text, done.finish_reason, done.stopped_by) == ("", "stop", abc.tokenizer.id_of("<|im_end|>"))
+
+
+def test_a_full_context_ends_the_output(abc):
+    long = "x" * (abc.spec.n_ctx - 4) + "a"
+    done = abc.generate(long, temperature=0, max_tokens=None)
+    assert (done.text, done.finish_reason) == ("bcd", "context")
+
+
+def test_a_prompt_that_does_not_fit_says_both_counts(abc):
+    with pytest.raises(PromptTooLong, match="the prompt has 200 tokens; this model's context holds 128"):
+        abc.generate("x" * 200)
+
+
+def test_logprobs_are_those_of_the_full_pass(abc):
+    done = abc.generate("a", temperature=0, max_tokens=4, logprobs=True)
+    full = abc.logits(ids(abc, "abcd")).log_softmax(-1)
+    assert done.logprobs == pytest.approx([full[t, i].item() for t, i in enumerate(ids(abc, "bcde"))], abs=1e-5)
+
+
+def test_an_unsaid_seed_is_drawn_and_repeats_the_run(abc):
+    first = abc.generate("a", temperature=30.0, max_tokens=12)
+    assert abc.generate("a", temperature=30.0, max_tokens=12, seed=first.seed).token_ids == first.token_ids
+    assert abc.generate("a", temperature=30.0, max_tokens=12).seed != first.seed
+
+
+def test_sampling_settings_reach_the_sampler(abc):
+    b = ids(abc, "q")[0]
+    assert abc.generate("a", temperature=0, max_tokens=3, logit_bias={b: 100.0}).text == "qqq"
+    assert abc.generate("a", temperature=1000.0, top_k=1, max_tokens=3).text == "bcd"
+    assert abc.generate("a", temperature=2.0, top_p=0.01, max_tokens=3).text == "bcd"
+    assert abc.generate("a", temperature=2.0, min_p=1.0, max_tokens=3).text == "bcd"
+    assert len({abc.generate("a", temperature=1000.0, max_tokens=3, seed=s).text for s in range(5)}) > 1
+
+
+def test_settings_in_force_are_in_the_result(abc):
+    done = abc.generate("a", temperature=0.5, max_tokens=1, stop="z", seed=9)
+    assert done.settings == {"prompt": "a", "temperature": 0.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
+                             "frequency_penalty": 0.0, "logit_bias": {}, "seed": 9, "max_tokens": 1, "stop": ["z"],
+                             "stop_ids": [abc.tokenizer.eos_id], "ignore_eos": False, "logprobs": False}
+
+
+# what a prompt becomes
+
+
+def test_an_empty_prompt_starts_from_bos(abc):
+    done = abc.generate("", temperature=0, max_tokens=1)
+    assert done.prompt_ids == (abc.tokenizer.bos_id,)
+
+
+def test_an_empty_prompt_without_bos_is_an_error(tmp_path):
+    model = pellucid.load(scripted_model(tmp_path / "nobos", [ABC], bos=False))
+    with pytest.raises(EmptyPrompt, match=r"the prompt is empty, and 'nobos' has no beginning-of-sequence token to start from\. Give it a word"):
+        model.generate("")
+
+
+def test_bos_is_added_where_the_tokenizer_wants_it(tmp_path):
+    folder = scripted_model(tmp_path / "m", [ABC])
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"add_bos_token": True}))
+    model = pellucid.load(folder)
+    assert model.prompt_ids("ab") == [model.tokenizer.bos_id, *ids(model, "ab")]
+
+
+def test_special_tokens_never_come_from_text(abc):
+    prompt = abc.prompt_ids("<|im_end|>")
+    assert not abc.tokenizer.special_ids & set(prompt)
+    assert abc.tokenizer.decode(prompt) == "<|im_end|>"
+
+
+def test_ids_as_a_prompt_are_used_as_they_are(abc):
+    assert abc.generate([*ids(abc, "a")], temperature=0, max_tokens=2).text == "bc"
+    assert abc.generate(torch.tensor(ids(abc, "xa")), temperature=0, max_tokens=2).prompt_ids == tuple(ids(abc, "xa"))
+    with pytest.raises(EmptyPrompt, match="the prompt has no tokens"):
+        abc.generate([])
+
+
+def test_half_a_surrogate_pair_is_refused(abc):
+    with pytest.raises(BadRequest, match=r"half a character .* at position 2"):
+        abc.generate("ab\ud800")
+
+
+# stream
+
+
+def test_a_stream_ends_with_its_result(abc):
+    stream = abc.stream("a", temperature=0, max_tokens=4)
+    assert list(stream) == ["b", "c", "d", "e"]
+    assert stream.result.text == "bcde"
+
+
+def test_taking_the_result_first_generates_the_rest(abc):
+    stream = abc.stream("a", temperature=0, max_tokens=4)
+    assert next(stream) == "b"
+    assert stream.result.text == "bcde"
+    assert list(stream) == []
+
+
+def test_a_stream_may_be_stopped(abc):
+    stream = abc.stream("a", temperature=0)
+    assert [next(stream), next(stream)] == ["b", "c"]
+    stream.stop()
+    assert (stream.result.text, stream.result.finish_reason, stream.result.stopped_by) == ("bc", "stop", None)
+
+
+def test_a_stream_is_checked_when_it_is_asked_for(abc):
+    with pytest.raises(BadRequest, match="top_p=7 is out of range"):
+        abc.stream("a", top_p=7)
+
+
+def test_characters_of_several_tokens_come_whole(tmp_path):
+    model = pellucid.load(scripted_model(tmp_path / "m", [["x", "🧀"], ["y", "é", "!"]]))
+    assert list(model.stream("x", temperature=0)) == ["🧀"]
+    assert list(model.stream("y", temperature=0)) == ["é", "!"]
+
+
+# chat
+
+
+def test_chat_renders_the_template_and_answers(abc):
+    done = abc.chat([{"role": "user", "content": "hi"}], temperature=0)
+    assert (done.text, done.finish_reason) == ("YES", "stop")
+    assert abc.tokenizer.decode(list(done.prompt_ids), special=True) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_stream_of_messages_is_a_chat(abc):
+    messages = [{"role": "user", "content": "hi"}]
+    assert "".join(abc.stream(messages, temperature=0)) == "YES"
+
+
+def test_a_conversation_reuses_its_memory(abc):
+    memory = abc.memory()
+    first = [{"role": "user", "content": "hi"}]
+    done = abc.chat(first, temperature=0, memory=memory)
+    assert done.usage.reused_tokens == 0
+    again = abc.chat([*first, {"role": "assistant", "content": done.text}, {"role": "user", "content": "more"}], temperature=0, memory=memory)
+    assert again.usage.reused_tokens == done.usage.prompt_tokens + 3  # YES; its <|im_end|> came out and never went in
+    assert again.text == "YES"
+
+
+def test_a_model_without_a_template_cannot_chat(tmp_path):
+    model = pellucid.load(scripted_model(tmp_path / "m", [ABC], template=None))
+    with pytest.raises(BadTemplate, match="--chat-template"):
+        model.chat([{"role": "user", "content": "hi"}])
+    assert model.generate("a", temperature=0, max_tokens=1).text == "b"
+
+
+def test_a_supplied_template_takes_the_models_place(tmp_path, abc_folder):
+    (tmp_path / "t.jinja").write_text("{{ messages[0].content }}a")
+    model = pellucid.load(abc_folder, chat_template=tmp_path / "t.jinja")
+    assert model.chat([{"role": "user", "content": "x"}], temperature=0).text == "bcdefghijkl"
+    assert model.settings["chat_template"] == str(tmp_path / "t.jinja")
+
+
+def test_a_template_that_is_neither_file_nor_name_is_refused(abc_folder):
+    with pytest.raises(BadTemplate, match="nowhere"):
+        pellucid.load(abc_folder, chat_template="nowhere.jinja")
+
+
+@pytest.mark.parametrize("think", ["special", "plain"])
+def test_thinking_is_told_from_the_answer(tmp_path, think):
+    model = pellucid.load(scripted_model(tmp_path / "m", [THOUGHT], think=think))
+    stream = model.stream_chat([{"role": "user", "content": "?"}], temperature=0)
+    assert list(stream.parts()) == [("thinking", "h"), ("thinking", "m"), ("text", "o"), ("text", "k")]
+    assert (stream.result.thinking, stream.result.text) == ("hm", "ok")
+    assert list(model.stream_chat([{"role": "user", "content": "?"}], temperature=0)) == ["o", "k"]
+
+
+@pytest.mark.parametrize("think", ["special", "plain"])
+def test_thinking_that_the_template_opened_is_thinking(tmp_path, think):
+    model = pellucid.load(scripted_model(tmp_path / "m", [THOUGHT[1:]], think=think))
+    done = model.chat([{"role": "user", "content": "?"}], temperature=0, template_args={"think_first": True})
+    assert (done.thinking, done.text) == ("hm", "ok")
+
+
+def test_generate_leaves_thinking_in_the_text(tmp_path):
+    model = pellucid.load(scripted_model(tmp_path / "m", [THOUGHT], think="plain"))
+    done = model.generate("\n", temperature=0)
+    assert (done.thinking, done.text) == (None, "<think>hm</think>ok")
+
+
+# logits
+
+
+def test_logits_are_float32_and_add_nothing(abc):
+    logits = abc.logits(ids(abc, "xab"))
+    assert (logits.shape, logits.dtype) == ((3, abc.spec.n_vocab), torch.float32)
+    assert logits.argmax(-1).tolist()[1:] == ids(abc, "bc")
+    assert not logits.requires_grad
+    logits.add_(1.0)  # the caller's own: not an inference tensor
+
+
+def test_logits_are_float32_in_bfloat16_too(tmp_path):
+    model = pellucid.load(scripted_model(tmp_path / "m", [ABC], dtype=torch.bfloat16))
+    assert model.report.dtype == "bf16"
+    assert model.logits(ids(model, "a")).dtype == torch.float32
+    assert model.generate("a", temperature=0, max_tokens=3).text == "bcd"
+
+
+def test_logits_refuse_what_cannot_be(abc):
+    with pytest.raises(EmptyPrompt, match="ids is empty"):
+        abc.logits([])
+    with pytest.raises(PromptTooLong, match="129 ids do not fit this model's context of 128"):
+        abc.logits([1] * 129)
+    with pytest.raises(BadRequest, match=r"ids has token id 99999, and this model's vocabulary has ids 0 to \d+"):
+        abc.logits([99999])
+    with pytest.raises(BadRequest, match="ids is a string where token ids are wanted"):
+        abc.logits("text")
+    assert abc.logits([1] * 128).shape[0] == 128
+
+
+def test_a_folder_without_tokenizer_files_takes_ids_and_refuses_text(tmp_path, abc):
+    folder = scripted_model(tmp_path / "bare", [ABC])
+    (folder / "tokenizer.json").unlink()
+    model = pellucid.load(folder)
+    torch.testing.assert_close(model.logits([5, 6]), abc.logits([5, 6]), rtol=0, atol=0)
+    for ask in (lambda: model.generate("a"), lambda: model.chat([{"role": "user", "content": "a"}]), lambda: model.generate([5]), lambda: model.tokenizer):
+        with pytest.raises(BadTokenizer, match=r"'bare' has no tokenizer files in .*: looked for tokenizer\.json, tokenizer\.model.*model\.logits\(ids\)"):
+            ask()
+
+
+# load
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path):
+    folder = scripted_model(tmp_path / "m", [ABC])
+    scripted_model(tmp_path / "other", [ABC], think="special")
+    (folder / "tokenizer.json").write_bytes((tmp_path / "other" / "tokenizer.json").read_bytes())
+    with pytest.raises(BadTokenizer, match="the tokenizer knows 261 tokens, and the model's embedding has 259 rows"):
+        pellucid.load(folder)
+
+
+def test_load_refuses_what_this_version_cannot_do(tmp_path, abc_folder):
+    with pytest.raises(UnsupportedModel, match="quantize='q4_k_m': this version computes with float weights only"):
+        pellucid.load(abc_folder, quantize="q4_k_m")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UnsupportedModel, match=r"m\.gguf is a GGUF file, which this version does not read"):
+        pellucid.load(tmp_path / "m.gguf")
+    with pytest.raises(ModelNotFound):
+        pellucid.load(tmp_path / "nothing")
+    with pytest.raises(BadRequest, match=r"accept_unread='foo' must be a list of keys: \['foo'\]"):
+        pellucid.load(abc_folder, accept_unread="foo")
+    with pytest.raises(BadRequest, match=r"threads=0 is out of range: at least 1 \(this machine has \d+ CPUs\)"):
+        pellucid.load(abc_folder, threads=0)
+
+
+def test_threads_are_torchs(abc_folder):
+    before = torch.get_num_threads()
+    try:
+        pellucid.load(abc_folder, threads=1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_accepted_keys_are_recorded(tmp_path):
+    folder = scripted_model(tmp_path / "m", [ABC], config={"frobnicate": 3})
+    model = pellucid.load(folder, accept_unread=["frobnicate"])
+    done = model.generate("a", temperature=0, max_tokens=1)
+    assert model.record(done).accepted_unread == ["frobnicate"]
+
+
+# options
+
+
+def test_an_unknown_option_gets_the_nearest_name(abc):
+    for ask in (lambda **o: abc.generate("a", **o), lambda **o: abc.stream("a", **o), lambda **o: abc.chat([{"role": "user", "content": "a"}], **o)):
+        with pytest.raises(BadRequest, match=r"'max_token' is not an option\. Did you mean max_tokens"):
+            ask(max_token=3)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"schema": {"type": "object"}}, "schema= needs constrained decoding, which this version does not have"),
+    ({"stop": ""}, "stop must be a string or several, none of them empty; got ''"),
+    ({"stop": [""]}, r"stop must be a string or several, none of them empty; got \[''\]"),
+    ({"stop": 3}, "stop must be a string or several, none of them empty; got 3"),
+    ({"ignore_eos": "yes"}, "ignore_eos must be True or False, got 'yes'"),
+    ({"logprobs": 5}, "logprobs must be True or False, got 5"),
+    ({"max_tokens": 0}, "max_tokens=0 is out of range"),
+    ({"logit_bias": {9999: 1.0}}, "logit_bias has token id 9999"),
+])
+def test_options_that_cannot_be_say_why(abc, options, message):
+    with pytest.raises(BadRequest, match=message):
+        abc.generate("a", **options)
+
+
+def test_the_options_are_the_samplers_and_these():
+    assert set(SAMPLING) < set(OPTIONS)
+    assert set(OPTIONS) - set(SAMPLING) == {"max_tokens", "stop", "ignore_eos", "logprobs", "memory", "schema"}
+    assert set(get_type_hints(Options)) == set(OPTIONS)
+    assert set(Sampling.__slots__) == set(SAMPLING)
+
+
+# the front door
+
+
+def test_importing_pellucid_imports_no_torch():
+    code = "import sys, pellucid; assert pellucid.__version__ and dir(pellucid); sys.exit('torch' in sys.modules or 'tokenizers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_names_the_package_does_not_have_are_attribute_errors():
+    with pytest.raises(AttributeError, match="module 'pellucid' has no attribute 'laod'"):
+        pellucid.laod  # noqa: B018
+    assert {"load", "Model", "load_tokenizer", "errors"} <= set(dir(pellucid))
+
+
