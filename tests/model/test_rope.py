@@ -1,6 +1,7 @@
 """Frequencies against transformers' own functions, over parameters drawn at random."""
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,9 +51,16 @@ def test_yarn(d_head, theta, factor, n_ctx, original, optional):
     agree(d_head, n_ctx, {"rope_type": "yarn", "rope_theta": theta, "factor": factor, **where, **optional})
 
 
-def test_tables_are_the_angles_of_every_position_times_the_gain():
-    frequency_R, _ = frequencies(Rope(theta=10_000.0, d_rotary=6))
-    cos_TR, sin_TR = tables(frequency_R, 1.25, torch.tensor([0, 7, 3]))
-    assert cos_TR.shape == (3, 3)
-    assert torch.allclose(cos_TR[1], 1.25 * torch.tensor([7 / 10_000 ** (2 * r / 6) for r in range(3)]).cos())
-    assert torch.allclose(sin_TR[2], 1.25 * torch.tensor([3 / 10_000 ** (2 * r / 6) for r in range(3)]).sin())
+@pytest.mark.parametrize("pairing", ["half", "adjacent"])
+def test_tables_are_the_angles_of_every_position_times_the_gain(pairing):
+    frequency_P, _ = frequencies(Rope(theta=10_000.0, d_rotary=6))
+    cos_TR, sin_TR = tables(frequency_P, 1.25, torch.tensor([0, 7, 3]), pairing)
+    assert cos_TR.shape == sin_TR.shape == (3, 6)
+    for p in range(3):
+        first, second = (p, p + 3) if pairing == "half" else (2 * p, 2 * p + 1)
+        angle = torch.tensor([0.0, 7.0, 3.0]) / 10_000 ** (2 * p / 6)
+        assert torch.allclose(cos_TR[:, first], 1.25 * angle.cos())
+        assert torch.allclose(sin_TR[:, second], 1.25 * angle.sin())
+        assert torch.equal(cos_TR[:, first], cos_TR[:, second])
+        assert torch.equal(sin_TR[:, first], -sin_TR[:, second])
+

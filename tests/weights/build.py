@@ -15,7 +15,7 @@ CONFIG: dict[str, Any] = {
     "num_key_value_heads": 2, "head_dim": 10, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "dtype": "float32"}
 
 
-def llama(dtype: torch.dtype = torch.float32, **config: Any) -> dict[str, Tensor]:
+def llama(stored: torch.dtype = torch.float32, **config: Any) -> dict[str, Tensor]:
     """The tensors of a random llama of CONFIG's sizes, or of other ones, under their names in the files."""
     c = CONFIG | config
     D, F, V = c["hidden_size"], c["intermediate_size"], c["vocab_size"]
@@ -25,7 +25,7 @@ def llama(dtype: torch.dtype = torch.float32, **config: Any) -> dict[str, Tensor
     shapes = {"model.embed_tokens.weight": (V, D), "model.norm.weight": (D,), "lm_head.weight": (V, D)}
     shapes |= {f"model.layers.{i}.{name}.weight": shape for i in range(c["num_hidden_layers"]) for name, shape in layer.items()}
     noise = torch.Generator().manual_seed(0)
-    return {name: (torch.randn(shape, generator=noise) * shape[-1] ** -0.5).to(dtype) for name, shape in shapes.items()}
+    return {name: (torch.randn(shape, generator=noise) * shape[-1] ** -0.5).to(stored) for name, shape in shapes.items()}
 
 
 def write_config(folder: Path, **config: Any) -> None:

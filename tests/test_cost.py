@@ -1,0 +1,92 @@
+"""The formulas against the real decoder: counted, multiplied and cached."""
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pellucid import cost
+from pellucid.model.cache import Cache
+from pellucid.model.decoder import Decoder
+from pellucid.ops.choose import choose
+from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, Layer, Norm, Rope
+
+RMS, LAYER = Norm(eps=1e-5), Norm(kind="layer", eps=1e-5, bias=True)
+MIXER = Attention(n_heads=6, n_kv_heads=3, d_head=14, scale=0.1, rope=Rope(theta=1e4, d_rotary=14))
+MLP = FeedForward(d_ff=72)
+WIDE = Layer(mixer=dataclasses.replace(MIXER, n_heads=4, n_kv_heads=2, d_head=10, rope=None), mlp=FeedForward(d_ff=40, gated=False, act="gelu", bias=True))
+MIXED = Layer(mixer=MIXER, mlp=Experts(n_experts=5, n_active=2, renormalize=True, each=FeedForward(d_ff=20)))
+BASE = DecoderSpec(family="test", n_vocab=101, n_ctx=64, d_model=48, layers=(Layer(mixer=MIXER, mlp=MLP),) * 2, norm=RMS)
+
+MIXERS = [dataclasses.replace(MIXER, **facts) for facts in (
+    {}, {"qkv_bias": True}, {"out_bias": True}, {"window": 5}, *({"qk_norm": norm, "qk_norm_over": over} for norm in (RMS, LAYER)
+                                                                for over in ("head", "each_head", "width")))]
+MLPS = [FeedForward(d_ff=72, gated=gated, bias=bias) for gated, bias in itertools.product((False, True), repeat=2)]
+WIRINGS = [{"tied": True}, {"unembed_bias": True}, {"learned_positions": 33}, {"norm": LAYER}, {"norm": Norm(eps=1e-5, weight=False)},
+           {"parallel": True}, {"parallel": True, "shared_norm": True}, {"norm_out": True}, {"norm_in": False, "norm_out": True},
+           {"layers": (WIDE, MIXED, WIDE)}]
+SPECS = ([BASE] + [dataclasses.replace(BASE, layers=(Layer(mixer=mixer, mlp=MLP), WIDE)) for mixer in MIXERS]
+         + [dataclasses.replace(BASE, layers=(Layer(mixer=MIXER, mlp=mlp),)) for mlp in MLPS] + [dataclasses.replace(BASE, **facts) for facts in WIRINGS])
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=range(len(SPECS)))
+def test_parameters_are_those_of_the_real_decoder(spec: DecoderSpec) -> None:
+    with torch.device("meta"):
+        decoder = Decoder(spec, choose("reference"))
+    assert cost.parameters(spec) == sum(p.numel() for p in decoder.parameters())
+
+
+def test_active_parameters_leave_out_idle_experts_and_tables() -> None:
+    assert cost.active_parameters(BASE) == cost.parameters(BASE) - 101 * 48
+    assert cost.active_parameters(dataclasses.replace(BASE, tied=True)) == cost.active_parameters(BASE)
+    mixed = dataclasses.replace(BASE, layers=(MIXED,))
+    assert cost.parameters(mixed) - cost.active_parameters(mixed) == 101 * 48 + 3 * 3 * 48 * 20
+
+
+@pytest.mark.parametrize("spec", [BASE, dataclasses.replace(BASE, layers=(WIDE, MIXED), tied=True),
+                                  dataclasses.replace(BASE, layers=(Layer(mixer=dataclasses.replace(MIXER, window=5), mlp=MLP),))])
+def test_flops_are_what_torch_counts(spec: DecoderSpec) -> None:
+    decoder = Decoder(spec, choose("reference"))
+    for p in decoder.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    n_context = 9
+    cache = Cache(spec)
+    with torch.no_grad():
+        decoder(torch.arange(n_context - 1), cache=cache)
+        with FlopCounterMode(display=False) as counter:
+            decoder.unembed(decoder(torch.tensor([3]), cache=cache))
+    windowed = any(layer.mixer.window is not None for layer in spec.layers)
+    hidden = sum(4 * layer.mixer.n_heads * layer.mixer.d_head * (n_context - cost.seen(layer.mixer, n_context)) for layer in spec.layers)
+    assert (hidden > 0) == windowed  # the reference computes masked scores too; a kernel that knows the window does not
+    assert counter.get_total_flops() == cost.flops_per_token(spec, n_context) + hidden
+
+
+@pytest.mark.parametrize("spec", [BASE, dataclasses.replace(BASE, layers=(WIDE, MIXED, WIDE))])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cache_bytes_are_those_of_the_keys_and_values(spec: DecoderSpec, dtype: torch.dtype) -> None:
+    cached = sum(2 * layer.mixer.n_kv_heads * layer.mixer.d_head * dtype.itemsize for layer in spec.layers)
+    kept: list[int] = []
+
+    class Watched(Cache):
+        def extend(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+            k, v = super().extend(*args, **kwargs)
+            kept.append(k.nbytes + v.nbytes)
+            return k, v
+
+    decoder = Decoder(spec, choose("reference")).to(dtype)
+    for p in decoder.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    with torch.no_grad():
+        decoder(torch.arange(7), cache=Watched(spec))
+    assert sum(kept) == 7 * cost.cache_bytes_per_token(spec, dtype.itemsize) == 7 * cached
+
+
+def test_a_well_known_model_has_its_well_known_size() -> None:
+    """Llama 2 7B: 6,738,415,616 parameters, as its repository counts them."""
+    mixer = Attention(n_heads=32, n_kv_heads=32, d_head=128, scale=128 ** -0.5, rope=Rope(theta=1e4, d_rotary=128))
+    spec = DecoderSpec(family="llama", n_vocab=32_000, n_ctx=4096, d_model=4096, layers=(Layer(mixer=mixer, mlp=FeedForward(d_ff=11_008)),) * 32, norm=RMS)
+    assert cost.parameters(spec) == 6_738_415_616
+    assert cost.cache_bytes_per_token(spec, 2) == 512 * 1024
