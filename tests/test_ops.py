@@ -12,6 +12,7 @@ from transformers.activations import ACT2FN
 
 from pellucid.errors import BadRequest
 from pellucid.families._config import ACTIVATIONS as SPELLINGS
+from pellucid.model.rope import tables
 from pellucid.ops.choose import BACKENDS, choose
 from pellucid.ops.reference import ACTIVATIONS, Reference
 
@@ -65,10 +66,10 @@ def test_normalize(ops, kind, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("pairing", ["half", "adjacent"])
 def test_rotate(ops, pairing, dtype):
-    for R in (1, 4, 7):
-        x, angle = random(5, 3, C, dtype=dtype), random(5, R, seed=1) * 10
-        expected = REFERENCE.rotate(x.float(), angle.cos(), angle.sin(), pairing=pairing)
-        near(ops.rotate(x, angle.cos(), angle.sin(), pairing=pairing), expected, dtype, 1)
+    for R in (2, 8, 14):
+        x, (cos, sin) = random(5, 3, C, dtype=dtype), tables(random(R // 2, seed=1), 1.0, torch.arange(5) * 7, pairing)
+        expected = REFERENCE.rotate(x.float(), cos, sin, pairing=pairing)
+        near(ops.rotate(x, cos, sin, pairing=pairing), expected, dtype, 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -129,14 +130,14 @@ def test_the_reference_normalizes_as_the_formula_says(kind):
 
 @pytest.mark.parametrize("pairing", ["half", "adjacent"])
 def test_the_reference_turns_pairs_as_complex_numbers(pairing):
-    R = 4
-    x, angle = random(3, 2, C), random(3, R, seed=1) * 10
-    found = REFERENCE.rotate(x, angle.cos(), angle.sin(), pairing=pairing)
-    for t, h, r in itertools.product(range(3), range(2), range(R)):
-        a, b = (r, r + R) if pairing == "half" else (2 * r, 2 * r + 1)
-        turned = complex(x[t, h, a], x[t, h, b]) * cmath.exp(1j * float(angle[t, r]))
-        assert complex(found[t, h, a], found[t, h, b]) == pytest.approx(turned, abs=1e-6)
-    assert torch.equal(found[..., 2 * R :], x[..., 2 * R :])
+    P = 4  # pairs
+    x, frequency, positions = random(3, 2, C), random(P, seed=1), torch.tensor([0, 11, 5])
+    found = REFERENCE.rotate(x, *tables(frequency, 1.25, positions, pairing), pairing=pairing)
+    for t, h, p in itertools.product(range(3), range(2), range(P)):
+        a, b = (p, p + P) if pairing == "half" else (2 * p, 2 * p + 1)
+        turned = complex(x[t, h, a], x[t, h, b]) * 1.25 * cmath.exp(1j * float(positions[t] * frequency[p]))
+        assert complex(found[t, h, a], found[t, h, b]) == pytest.approx(turned, abs=2e-6)
+    assert torch.equal(found[..., 2 * P :], x[..., 2 * P :])
 
 
 @pytest.mark.parametrize("renormalize", [False, True])

@@ -2,7 +2,7 @@
 
 Shape letters, the same everywhere in this package:
   B batch · T query positions · S key positions · V vocabulary · D model · F feed-forward · C channels per head
-  H query heads · K kv heads · G = H/K · R rotating pairs · X experts · A experts active
+  H query heads · K kv heads · G = H/K · R rotating channels · X experts · A experts active
 
 Rows are ragged and lie one after another without padding: T counts all tokens of all rows. That one shape serves
 a single prompt, a continuous batch, packed training and chunked losses.
@@ -248,7 +248,7 @@ class Decoder(nn.Module):
             x_TD = x_TD * torch.tensor(self.spec.embed_scale, dtype=x_TD.dtype, device=x_TD.device)
         if self.pos_embed is not None:
             x_TD = x_TD + self.pos_embed(positions_T + self.spec.position_offset)
-        tables = {r: rotary.tables(*self.frequencies(r, positions_T.device), positions_T) for r in self._ropes}
+        tables = {r: rotary.tables(*self.frequencies(r, positions_T.device), positions_T, r.pairing) for r in self._ropes}
         for block in self.blocks:
             x_TD = block(x_TD, tables, rows, cache)
         if cache is not None:

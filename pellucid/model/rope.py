@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -45,8 +46,12 @@ def _yarn_ramp(rope: Rope, scaling: Yarn) -> Tensor:
     return ((torch.arange((rope.d_rotary + 1) // 2, dtype=torch.float32) - first) / (last - first or 1e-3)).clamp(0, 1)
 
 
-def tables(frequency_R: Tensor, gain: float, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position's angles, (T, R/2), float32, times the gain."""
-    angle_TR = positions_T[:, None].float() * frequency_R
-    cos_TR, sin_TR = angle_TR.cos(), angle_TR.sin()
-    return (cos_TR, sin_TR) if gain == 1.0 else (cos_TR * gain, sin_TR * gain)
+def tables(frequency_R: Tensor, gain: float, positions_T: Tensor, pairing: Literal["half", "adjacent"] = "half") -> tuple[Tensor, Tensor]:
+    """cos and sin for `Ops.rotate`: (T, R) each, float32, times the gain; one number a channel, a pair's first sine negated."""
+    angle_TP = positions_T[:, None].float() * frequency_R  # P = R/2 pairs
+    cos_TP, sin_TP = angle_TP.cos() * gain, angle_TP.sin() * gain
+    if pairing == "half":
+        return torch.cat([cos_TP, cos_TP], -1), torch.cat([-sin_TP, sin_TP], -1)
+    return torch.stack([cos_TP, cos_TP], -1).flatten(-2), torch.stack([-sin_TP, sin_TP], -1).flatten(-2)
+
+

@@ -40,7 +40,11 @@ class Ops(Protocol):
         ...
 
     def rotate(self, x_THC: Tensor, cos_TR: Tensor, sin_TR: Tensor, *, pairing: Literal["half", "adjacent"]) -> Tensor:
-        """The first 2 * R channels of each head turned by their position's angle; cos and sin are float32, R = d_rotary / 2."""
+        """x * cos + partner(x) * sin over the first R channels of each head; the rest pass through.
+
+        A channel's partner is R/2 away ("half") or its neighbour ("adjacent"). cos and sin are float32, one number a channel; the sine of
+        a pair's first channel is negated, so that one line turns both.
+        """
         ...
 
     def attend(self, q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, q_lengths: Sequence[int], k_lengths: Sequence[int],

@@ -57,13 +57,10 @@ class Reference:
 
     def rotate(self, x_THC: Tensor, cos_TR: Tensor, sin_TR: Tensor, *, pairing: Literal["half", "adjacent"]) -> Tensor:
         R = cos_TR.shape[-1]
-        turn, keep = x_THC[..., : 2 * R], x_THC[..., 2 * R :]
-        pairs = turn.float().unflatten(-1, (2, R) if pairing == "half" else (R, 2))
-        axis = -2 if pairing == "half" else -1
-        a, b = pairs.unbind(axis)
-        cos, sin = cos_TR[:, None], sin_TR[:, None]
-        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], axis).flatten(-2)
-        return torch.cat([turned.to(x_THC.dtype), keep], -1)
+        x_THR, rest = x_THC[..., :R].float(), x_THC[..., R:]
+        partner_THR = x_THR.roll(R // 2, -1) if pairing == "half" else x_THR.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        turned_THR = (x_THR * cos_TR[:, None] + partner_THR * sin_TR[:, None]).to(x_THC.dtype)
+        return torch.cat([turned_THR, rest], -1) if rest.shape[-1] else turned_THR
 
     def attend(self, q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, q_lengths: Sequence[int], k_lengths: Sequence[int],
                scale: float, window: int | None, softcap: float | None) -> Tensor:
