@@ -1,7 +1,9 @@
-"""config.json of published repositories, as they are: old spellings, tasks, nulls and bookkeeping included.
+"""config.json files in the manner of published repositories: old spellings, tasks, nulls and bookkeeping included.
 
-Values only; `auto_map`, lists of labels and of longrope's factors are shortened. Repositories differ from each other most in what
-transformers wrote that year, so the year's oddities matter more here than the sizes.
+Read from copies of the files: gpt2, gpt2-medium, gpt-j-6b, pythia-1b, RedPajama-INCITE, h2ogpt, falcon-7b, Phi-3-mini, stablelm-3b, starcoder2-15b and
+aya-23. The others are written from memory of the repositories and are checked by their parameter totals only; where no published total was
+known to the digit (stablelm-2-12b, Command R7B, Nemotron-Mini, granite-3.0-2b, GLM-4-32B) the total is our own count. What they test is
+that such keys are read, not what the repositories say. `auto_map`, lists of labels and of longrope's factors are shortened.
 """
 from __future__ import annotations
 
