@@ -36,6 +36,6 @@ INERT: dict[str, str] = {
            "summary_first_dropout pruned_heads", _HEAD),
     **_all("_attn_implementation _attn_implementation_autoset _attn_implementation_internal attn_implementation _experts_implementation "
            "_experts_implementation_internal torchscript tf_legacy_loss cache_implementation use_flash_attn use_flash_attention "
-           "flash_attention _flash_attn_2_enabled use_cache_quantization fp16 bf16 fp32", _HOW),
+           "transformers.js_config flash_attention _flash_attn_2_enabled use_cache_quantization fp16 bf16 fp32", _HOW),
     **_all("pretraining_tp unsloth_version unsloth_fixed", _QUANT),
 }

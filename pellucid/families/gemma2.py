@@ -16,6 +16,7 @@ def spec(c: Config) -> DecoderSpec:
     c.inert(hidden_act="hidden_activation is the one that is read", cache_implementation="the window is in layer_types")
     mlp = _parts.feed_forward(c, act=c.activation("hidden_activation", default="gelu_pytorch_tanh"))
     n, window = c("num_hidden_layers"), c.nullable("sliding_window", absent=4096)
+    c.expect(sliding_window_size=window)  # the 27B says it twice
     cap = c.nullable("attn_logit_softcapping", absent=50.0)
     kinds = _parts.layer_types(c, ["full_attention" if i % 2 else "sliding_attention" for i in range(n)], window)
     mixers = {kind: _parts.attention(c, heads_default=False, d_head=c("head_dim", default=256), softcap=cap,

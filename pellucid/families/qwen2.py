@@ -7,6 +7,7 @@ WEIGHTS = llama.WEIGHTS
 
 
 def spec(c: Config) -> DecoderSpec:
+    c.expect(use_mrope=False)
     mlp = _parts.feed_forward(c)
     mixers = [_parts.attention(c, heads_default=False, qkv_bias=True, window=window) for window in _parts.late_windows(c)]
     return _parts.decoder(c, [Layer(mixer=mixer, mlp=mlp) for mixer in mixers])

@@ -10,6 +10,7 @@ WEIGHTS = llama.WEIGHTS
 
 
 def spec(c: Config) -> DecoderSpec:
+    c.inert(max_window_layers="no_rope_layers says which layers may have a window")
     n, every = c("num_hidden_layers"), c("no_rope_layer_interval", default=4)
     rotary = c("no_rope_layers", default=[int((i + 1) % every != 0) for i in range(n)])[:n]
     if len(rotary) < n:

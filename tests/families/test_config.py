@@ -41,6 +41,9 @@ ONLY_FULL = "layer_types with 'chunked_attention' (only 'full_attention' and 'sl
     ("mixtral-window", {"num_experts_per_tok": 9}, BadConfig, "ValueError: 9 of 8 experts cannot be active"),
     ("mistral-window", {"attention_bias": True}, UnsupportedModel, "does not implement: attention_bias=True (only False)"),
     ("mistral-window", {"sliding_window": 0}, BadConfig, "ValueError: window is 0, and no decoder has fewer than 1"),
+    ("llama-biases", {"rope_interleaved": True}, UnsupportedModel, "does not implement: rope_interleaved=True (only False)"),
+    ("qwen2-plain", {"use_mrope": True}, UnsupportedModel, "does not implement: use_mrope=True (only False)"),
+    ("gemma2-caps", {"sliding_window_size": 12}, UnsupportedModel, "does not implement: sliding_window_size=12 (only 11)"),
     # rope
     ("llama-biases", {"rope_parameters": LONGROPE}, UnsupportedModel,
      "config.json has a rope scaling Pellucid does not implement: rope_type='longrope' (known: default, linear, dynamic, llama3, yarn)"),
