@@ -11,13 +11,13 @@ import argparse
 import hashlib
 import json
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 from prepare import BEGIN, END
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, processors
 from train import CONFIG, LEARNING_RATE, TOKENS_PER_STEP, batch, losses
 
 from pellucid.families import family
@@ -83,6 +83,16 @@ The books are in the public domain. The weights are released under Apache-2.0, a
 """
 
 
+def write_tokenizer(source: Path, out: Path) -> None:
+    """tokenizer.json, which begins every text with the begin token, and the file that names the special tokens."""
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, tokenizer.token_to_id(BEGIN))])
+    tokenizer.save(str(out / "tokenizer.json"), pretty=False)
+    (out / "tokenizer_config.json").write_text(json.dumps(dict(
+        tokenizer_class="PreTrainedTokenizerFast", bos_token=BEGIN, eos_token=END, add_bos_token=True, add_eos_token=False,
+        clean_up_tokenization_spaces=False, model_max_length=CONFIG["max_position_embeddings"]), indent=1) + "\n")
+
+
 def heldout_nats(decoder: Decoder, ids: np.ndarray) -> float:
     """Nats per token over every held-out token but the first, each window judged on its own."""
     total, n = 0.0, 0
@@ -125,10 +135,7 @@ def main() -> None:
     save_file(disassemble(NameTable(llama.WEIGHTS), rounded, decoder.spec), args.out / "model.safetensors", metadata={"format": "pt"})
     (args.out / "config.json").write_text(json.dumps(CONFIG, indent=1) + "\n")
     (args.out / "generation_config.json").write_text(json.dumps(dict(bos_token_id=0, eos_token_id=1), indent=1) + "\n")
-    shutil.copy(args.source / "tokenizer.json", args.out / "tokenizer.json")
-    (args.out / "tokenizer_config.json").write_text(json.dumps(dict(
-        tokenizer_class="PreTrainedTokenizerFast", bos_token=BEGIN, eos_token=END, add_bos_token=True, add_eos_token=False,
-        clean_up_tokenization_spaces=False, model_max_length=CONFIG["max_position_embeddings"]), indent=1) + "\n")
+    write_tokenizer(args.source, args.out)
     (args.out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     write_card(args.source, args.out, decoder, state, heldout_nats(decoder, np.memmap(args.source / "heldout.bin", dtype="<u2", mode="r")))
 
