@@ -82,9 +82,10 @@ class Completion:
         """For machines: plain data, without the prompt; thinking and logprobs only where there are any."""
         usage = {**asdict(self.usage), "total_tokens": self.usage.total_tokens}
         rate = self.tokens_per_second
-        out: dict[str, Any] = {"text": self.text, "token_ids": list(self.token_ids), "finish_reason": self.finish_reason, "stopped_by": self.stopped_by, "usage": usage,
-               "seconds": round(self.seconds, 6), "prefill_seconds": round(self.prefill_seconds, 6),
-               "tokens_per_second": None if rate is None else round(rate, 2), "seed": self.seed}
+        out: dict[str, Any] = {
+            "text": self.text, "token_ids": list(self.token_ids), "finish_reason": self.finish_reason, "stopped_by": self.stopped_by, "usage": usage,
+            "seconds": round(self.seconds, 6), "prefill_seconds": round(self.prefill_seconds, 6),
+            "tokens_per_second": None if rate is None else round(rate, 2), "seed": self.seed}
         if self.thinking is not None:
             out["thinking"] = self.thinking
         if self.logprobs is not None:

@@ -189,7 +189,7 @@ def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "au
         raise BadRequest(f"accept_unread={accept_unread!r} must be a list of keys: [{accept_unread!r}]", field="accept_unread")
     found = resolve(path)
     settings: dict[str, Any] = {
-        "model": os.fspath(path), "path": str(found.absolute()), "device": device, "dtype": dtype, "accept_unread": sorted(accept_unread), "ops": ops,
+        "model": os.fspath(path), "path": os.path.abspath(found), "device": device, "dtype": dtype, "accept_unread": sorted(accept_unread), "ops": ops,
         "deterministic": deterministic, "threads": threads, "chat_template": None if chat_template is None else os.fspath(chat_template)}
     if found.suffix == ".gguf":
         raise UnsupportedModel(f"{found.name} is a GGUF file, which this version does not read. Fetch the model's safetensors repository")

@@ -1,0 +1,77 @@
+"""Options that several commands share, and what they become in the Python API."""
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from pellucid.cli._frame import note
+from pellucid.errors import BadRequest
+
+SHIPPED = "shipped"
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a file, or owner/name[@revision] that was pulled; else the model in the package.")]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="How many tokens may come.")]
+Temperature = Annotated[float, typer.Option("--temperature", help="Divides the logits; 0 always takes the likeliest.")]
+TopK = Annotated[int, typer.Option("--top-k", help="Keep the k likeliest tokens; 0 keeps all.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Keep the fewest likeliest tokens that sum to p.")]
+MinP = Annotated[float, typer.Option("--min-p", help="Drop tokens less likely than this share of the likeliest.")]
+Repetition = Annotated[float, typer.Option("--repetition-penalty", help="Above 1 discourages what prompt and output hold.")]
+Presence = Annotated[float, typer.Option("--presence-penalty", help="Taken once from every token the output holds.")]
+Frequency = Annotated[float, typer.Option("--frequency-penalty", help="Taken from every token for each time the output holds it.")]
+LogitBias = Annotated[list[str] | None, typer.Option("--logit-bias", metavar="ID=VALUE", help="Add to one token's logit; may be repeated.")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text; may be repeated.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Repeat a run exactly; drawn and reported where none is given.")]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.")]
+Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.")]
+Dtype = Annotated[str, typer.Option("--dtype", metavar="auto|float32|bfloat16|float16", help="Of weights and arithmetic; auto is what the files hold.")]
+OpsName = Annotated[str, typer.Option("--ops", metavar="auto|fused|reference", help="Which kernels compute.")]
+Deterministic = Annotated[bool, typer.Option("--deterministic", help="Bit-equal results whatever is computed beside them; slower.")]
+AcceptUnread = Annotated[list[str] | None, typer.Option("--accept-unread", metavar="KEY", help="A key of config.json you know to be inert; recorded.")]
+Template = Annotated[str | None, typer.Option("--chat-template", metavar="FILE|NAME", help="In place of the model's own; recorded.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")]
+
+
+def sampling(*, logit_bias: Sequence[str] | None, stop: Sequence[str] | None, **options: Any) -> dict[str, Any]:
+    """Options for the API. Raises BadRequest for a bias that is not ID=VALUE."""
+    return {**options, "logit_bias": dict(map(_bias, logit_bias or ())), "stop": list(stop or ())}
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, value = text.partition("=")
+    try:
+        return int(token), float(value)
+    except ValueError:
+        raise BadRequest(f"--logit-bias {text!r} is not ID=VALUE, such as 198=-100", field="logit_bias") from None
+
+
+def load_model(name: str, *, accept_unread: Sequence[str] | None, quiet: bool, **how: Any) -> Any:
+    """The model, its report said on stderr."""
+    from pellucid.api import load  # torch comes with it: a second that --help need not take
+    model = load(name, accept_unread=accept_unread or (), **how)
+    if not quiet:
+        for line in model.report.lines():
+            note(line)
+        note("")
+    return model
+
+
+def onward(model: Any, name: str) -> list[str]:
+    """The command to try after a completion: a chat where the model can, else a look at what it is."""
+    named = [] if name == SHIPPED else [name]
+    return ["chat" if model.tokenizer.chat_templates or model.chat_template else "show", *named]
+
+
+def read_stdin(what: str) -> str:
+    """All of stdin, as UTF-8, less one newline at its end. Raises BadRequest for bytes that are not UTF-8, naming the first."""
+    return utf8(sys.stdin.buffer.read(), what).removesuffix("\n")
+
+
+def utf8(raw: bytes, what: str) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"{what} on stdin is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}. "
+                         f"Convert it first: iconv -f latin1 -t utf-8", field="prompt") from None

@@ -1,0 +1,157 @@
+"""`pellucid chat`: a conversation in the terminal."""
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from pellucid.cli import _options as o
+from pellucid.cli._conversation import COMMANDS, Conversation, Leave, recommended, template_arguments
+from pellucid.cli._conversation import command as steer
+from pellucid.cli._frame import Json, emit, next_step, note
+from pellucid.cli._shown import DIM, PLAIN, show, summary
+from pellucid.cli._terminal import piped_lines, terminal_lines
+from pellucid.errors import PellucidError, PromptTooLong
+
+
+def command(
+    model: o.Model = o.SHIPPED,
+    system: Annotated[str | None, typer.Option("--system", help="The system message.")] = None,
+    think: Annotated[bool, typer.Option("--think/--no-think", help="Show or hide what the model thinks before it answers.")] = True,
+    template_arg: Annotated[list[str] | None, typer.Option("--template-arg", metavar="KEY=VALUE", help="For the chat template; may be repeated.")] = None,
+    max_tokens: o.MaxTokens = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="Divides the logits; 0 always takes the likeliest.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Keep the k likeliest tokens; 0 keeps all.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Keep the fewest likeliest tokens that sum to p.")] = None,
+    min_p: Annotated[float | None, typer.Option("--min-p", help="Drop tokens less likely than this share of the likeliest.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option("--repetition-penalty", help="Above 1 discourages what prompt and output hold.")] = None,
+    presence_penalty: o.Presence = 0.0,
+    frequency_penalty: o.Frequency = 0.0,
+    logit_bias: o.LogitBias = None,
+    stop: o.Stop = None,
+    seed: o.Seed = None,
+    threads: o.Threads = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    ops: o.OpsName = "auto",
+    deterministic: o.Deterministic = False,
+    accept_unread: o.AcceptUnread = None,
+    chat_template: o.Template = None,
+    quiet: o.Quiet = False,
+    json: Json = False,
+) -> None:
+    """Talk with a model. Enter sends, Esc-Enter or a trailing backslash begins a new line, /help lists what else there is.
+
+    Where stdin is a pipe each of its lines is one message. Answers go to stdout, everything else to stderr; with --json each answer is
+    one object on a line. Sampling follows the model's generation_config.json where it recommends any and no option says otherwise.
+
+    \b
+    pellucid chat
+    pellucid chat Qwen/Qwen3-0.6B --system "Answer in one sentence." --no-think
+    echo "Why is the sky blue?" | pellucid chat ./model --json
+    """
+    loaded = o.load_model(model, accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, deterministic=deterministic,
+                          threads=threads, chat_template=chat_template)
+    asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    advised = {name: value for name, value in recommended(loaded.checkpoint.generation).items() if name not in asked}
+    if advised and not quiet:
+        note(f"sampling  {', '.join(f'{name} {value}' for name, value in advised.items())}, as generation_config.json recommends")
+    options = o.sampling(max_tokens=max_tokens, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias,
+                         stop=stop, **advised, **asked)
+    conversation = Conversation(loaded, options, system=system, template_args=template_arguments(template_arg or ()), seed=seed, show_thinking=think)
+    # Computes nothing: a model that cannot chat says so now, and not after the first question.
+    loaded.stream_chat([{"role": "user", "content": "?"}], template_args=conversation.template_args, **options)
+    interactive = sys.stdin.isatty()
+    _Chat(conversation, interactive=interactive, quiet=quiet, json=json).run(_lines(conversation, interactive, quiet))
+    if not quiet:
+        next_step("pellucid", "run", *([model] if model != o.SHIPPED else []), "-p", "Once upon a time")
+
+
+def _lines(conversation: Conversation, interactive: bool, quiet: bool) -> Iterator[str]:
+    if not interactive:
+        if not quiet:
+            note("stdin is not a terminal: each of its lines is one message")
+        return piped_lines()
+    note("Enter sends · Esc-Enter or a trailing \\ begins a new line · Ctrl-C stops an answer · Ctrl-D leaves · /help")
+    n_ctx = conversation.model.spec.n_ctx
+    return terminal_lines(list(COMMANDS), lambda: f" {conversation.n_tokens:,} of {n_ctx:,} tokens · /help")
+
+
+class _Chat:
+    """Reads lines, shows answers. In a terminal an error ends its turn, in a pipe the program."""
+
+    def __init__(self, conversation: Conversation, *, interactive: bool, quiet: bool, json: bool) -> None:
+        self.conversation, self.interactive, self.quiet, self.json = conversation, interactive, quiet, json
+
+    def run(self, lines: Iterator[str]) -> None:
+        for line in lines:
+            try:
+                self.turn(line)
+            except Leave:
+                return
+            except PromptTooLong as error:
+                self.tell(f"the conversation has {error.n_prompt:,} tokens, and the context holds {error.n_ctx:,}. /clear begins a new one, "
+                          f"/save FILE keeps this one first", error)
+            except PellucidError as error:
+                self.tell(str(error), error)
+
+    def tell(self, words: str, error: PellucidError) -> None:
+        if not self.interactive:
+            raise error
+        note(f"error: {words}")
+
+    def turn(self, line: str) -> None:
+        """One line: a command, a question, or nothing."""
+        question: str | None = line
+        if line.startswith("/") and not line.startswith("//"):
+            question = steer(self.conversation, line, note)
+        elif line.startswith("//"):
+            question = line[1:]
+        if question is not None and question.strip():
+            self.answer(question)
+
+    def answer(self, question: str) -> None:
+        stream = self.conversation.ask(question)
+        stopped = False
+        try:
+            self.watch(stream)
+        except KeyboardInterrupt:
+            if not self.interactive:
+                raise
+            stream.stop()
+            stopped = True
+        completion = stream.result
+        self.conversation.answered(completion)
+        if self.json:
+            emit(completion.as_dict())
+        else:
+            show("\n")
+        if stopped:
+            note("(stopped)")
+        if completion.finish_reason == "context":
+            note(f"the context of {self.conversation.model.spec.n_ctx:,} tokens is full: /clear begins a new conversation, /save FILE keeps this one first")
+        if not self.quiet and not self.json:
+            note(f"{DIM}{summary(completion)}{PLAIN}" if sys.stderr.isatty() else summary(completion))
+
+    def watch(self, stream: Any) -> None:
+        """The answer as it comes; thinking dimmed, or one word in its place."""
+        dim, plain = (DIM, PLAIN) if sys.stdout.isatty() else ("", "")
+        before = None
+        for kind, piece in stream.parts():
+            if self.json:
+                continue
+            if kind == "thinking" and not self.conversation.show_thinking:
+                if before != kind:
+                    note("(thinking; /think on shows it)")
+            elif kind == "thinking":
+                sys.stdout.write(dim if before != kind else "")
+                show(piece)
+            else:
+                sys.stdout.write(f"{plain}\n\n" if before == "thinking" and self.conversation.show_thinking else "")
+                show(piece)
+            before = kind
+        if before == "thinking" and self.conversation.show_thinking and not self.json:
+            sys.stdout.write(plain)

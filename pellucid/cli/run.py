@@ -1,0 +1,82 @@
+"""`pellucid run`: one completion of a prompt."""
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pellucid.cli import _options as o
+from pellucid.cli._frame import Json, emit, next_step, note
+from pellucid.cli._shown import show, summary
+from pellucid.errors import BadRequest
+
+
+def command(
+    model: o.Model = o.SHIPPED,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What to continue; else all of stdin, less one newline at its end.")] = None,
+    max_tokens: o.MaxTokens = 256,
+    temperature: o.Temperature = 1.0,
+    top_k: o.TopK = 0,
+    top_p: o.TopP = 1.0,
+    min_p: o.MinP = 0.0,
+    repetition_penalty: o.Repetition = 1.0,
+    presence_penalty: o.Presence = 0.0,
+    frequency_penalty: o.Frequency = 0.0,
+    logit_bias: o.LogitBias = None,
+    stop: o.Stop = None,
+    seed: o.Seed = None,
+    threads: o.Threads = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    ops: o.OpsName = "auto",
+    deterministic: o.Deterministic = False,
+    accept_unread: o.AcceptUnread = None,
+    chat_template: o.Template = None,
+    record: Annotated[Path | None, typer.Option("--record", help="Write a run record here, for `pellucid replay`.")] = None,
+    quiet: o.Quiet = False,
+    json: Json = False,
+) -> None:
+    """Continue a prompt. The text goes to stdout as it comes, everything else to stderr.
+
+    The prompt is taken as it stands, with the model's beginning-of-sequence token where it wants one; `pellucid chat` speaks the
+    model's chat format.
+
+    \b
+    pellucid run -p "It was a dark night, and"
+    pellucid run ./model -p "def main():" --temperature 0 --max-tokens 64 --stop "\\n\\n"
+    cat letter.txt | pellucid run ./model --json
+    pellucid run ./model -p "Once" --seed 7 --record once.json
+    """
+    options = o.sampling(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+                         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias, stop=stop, seed=seed)
+    if record is not None:
+        check_writable(record)
+    text = o.read_stdin("the prompt") if prompt is None and not sys.stdin.isatty() else prompt
+    if text is None:
+        raise BadRequest("no prompt. Give one with -p PROMPT, or pipe it in", field="prompt")
+    loaded = o.load_model(model, accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, deterministic=deterministic,
+                          threads=threads, chat_template=chat_template)
+    stream = loaded.stream(text, **options)
+    for piece in stream:
+        if not json:
+            show(piece)
+    completion = stream.result
+    if json:
+        emit({"model": model, **completion.as_dict(), "load_seconds": round(loaded.report.seconds, 6), "record": record})
+    else:
+        show("\n")
+    if record is not None:
+        loaded.record(completion).save(record)
+    if not quiet:
+        note(("" if json else "\n") + summary(completion))
+        next_step("pellucid", *(["replay", str(record)] if record is not None else o.onward(loaded, model)))
+
+
+def check_writable(path: Path) -> None:
+    """Raises BadRequest where no file can be written, before a minute was spent on what goes into it."""
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        why = "it is a folder" if path.is_dir() else f"{path.parent} cannot be written to" if path.parent.is_dir() else f"there is no folder {path.parent}"
+        raise BadRequest(f"--record {path} cannot be written: {why}", field="record")

@@ -1,0 +1,185 @@
+"""`pellucid show`: what a checkpoint is, from its headers alone."""
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pellucid import cost
+from pellucid.cli import _options as o
+from pellucid.cli._frame import Json, emit, human_bytes, next_step, note
+from pellucid.errors import BadTokenizer, PellucidError
+from pellucid.families._describe import Description, describe
+from pellucid.model.report import binary, count
+from pellucid.records import sha256_of
+from pellucid.spec import DecoderSpec, Experts, FeedForward, Layer
+from pellucid.weights.checkpoint import Checkpoint, open_checkpoint
+from pellucid.weights.hub import resolve
+from pellucid.weights.inputs import TOKENIZER_FILES, has_tokenizer, input_files
+from pellucid.weights.names import LeftOut
+
+DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+SLOW_BYTES = 2_000_000_000  # hashing this much takes long enough to say so first
+
+
+def command(
+    model: o.Model = o.SHIPPED,
+    template: Annotated[bool, typer.Option("--template", help="Print an example conversation as the chat template renders it, special tokens marked.")] = False,
+    accept_unread: o.AcceptUnread = None,
+    json: Json = False,
+) -> None:
+    """Say what a checkpoint is: family, sizes, license, lineage, chat template, hashes. Reads headers and hashes files; loads no weights.
+
+    \b
+    pellucid show
+    pellucid show Qwen/Qwen3-0.6B --template
+    pellucid show ./model --json
+    """
+    path = resolve(model)
+    if template:
+        return _show_template(path if path.is_dir() else path.parent, model, json)
+    checkpoint = open_checkpoint(path)
+    described = describe(checkpoint.config, accept_unread=accept_unread or (), where=f"config.json of {checkpoint.name!r}")
+    facts = _facts(model, checkpoint, described)
+    if json:
+        emit(facts)
+    else:
+        _print(facts, described.spec)
+    named = [model] if model != o.SHIPPED else []
+    next_step("pellucid", *(["chat", *named] if (facts["tokenizer"] or {}).get("chat_template") else ["run", *named, "-p", "Once upon a time"]))
+    return None
+
+
+def _facts(model: str, checkpoint: Checkpoint, described: Description) -> dict[str, Any]:
+    """Everything there is to say, as plain data."""
+    spec, card, files = described.spec, checkpoint.card, input_files(checkpoint)
+    stored: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
+    unknown = []
+    for name, tensor in checkpoint.stored.items():
+        place = described.names.place(name)
+        if isinstance(place, LeftOut):
+            left_out[place.why] += 1
+            continue
+        stored[DTYPES.get(tensor.dtype, tensor.dtype)] += tensor.n_bytes
+        if place is None:
+            unknown.append(name)
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    if sum(sizes.values()) > SLOW_BYTES:
+        note(f"hashing {human_bytes(sum(sizes.values()))}")
+    bytes_per_number = 4 if (dtype := stored.most_common(1)[0][0] if stored else "float32") == "float32" else 8 if dtype == "float64" else 2
+    return {
+        "model": model, "path": os.path.abspath(checkpoint.folder), "family": spec.family, "model_type": described.model_type,
+        "n_parameters": cost.parameters(spec), "n_active_parameters": cost.active_parameters(spec), "dtype": dtype, "stored_bytes": dict(stored),
+        "format": checkpoint.format, "n_bytes": checkpoint.n_bytes, "cache_bytes_per_token": cost.cache_bytes_per_token(spec, bytes_per_number),
+        "license": card.license_shown, "license_source": card.source, "base_models": list(card.base_models), "eos_ids": list(checkpoint.eos_ids),
+        "tokenizer": _tokenizer(checkpoint.folder), "left_out": dict(left_out), "unknown_tensors": unknown, "accepted_unread": list(described.accepted),
+        "notes": [*described.notes, *checkpoint.notes, *card.notes], "files": sizes, "sha256": {name: sha256_of(path) for name, path in files.items()},
+        "spec": dataclasses.asdict(spec)}
+
+
+def _tokenizer(folder: Path) -> dict[str, Any] | None:
+    """What the tokenizer files make; None where there are none, the error's words where they make nothing."""
+    if not has_tokenizer(folder):
+        return None
+    from pellucid.tokenizer import load_tokenizer
+    try:
+        tokenizer = load_tokenizer(folder)
+    except PellucidError as error:
+        return {"error": str(error)}
+    named = {name: None if i is None else {"id": i, "token": tokenizer.token_of(i)} for name, i in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id))}
+    return {"n_vocab": tokenizer.n_vocab, **named, "adds_bos": tokenizer.adds_bos, "n_special": len(tokenizer.special_ids),
+            "chat_template": tokenizer.chat_template is not None}
+
+
+def _show_template(folder: Path, model: str, json: bool) -> None:
+    if not has_tokenizer(folder):
+        raise BadTokenizer(f"{model!r} has no tokenizer files in {folder}, so no chat template either: looked for {', '.join(TOKENIZER_FILES)}")
+    from pellucid.tokenizer import load_tokenizer
+    from pellucid.tokenizer.template import example
+    rendered = example(load_tokenizer(folder))
+    if json:
+        emit({"model": model, "example": rendered})
+    else:
+        print(rendered)
+    next_step("pellucid", "chat", *([model] if model != o.SHIPPED else []))
+
+
+def _print(facts: dict[str, Any], spec: DecoderSpec) -> None:
+    """Two tidy columns, then the files."""
+    from rich.console import Console
+    from rich.table import Table
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in _rows(facts, spec):
+        table.add_row(label, text)
+    files = Table(box=None, pad_edge=False, header_style="bold")
+    files.add_column("file", overflow="fold")
+    files.add_column("size", justify="right", no_wrap=True)
+    files.add_column("sha256", no_wrap=True)
+    for name, n_bytes in facts["files"].items():
+        files.add_row(name, human_bytes(n_bytes), facts["sha256"][name])
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 160  # a hash, a size and a file's name side by side, whatever reads the pipe
+    console.print(table)
+    console.print()
+    console.print(files)
+
+
+def _rows(facts: dict[str, Any], spec: DecoderSpec) -> list[tuple[str, str]]:
+    made_from = f" · made from {', '.join(facts['base_models'])}" if facts["base_models"] else ""
+    source = f" ({facts['license_source']})" if facts["license_source"] else ""
+    active = f", {count(facts['n_active_parameters'])} of them for a token" if any(isinstance(layer.mlp, Experts) for layer in spec.layers) else ""
+    wrapper = f" (the text model of {facts['model_type']})" if facts["model_type"].replace("-", "_") != facts["family"] else ""
+    rows = [
+        ("model", f"{facts['model']}   {facts['path']}"),
+        ("family", f"{facts['family']}{wrapper}"),
+        ("license", f"{facts['license'] or 'not said'}{source}{made_from}"),
+        ("parameters", f"{count(facts['n_parameters'])} ({facts['n_parameters']:,}){active}"),
+        ("weights", f"{facts['format']} {' + '.join(facts['stored_bytes'])}, {human_bytes(facts['n_bytes'])}"),
+        ("context", f"{spec.n_ctx:,} tokens, {binary(facts['cache_bytes_per_token'])} of cache each"),
+        ("width", f"d_model {spec.d_model}, vocabulary {spec.n_vocab:,}{', embedding and unembedding are one' if spec.tied else ''}"),
+    ]
+    kinds = Counter(_layer(layer) for layer in spec.layers)  # a Counter keeps the order in which kinds first come
+    rows += [("layers" if i == 0 else "", f"{n} × {kind}") for i, (kind, n) in enumerate(kinds.items())]
+    rows.append(("tokenizer", _tokenizer_text(facts["tokenizer"])))
+    rows += [("left out", f"{n:,} tensor{'s' * (n > 1)}, {why}") for why, n in facts["left_out"].items()]
+    if unknown := facts["unknown_tensors"]:
+        rows.append(("no place", f"{len(unknown):,} tensors this family has no place for, so it will not load; first: {', '.join(unknown[:3])}"))
+    rows += [("accepted", f"unread keys of config.json, on your word: {', '.join(facts['accepted_unread'])}")] * bool(facts["accepted_unread"])
+    return rows + [("note", text) for text in facts["notes"]]
+
+
+def _layer(layer: Layer) -> str:
+    """One kind of layer in a line."""
+    mixer, mlp = layer.mixer, layer.mlp
+    each = mlp.each if isinstance(mlp, Experts) else mlp
+    facts = [f"attention of {mixer.n_heads} heads / {mixer.n_kv_heads} kv, {mixer.d_head} channels each"]
+    if mixer.rope is not None:
+        scaled = f", {type(mixer.rope.scaling).__name__.lower()}-scaled" if mixer.rope.scaling else ""
+        facts.append(f"rope theta {mixer.rope.theta:,.0f}{scaled}")
+    if mixer.window is not None:
+        facts.append(f"window {mixer.window:,}")
+    experts = f"{mlp.n_active} of {mlp.n_experts} experts, each " if isinstance(mlp, Experts) else ""
+    facts.append(f"{experts}{_feed_forward(each)}")
+    return " · ".join(facts)
+
+
+def _feed_forward(mlp: FeedForward) -> str:
+    return f"feed-forward {mlp.d_ff:,} {mlp.act}{' gated' if mlp.gated else ''}"
+
+
+def _tokenizer_text(tokenizer: dict[str, Any] | None) -> str:
+    if tokenizer is None:
+        return "none: this model takes token ids only"
+    if "error" in tokenizer:
+        return f"not usable: {tokenizer['error']}"
+    ends = [f"{name.upper()} {tokenizer[name]['token']!r} ({tokenizer[name]['id']})" for name in ("bos", "eos") if tokenizer[name]]
+    chat = "with a chat template (--template shows it)" if tokenizer["chat_template"] else "no chat template"
+    return f"{tokenizer['n_vocab']:,} tokens, {', '.join([*ends, chat])}"

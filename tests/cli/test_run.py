@@ -1,0 +1,209 @@
+"""`pellucid run`: text to stdout, the rest to stderr, one JSON object, records; and what bad input is told."""
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pellucid.cli._shown import harmless, show
+from pellucid.records import Record
+from tests.api.scripted import scripted_model
+from tests.cli.conftest import Said, environment
+from tests.conftest import SHARED
+
+Say = Callable[..., Said]
+STORIES = str(SHARED / "stories260k")
+
+
+@pytest.fixture(scope="module")
+def abc(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(scripted_model(tmp_path_factory.mktemp("models") / "abc", [list("abcdefghijkl"), ["x", "\x1b", "[", "!"]]))
+
+
+@pytest.fixture
+def stdin(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
+    return lambda raw: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+
+
+def test_the_options_are_these(say: Say) -> None:
+    listed = say("run", "--help").out.split("Options:")[1]
+    assert set(re.findall(r"^ +(?:-\w, )?(--[\w-]+)", listed, re.M)) == {
+        "--prompt", "--max-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--repetition-penalty", "--presence-penalty", "--frequency-penalty",
+        "--logit-bias", "--stop", "--seed", "--threads", "--device", "--dtype", "--ops", "--deterministic", "--accept-unread", "--chat-template", "--record",
+        "--quiet", "--json", "--debug", "--help"}
+
+
+def test_text_goes_to_stdout_and_the_rest_to_stderr(say: Say, abc: str) -> None:
+    done = say("run", abc, "-p", "a", "--temperature", "0")
+    assert (done.code, done.out) == (0, "bcdefghijkl\n")
+    lines = done.err.splitlines()
+    assert lines[0].startswith("abc      family llama · 1 layers")
+    assert re.fullmatch(r"12 tokens, stopped · [\d,.]+ tokens/s · prompt 1 tokens, first token after [\d.]+ s", lines[-2])
+    assert lines[-1] == f"next: pellucid chat {abc}"
+
+
+def test_a_drawn_seed_is_said(say: Say, abc: str) -> None:
+    assert re.search(r" · seed \d+$", say("run", abc, "-p", "a").err.splitlines()[-2])
+
+
+def test_quiet_leaves_stderr_empty(say: Say, abc: str) -> None:
+    assert say("run", abc, "-p", "a", "--max-tokens", "2", "--quiet") == (0, "bc\n", "")
+
+
+def test_json_is_one_object(say: Say, abc: str) -> None:
+    done = say("run", abc, "-p", "xa", "--max-tokens", "3", "--temperature", "0", "--seed", "4", "--json")
+    (line,) = done.out.splitlines()
+    said = json.loads(line)
+    assert {k: said[k] for k in ("model", "text", "finish_reason", "stopped_by", "seed", "record")} == {
+        "model": abc, "text": "bcd", "finish_reason": "length", "stopped_by": None, "seed": 4, "record": None}
+    assert len(said["token_ids"]) == 3
+    assert said["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "reused_tokens": 0, "total_tokens": 5}
+    assert 0 < said["prefill_seconds"] < said["seconds"]
+    assert said["tokens_per_second"] > 0
+    assert said["load_seconds"] > 0
+
+
+def test_the_prompt_may_come_from_stdin_less_one_newline(say: Say, abc: str, stdin: Callable[[bytes], None]) -> None:
+    for raw in (b"a", b"a\n"):
+        stdin(raw)
+        assert say("run", abc, "--max-tokens", "2", "-q").out == "bc\n"
+    stdin(b"a\n\n")
+    done = say("run", abc, "--max-tokens", "2", "-q", "--json")
+    assert json.loads(done.out)["usage"]["prompt_tokens"] == 2
+
+
+def test_stdin_that_is_not_utf8_is_an_error(say: Say, abc: str, stdin: Callable[[bytes], None]) -> None:
+    stdin("Grüße".encode("latin1"))
+    done = say("run", abc)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "error: the prompt on stdin is not UTF-8: byte 0xfc at offset 2. Convert it first: iconv -f latin1 -t utf-8\n"
+
+
+def test_no_prompt_at_a_terminal_is_an_error(say: Say, abc: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert say("run", abc) == (2, "", "error: no prompt. Give one with -p PROMPT, or pipe it in\n")
+
+
+def test_sampling_flags_reach_the_model(say: Say, abc: str) -> None:
+    def text(*flags: str) -> str:
+        return say("run", abc, "-p", "a", "-q", "--max-tokens", "4", *flags).out.removesuffix("\n")
+    assert text("--temperature", "1000", "--top-k", "1") == "bcde"
+    assert text("--temperature", "0", "--stop", "de", "--stop", "zz") == "bc"
+    assert text("--temperature", "0", "--logit-bias", "68=100") == "eeee"
+    assert text("--temperature", "0", "--logit-bias", "68=100", "--presence-penalty", "2", "--frequency-penalty", "2") == "eeee"  # 100 - 2 - 2 * 3 > 40
+    assert text("--temperature", "0", "--logit-bias", "68=43", "--presence-penalty", "2", "--frequency-penalty", "2") == "efgh"  # 43 - 4 < 40
+    assert text("--temperature", "9", "--min-p", "1") == text("--temperature", "9", "--top-p", "0.001") == "bcde"
+    assert text("--temperature", "500", "--seed", "1") == text("--temperature", "500", "--seed", "1") != text("--temperature", "500", "--seed", "2")
+
+
+@pytest.mark.parametrize(("flags", "code", "message"), [
+    (["--logit-bias", "x=1"], 2, "error: --logit-bias 'x=1' is not ID=VALUE, such as 198=-100"),
+    (["--logit-bias", "12"], 2, "error: --logit-bias '12' is not ID=VALUE"),
+    (["--logit-bias", "9999=1"], 2, "error: logit_bias has token id 9999, and this model's vocabulary has ids 0 to"),
+    (["--temperature", "-1"], 2, "error: temperature=-1.0 is out of range"),
+    (["--max-tokens", "0"], 2, "error: max_tokens=0 is out of range"),
+    (["--stop", ""], 2, "error: stop must be a string or several, none of them empty"),
+    (["--ops", "magic"], 2, "error: ops='magic' is not a backend"),
+    (["--dtype", "int3"], 2, "error: dtype='int3' is not one the decoder runs in"),
+    (["--device", "abacus"], 2, "error: device='abacus' is not here"),
+    (["--threads", "0"], 2, "error: threads=0 is out of range"),
+    (["--chat-template", "nope"], 1, "error: no chat template 'nope'"),
+    (["--record", "/nowhere/r.json"], 2, "error: --record /nowhere/r.json cannot be written: there is no folder /nowhere"),
+    (["--record", "/"], 2, "error: --record / cannot be written: it is a folder"),
+    (["-p", "a" * 200], 2, "error: the prompt has 200 tokens; this model's context holds 128"),
+])
+def test_what_cannot_be_is_one_line_and_an_exit_code(say: Say, abc: str, flags: list[str], code: int, message: str) -> None:
+    done = say("run", abc, "-p", "a", "--quiet", *flags)
+    assert (done.code, done.out) == (code, "")
+    assert done.err.startswith(message)
+    assert done.err.count("\n") == 1
+
+
+def test_an_empty_prompt_starts_from_bos_or_is_an_error(say: Say, abc: str, tmp_path: Path) -> None:
+    assert say("run", abc, "-p", "", "-q", "--max-tokens", "1").code == 0
+    without = scripted_model(tmp_path / "nobos", [["a", "b"]], bos=False)
+    done = say("run", str(without), "-p", "", "-q")
+    assert (done.code, done.err) == (2, "error: the prompt is empty, and 'nobos' has no beginning-of-sequence token to start from. Give it a word\n")
+
+
+def test_errors_are_json_where_json_was_asked_for(say: Say, tmp_path: Path) -> None:
+    done = say("run", str(tmp_path / "nothing"), "-p", "a", "--json")
+    assert done.code == 2
+    assert json.loads(done.out)["error"]["type"] == "ModelNotFound"
+
+
+def test_an_unread_key_stops_the_load_and_may_be_vouched_for(say: Say, tmp_path: Path) -> None:
+    folder = str(scripted_model(tmp_path / "odd", [["a", "b"]], config={"frobnicate": 3}))
+    refused = say("run", folder, "-p", "a")
+    assert (refused.code, refused.out) == (1, "")
+    assert "--accept-unread frobnicate" in refused.err
+    accepted = say("run", folder, "-p", "a", "--accept-unread", "frobnicate", "--record", str(tmp_path / "r.json"))
+    assert accepted.out == "b\n"
+    assert "on your word: frobnicate" in accepted.err
+    assert Record.read(tmp_path / "r.json").accepted_unread == ["frobnicate"]
+
+
+def test_a_record_is_written_and_its_replay_is_next(say: Say, abc: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    done = say("run", abc, "-p", "a", "--seed", "3", "--temperature", "300", "--max-tokens", "9", "--record", str(path))
+    assert done.err.splitlines()[-1] == f"next: pellucid replay {path}"
+    record = Record.read(path)
+    assert (record.output["text"], record.seed, record.settings["request"]["temperature"]) == (done.out.removesuffix("\n"), 3, 300.0)
+
+
+def test_control_characters_do_not_reach_a_terminal(say: Say, abc: str) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+    screen, pipe = Terminal(), io.StringIO()
+    for to in (screen, pipe):
+        show("a\x1b[31m\tb\n\x07\x9b\x7f", to)
+    assert (screen.getvalue(), pipe.getvalue()) == ("a␛[31m\tb\n␇\ufffd␡", "a\x1b[31m\tb\n\x07\x9b\x7f")
+    assert harmless("grüße 🧀\n") == "grüße 🧀\n"
+    assert say("run", abc, "-p", "x", "-q").out == "\x1b[!\n"  # into a pipe goes what was written
+
+
+@pytest.mark.shared
+def test_the_program_writes_the_published_story(program: Say) -> None:
+    golden = json.loads((SHARED / "stories260k" / "golden_greedy.json").read_text())
+    done = program("run", STORIES, "-p", "", "--max-tokens", str(len(golden["token_ids"]) - 1), "--temperature", "0", "--seed", "1", "--json")
+    said = json.loads(done.out)
+    assert (said["text"], said["token_ids"], said["finish_reason"]) == (golden["expected_text"], golden["token_ids"][1:], "length")
+
+
+@pytest.mark.shared
+def test_the_text_streams_through_a_pipe(tmp_path: Path) -> None:
+    """The first piece is there long before the last: stdout is flushed piece by piece."""
+    command = [sys.executable, "-m", "pellucid", "run", STORIES, "--temperature", "0", "--max-tokens", "400", "-q"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path, env=environment(tmp_path)) as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        running.stdin.write(b"Once upon a time\n")
+        running.stdin.close()
+        first = running.stdout.read(8)
+        assert running.poll() is None
+        rest = running.stdout.read()
+    assert running.returncode == 0
+    assert (first + rest).decode().startswith(", there was a little girl named Lily.")
+
+
+def test_half_precision_runs(say: Say, abc: str) -> None:
+    for dtype in ("bfloat16", "float16"):
+        assert say("run", abc, "-p", "a", "-q", "--temperature", "0", "--dtype", dtype).out == "bcdefghijkl\n"
+
+
+def test_threads_are_set(say: Say, abc: str) -> None:
+    before = torch.get_num_threads()
+    try:
+        assert say("run", abc, "-p", "a", "-q", "--threads", "1").code == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
