@@ -293,6 +293,12 @@ def test_a_tokenizer_larger_than_the_embedding(tmp_path: Path) -> None:
                                  "Are the tokenizer files those of this model, or were tokens added without resizing the embedding?")
 
 
+@pytest.mark.parametrize("module", ["cost", "families._describe", "weights.checkpoint", "weights.card", "weights.header", "model.report"])
+def test_what_show_and_plan_need_imports_no_torch(module: str) -> None:
+    code = f"import sys, pellucid.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 # ---- memory
 
 MEASURE = """
@@ -357,6 +363,16 @@ def test_loading_reads_nothing_and_running_holds_the_weights_once(big: Path, tmp
 @needs_linux
 def test_another_dtype_is_made_tensor_by_tensor(big: Path, tmp_path: Path) -> None:
     peak, _, weights = measure(big, write(tmp_path), "float16", "load")
+    assert peak < 1.15 * weights, f"{peak / weights:.2f} times the weights"
+
+
+@needs_linux
+def test_a_legacy_file_is_mapped_too(big: Path, tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/config.json").write_text((big / "config.json").read_text())
+    torch.save({name: tensor for shard in big.glob("*.safetensors") for name, tensor in load_file(shard).items()}, tmp_path / "old/pytorch_model.bin")
+    peak, loaded, weights = measure(tmp_path / "old", write(tmp_path / "small"), "auto", "run")
+    assert loaded < 0.05 * weights
     assert peak < 1.15 * weights, f"{peak / weights:.2f} times the weights"
 
 
