@@ -127,9 +127,11 @@ def _print(facts: dict[str, Any], spec: DecoderSpec) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 160  # a hash, a size and a file's name side by side, whatever reads the pipe
-    console.print(table)
-    console.print()
-    console.print(files)
+    with console.capture() as printed:
+        console.print(table)
+        console.print()
+        console.print(files)
+    print("\n".join(line.rstrip() for line in printed.get().splitlines()))  # rich fills lines up with spaces
 
 
 def _rows(facts: dict[str, Any], spec: DecoderSpec) -> list[tuple[str, str]]:
@@ -138,7 +140,7 @@ def _rows(facts: dict[str, Any], spec: DecoderSpec) -> list[tuple[str, str]]:
     active = f", {count(facts['n_active_parameters'])} of them for a token" if any(isinstance(layer.mlp, Experts) for layer in spec.layers) else ""
     wrapper = f" (the text model of {facts['model_type']})" if facts["model_type"].replace("-", "_") != facts["family"] else ""
     rows = [
-        ("model", f"{facts['model']}   {facts['path']}"),
+        ("model", facts["path"] if os.path.abspath(facts["model"]) == facts["path"] else f"{facts['model']}   {facts['path']}"),
         ("family", f"{facts['family']}{wrapper}"),
         ("license", f"{facts['license'] or 'not said'}{source}{made_from}"),
         ("parameters", f"{count(facts['n_parameters'])} ({facts['n_parameters']:,}){active}"),
@@ -149,11 +151,15 @@ def _rows(facts: dict[str, Any], spec: DecoderSpec) -> list[tuple[str, str]]:
     kinds = Counter(_layer(layer) for layer in spec.layers)  # a Counter keeps the order in which kinds first come
     rows += [("layers" if i == 0 else "", f"{n} × {kind}") for i, (kind, n) in enumerate(kinds.items())]
     rows.append(("tokenizer", _tokenizer_text(facts["tokenizer"])))
-    rows += [("left out", f"{n:,} tensor{'s' * (n > 1)}, {why}") for why, n in facts["left_out"].items()]
+    rows += [("left out", f"{_tensors(n)}, {why}") for why, n in facts["left_out"].items()]
     if unknown := facts["unknown_tensors"]:
-        rows.append(("no place", f"{len(unknown):,} tensors this family has no place for, so it will not load; first: {', '.join(unknown[:3])}"))
+        rows.append(("no place", f"{_tensors(len(unknown))} this family has no place for, so it will not load; first: {', '.join(unknown[:3])}"))
     rows += [("accepted", f"unread keys of config.json, on your word: {', '.join(facts['accepted_unread'])}")] * bool(facts["accepted_unread"])
     return rows + [("note", text) for text in facts["notes"]]
+
+
+def _tensors(n: int) -> str:
+    return f"{n:,} tensor{'s' * (n > 1)}"
 
 
 def _layer(layer: Layer) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from pellucid.cli._shown import harmless, show
 from pellucid.records import Record
 from tests.api.scripted import scripted_model
-from tests.cli.conftest import Said, environment
+from tests.cli.conftest import Said
 from tests.conftest import SHARED
 
 Say = Callable[..., Said]
@@ -179,20 +178,15 @@ def test_the_program_writes_the_published_story(program: Say) -> None:
     assert (said["text"], said["token_ids"], said["finish_reason"]) == (golden["expected_text"], golden["token_ids"][1:], "length")
 
 
-@pytest.mark.shared
-def test_the_text_streams_through_a_pipe(tmp_path: Path) -> None:
-    """The first piece is there long before the last: stdout is flushed piece by piece."""
-    command = [sys.executable, "-m", "pellucid", "run", STORIES, "--temperature", "0", "--max-tokens", "400", "-q"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path, env=environment(tmp_path)) as running:
-        assert running.stdin is not None
-        assert running.stdout is not None
-        running.stdin.write(b"Once upon a time\n")
-        running.stdin.close()
-        first = running.stdout.read(8)
-        assert running.poll() is None
-        rest = running.stdout.read()
-    assert running.returncode == 0
-    assert (first + rest).decode().startswith(", there was a little girl named Lily.")
+def test_each_piece_is_flushed_before_the_next_is_computed(say: Say, abc: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Watched(io.StringIO):
+        seen: list[str] = []  # noqa: RUF012  what a reader of the pipe has at each flush
+
+        def flush(self) -> None:
+            self.seen.append(self.getvalue())
+    monkeypatch.setattr(sys, "stdout", Watched())
+    assert say("run", abc, "-p", "a", "-q", "--max-tokens", "3", "--temperature", "0").code == 0
+    assert list(dict.fromkeys(Watched.seen)) == ["b", "bc", "bcd", "bcd\n"]
 
 
 def test_half_precision_runs(say: Say, abc: str) -> None:
