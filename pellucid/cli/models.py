@@ -15,18 +15,19 @@ def command(
     local: Annotated[bool, typer.Option("--local", help="The models on this disk, which are all this command knows so far.")] = False,
     json: Json = False,
 ) -> None:
-    """List the models on this disk: those that were pulled, here or by another program, last used first.
+    """List the models on this disk: those that were pulled, here or by another program, last used first, and
+    the model in the package.
 
     \b
     pellucid models --local
     """
-    models = hub.local_models()
+    pulled, shipped = hub.local_models(), hub_cache.shipped_model()
+    models = [*pulled, shipped] if shipped else pulled
     if json:
         emit([{**asdict(model), "last_used": _date(model.last_used)} for model in models])
         return
     for model in models:
         print(_line(model, max(len(each.repo) for each in models)))
-    pulled = [model for model in models if model.repo != hub_cache.SHIPPED]
     note(f"{len(pulled)} downloaded, {human_bytes(sum(model.n_bytes for model in pulled))}, in {hub_cache.cache_folder()}")
     usable = [model.repo for model in models if not model.interrupted]
     if usable:

@@ -177,20 +177,21 @@ def local_repos(cache: Path) -> list[str]:
 
 
 def local_models(cache: Path | None = None) -> list[LocalModel]:
-    """Every model revision on this disk, last used first: downloads, and downloads that were interrupted. Last, the shipped model."""
+    """Every model revision on this disk, last used first: downloads, and downloads that were interrupted."""
     cache = cache or cache_folder()
     models = [model for repo in local_repos(cache) for model in _of(repo, cache)]
-    return [*sorted(models, key=lambda model: -model.last_used), *_of_the_package()]
+    return sorted(models, key=lambda model: -model.last_used)
 
 
-def _of_the_package() -> list[LocalModel]:
+def shipped_model() -> LocalModel | None:
+    """The model in the package, where this installation carries one."""
     try:
         folder = _shipped()
     except ModelNotFound:
-        return []
+        return None
     stats = [path.stat() for path in folder.iterdir() if path.is_file()]
-    return [LocalModel(repo=SHIPPED, commit=None, revisions=(), n_bytes=sum(stat.st_size for stat in stats), path=folder,
-                       last_used=max(stat.st_atime for stat in stats), verified=False)]
+    return LocalModel(repo=SHIPPED, commit=None, revisions=(), n_bytes=sum(stat.st_size for stat in stats), path=folder,
+                      last_used=max(stat.st_atime for stat in stats), verified=False)
 
 
 def _of(repo: str, cache: Path) -> list[LocalModel]:

@@ -55,6 +55,7 @@ class Hub:
         self.corrupt: dict[str, int] = {}  # file -> how many answers carry a wrong byte
         self.ignore_range = False
         self.chunked = False  # no Content-Length: an early end looks like the end
+        self.endless = False  # an answer that never ends
         self.stall = threading.Event()  # set: data stops in the middle until it is cleared
         self.tokens = {"good-token"}
         self.edit_listing = lambda listing: listing
@@ -115,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 repo, _, rest = path[1:].partition("/resolve/")
                 self._file(repo, *rest.split("/", 1))
-        except BrokenPipeError:
+        except ConnectionError:
             self.close_connection = True
 
     def _api(self, parts: list[str]) -> None:
@@ -182,6 +183,8 @@ class _Handler(BaseHTTPRequestHandler):
                 time.sleep(0.01)
             rest = rest[len(rest) // 2:]
         self.wfile.write(rest)
+        while hub.endless:
+            self.wfile.write(rest)
         return None
 
     def _json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
