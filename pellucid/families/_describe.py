@@ -9,6 +9,7 @@ from pellucid.errors import BadConfig, UnsupportedModel
 from pellucid.families import family
 from pellucid.families._buffers import MTP_LAYERS
 from pellucid.families._config import Config
+from pellucid.families._kinds import check_kinds
 from pellucid.spec import DecoderSpec
 from pellucid.weights.names import NameTable, Table
 
@@ -59,6 +60,7 @@ def describe(raw: Mapping[str, Any], *, accept_unread: Iterable[str] = (), where
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, IndexError) as e:
         raise BadConfig(f"{where} has a value of a kind that family {model_type!r} cannot read ({type(e).__name__}: {e}). "
                         f"Is the file as its authors wrote it?") from e
+    check_kinds(spec, where)
     config.finish()
     return Description(model_type=model_type, spec=spec, weights=module.WEIGHTS, names=NameTable(module.WEIGHTS, past_last=_past_last(raw, spec)),
                        accepted=tuple(config.accepted), notes=tuple(notes))

@@ -25,7 +25,7 @@ def attention(c: Config, *, theta: float = 10_000.0, fraction: float | None = No
         raise BadConfig(f"{c.where} has no 'num_key_value_heads', which this family needs. Is the file whole?")
     d_head = facts["d_head"] if "d_head" in facts else c("head_dim", default=c("hidden_size") // n_heads)
     bias = False if "qkv_bias" in facts else c("attention_bias", default=False)
-    usual = {"n_heads": n_heads, "n_kv_heads": kv or n_heads, "d_head": d_head, "scale": d_head ** -0.5, "qkv_bias": bias, "out_bias": bias}
+    usual = {"n_heads": n_heads, "n_kv_heads": n_heads if kv is None else kv, "d_head": d_head, "scale": d_head ** -0.5, "qkv_bias": bias, "out_bias": bias}
     if facts.get("rope") is None:
         usual["rope"] = (whole_rope(c, d_head, theta=theta, pairing=pairing) if fraction is None else
                          c.rope(d_head, theta=theta, pairing=pairing, fraction=fraction))
