@@ -30,7 +30,8 @@ LLAMA = [
     llama("dynamic", "dynamic scaling, up to the original context", {"rope_parameters": DYNAMIC},
           length=SIZES["max_position_embeddings"]),
     *(llama(f"act_{act}", f"hidden_act={act}", {"hidden_act": act, "rope_parameters": PLAIN, "num_hidden_layers": 2}, spread=2.0)
-      for act in ("gelu_pytorch_tanh", "quick_gelu", "relu2", "relu6", "tanh", "sigmoid", "mish", "linear")),
+      for act in ("gelu_pytorch_tanh", "quick_gelu", "relu2", "relu6", "leaky_relu", "hardswish", "laplace", "sqrtsoftplus", "tanh",
+                  "sigmoid", "mish", "linear")),
 ]
 
 mistral = of("mistral")

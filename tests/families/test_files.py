@@ -12,6 +12,7 @@ import pytest
 from pellucid import families
 from pellucid.model import decoder
 from pellucid.weights.names import NameTable
+from tests.families import report
 
 FOLDER = Path(families.__file__).parent
 ALLOWED = {"WEIGHTS", "CHAT", "GGUF", "spec"}
@@ -72,3 +73,11 @@ def test_a_sixth_thing_would_be_noticed(tmp_path):
 def test_families_import_no_torch():
     code = "import sys\nfrom pellucid import families\nfor name in families.NAMES: families.family(name)\nsys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_page_of_families_is_up_to_date():
+    """Its rows and proofs are those of today; the numbers are of the day it says. Written by `python -m tests.families.report`."""
+    page = report.PAGE.read_text(encoding="utf8")
+    rows = [line.strip("| ").split(" | ")[:2] for line in page.splitlines() if line.startswith("| ")][2:]
+    assert rows == [[name, report.summary(name)] for name in families.NAMES]
+    assert page.split("## What each case proves\n\n")[1].splitlines() == report.proofs()

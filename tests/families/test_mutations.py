@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -84,6 +84,26 @@ def test_every_fact_of_a_spec_is_changed_and_told_in_some_case():
     told = {re.sub(r"\[.*", "", name) for case in CASES for label, _ in telling(build(case)) for name in label.split(":")[0].split(".")}
     facts = {f.name for kind in _dataclasses(DecoderSpec) for f in dataclasses.fields(kind)}
     assert facts - told == {"family", "n_ctx"}
+
+
+def test_every_named_alternative_of_a_spec_occurs_in_some_case():
+    """Every value of every Literal, and every kind of rope scaling and feed-forward: proven against transformers, not only told apart."""
+    def walk(value: Any) -> Iterator[Any]:
+        if dataclasses.is_dataclass(value):
+            yield type(value)
+            for f in dataclasses.fields(value):
+                yield f.name, getattr(value, f.name)
+                yield from walk(getattr(value, f.name))
+        elif isinstance(value, tuple):
+            for item in value:
+                yield from walk(item)
+
+    met = {seen for case in CASES for seen in walk(build(case).spec) if isinstance(seen, type) or isinstance(seen[1], str)}
+    for kind in _dataclasses(DecoderSpec):
+        assert kind in met
+        for name, hint in get_type_hints(kind).items():
+            if get_origin(hint) is Literal:
+                assert {(name, choice) for choice in get_args(hint)} <= met
 
 
 def _dataclasses(kind: Any) -> set[type]:
