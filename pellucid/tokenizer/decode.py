@@ -26,7 +26,8 @@ class Words:
     """What every id reads as, and what happens to the space before the first word.
 
     bytes_of: the bytes of an id; None where the vocabulary has no such id.
-    is_byte:  whether the id is a byte-fallback token.
+    is_byte:  whether the id is a byte-fallback token of a SentencePiece model.
+    opens:    whether the id is a piece that begins with ▁; the space may also come from elsewhere, and then it stays.
     lead:     "keep" · "one-space": the text's first space goes · "first-token": every space of the first token goes (Metaspace) ·
               "pieces": one ▁ that begins the first piece goes · "pieces-all": every piece loses one, until there is text.
     joiner:   what stands between tokens (a tokenizer without a decoder joins with spaces).
@@ -36,6 +37,7 @@ class Words:
     lead: Lead = "keep"
     joiner: bytes = b""
     is_byte: Callable[[int], bool] = lambda i: False
+    opens: Callable[[int], bool] = lambda i: False
     errors: Literal["replace", "pellucid-each-byte"] = "replace"
 
 
@@ -59,6 +61,7 @@ class TextStream:
         """The text that became complete with this id, possibly none."""
         words = self._words
         if token_id in self._hidden:
+            self._at_start = self._at_start and not self._consumed_space
             return self._flushed() if words.lead.startswith("pieces") else ""
         data = words.bytes_of(token_id)
         if data is None:
@@ -66,7 +69,7 @@ class TextStream:
         # A piece ends the run of bytes before it, even where the piece itself reads as nothing.
         before = self._flushed() if words.lead.startswith("pieces") and not words.is_byte(token_id) else ""
         if self._at_start:
-            data = self._led(data, bool(before))
+            data = self._led(data, token_id)
         if words.joiner and self._n:
             data = words.joiner + data
         self._n += 1
@@ -83,10 +86,10 @@ class TextStream:
             self._at_start = False
         return text
 
-    def _led(self, data: bytes, has_text: bool) -> bytes:
+    def _led(self, data: bytes, token_id: int) -> bytes:
         """The bytes of a token at the start of the text, with its leading space treated as this tokenizer does."""
         lead = self._words.lead
-        if lead == "keep" or has_text:
+        if lead == "keep":
             self._at_start = False
             return data
         if lead == "first-token":
@@ -95,8 +98,8 @@ class TextStream:
         if lead == "one-space":
             self._at_start = not data
             return data.removeprefix(b" ")
-        if self._consumed_space:  # "pieces", after a piece that was one space and nothing else
-            self._at_start = False
+        if self._consumed_space or not self._words.opens(token_id):  # "pieces": one space at most
+            self._at_start = not data and not self._consumed_space
             return data
         rest = data.removeprefix(b" ")
         self._consumed_space = lead == "pieces" and rest != data
@@ -120,7 +123,8 @@ def words_of_sentencepiece(model: SentencePieceModel, extra: Mapping[int, str]) 
     bytes_at = frozenset(i for i, piece in enumerate(model.pieces) if piece.kind is Kind.BYTE)
     strips = model.add_dummy_prefix or model.remove_extra_whitespaces
     lead: Lead = "pieces-all" if model.remove_extra_whitespaces else "pieces" if strips else "keep"
-    return Words(bytes_of=read.get, is_byte=bytes_at.__contains__, lead=lead, errors="pellucid-each-byte")
+    opens = frozenset(i for i, piece in enumerate(model.pieces) if piece.text.startswith(SPACE) and piece.kind in (Kind.NORMAL, Kind.USER_DEFINED, Kind.UNUSED))
+    return Words(bytes_of=read.get, is_byte=bytes_at.__contains__, opens=opens.__contains__, lead=lead, errors="pellucid-each-byte")
 
 
 def words_of_decoder(decoder_json: str | None, token_of: Callable[[int], str | None], verbatim: Mapping[int, str], where: str) -> Words:

@@ -67,11 +67,13 @@ class Library:
         unk = _unk_token(self._library)
         self.unk = None if unk in ends else unk
         self._special = frozenset(t.id for t in self.added.values() if t.special and t.text != self.unk and t.id is not None)
+        unk_id = None if self.unk is None else self._library.token_to_id(self.unk)
+        self._suspects = self._special | ({unk_id} if unk_id is not None else set())  # an id of these may have come from its own spelling
         self._plain: tuple[tokenizers.Tokenizer, dict[int, str]] | None = None
 
     def text(self, text: str) -> list[int]:
         ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
-        return ids if self._special.isdisjoint(ids) else self.mixed([text])
+        return ids if self._suspects.isdisjoint(ids) else self.mixed([text])
 
     def rendered(self, text: str) -> list[int]:
         ids: list[int] = self._library.encode(text, add_special_tokens=False).ids

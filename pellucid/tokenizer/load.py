@@ -45,7 +45,7 @@ def load_tokenizer(path: str | PathLike[str], *, pattern: str | None = None) -> 
         return _tokenizer_json(file, facts, where)
     with file.open("rb") as opened:
         head = opened.read(4096)
-    if ranks.looks_like_ranks(head):
+    if file.suffix == ".tiktoken" or ranks.looks_like_ranks(head):
         return _ranks(file, facts, pattern, where)
     return _sentencepiece(file, facts, where)
 
@@ -189,12 +189,15 @@ def _finished(encoder: Library | PieceEncoder, words: Words, facts: Facts, *, wh
         if side and role not in roles:
             roles[role] = side[0]
     ids = {role: _id(encoder, roles.get(role), role, where) for role in ("bos_token", "eos_token")}
-    if facts.add_bos is not None or facts.add_eos is not None:  # as in transformers 5: a config that speaks of one speaks of both
+    # A post-processor that puts tokens anywhere has the last word, as in transformers 5; where it puts none, the config may ask for them.
+    if not (before or after) and (facts.add_bos is not None or facts.add_eos is not None):
         before, after = [_wanted(role, roles.get(role), wanted, where) for role, wanted in (("bos_token", facts.add_bos), ("eos_token", facts.add_eos))]
     names = {role: text for role in ROLES if (text := roles.get(role)) is not None}
     templates = {name: ChatTemplate(source, name=name, special_tokens=names) for name, source in facts.templates.items()}
     prefix_ids, suffix_ids = (tuple(i for t in side if (i := _id(encoder, t, "post_processor", where)) is not None) for side in (before, after))
-    return Tokenizer(source=where, encoder=encoder, words=words, special=special_in(encoder.added, encoder.unk), bos_id=ids["bos_token"],
+    special = special_in(encoder.added, encoder.unk)
+    hidden = frozenset(t.id for t in encoder.added.values() if t.special and t.id is not None)
+    return Tokenizer(source=where, encoder=encoder, words=words, special=special, hidden_ids=hidden, bos_id=ids["bos_token"],
                      eos_id=ids["eos_token"], prefix=prefix_ids, suffix=suffix_ids, special_tokens=names, chat_templates=templates, pattern=pattern)
 
 

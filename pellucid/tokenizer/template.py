@@ -190,8 +190,15 @@ def _inputs(messages: Sequence[Message], tools: Any, documents: Any, extra: Mapp
             raise BadRequest(f"{name} is {value!r:.80}; expected a list of objects", field=name)
     if reserved := sorted(k for k in extra if k.startswith("_")):
         raise BadRequest(f"the template argument {reserved[0]!r} begins with an underscore; such names are taken", field=reserved[0])
-    return {"messages": _plain(messages, "messages"), "tools": _plain(tools, "tools"), "documents": _plain(documents, "documents")} | {
+    plain = [_with_reasoning(message) for message in _plain(messages, "messages")]
+    return {"messages": plain, "tools": _plain(tools, "tools"), "documents": _plain(documents, "documents")} | {
         key: _plain(value, key) for key, value in extra.items()}
+
+
+def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose reasoning stands under the two names that published templates read, whichever of three it came under."""
+    found = next((message[key] for key in ("reasoning_content", "thinking", "reasoning") if message.get(key) is not None), None)
+    return message if found is None else {"thinking": found, **message, "reasoning_content": found}
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -17,7 +17,8 @@ class Tokenizer:
     """A tokenizer as the model's files describe it. Build one with `load_tokenizer`.
 
     n_vocab:        highest id + 1; an embedding may have more rows, never fewer.
-    special_ids:    ids that plain text never becomes and plain decoding leaves out. The token for unknown text is not one of them.
+    special_ids:    ids that plain text never becomes. The token for unknown text is not one of them: unknown characters become it.
+    hidden_ids:     ids that decoding leaves out unless asked: the special ones, and the token for unknown text where its file calls it special.
     special_tokens: "bos_token" -> its text and so on, as chat templates see them.
     chat_templates: by name; "default" is the one that is used unless another is asked for.
     """
@@ -26,6 +27,7 @@ class Tokenizer:
     encoder: Encoder = field(repr=False)
     words: Words = field(repr=False)
     special: Mapping[str, int] = field(repr=False)
+    hidden_ids: frozenset[int] = field(repr=False)
     bos_id: int | None
     eos_id: int | None
     prefix: tuple[int, ...]
@@ -81,7 +83,7 @@ class Tokenizer:
 
     def stream(self, special: bool = False, after: Iterable[int] = ()) -> TextStream:
         """A decoder for ids as they come; its pieces join to `decode` of all of them."""
-        return TextStream(self.words, frozenset() if special else self.special_ids, after)
+        return TextStream(self.words, frozenset() if special else self.hidden_ids, after)
 
     def id_of(self, token: str) -> int | None:
         """The id of a token as the vocabulary spells it; None where it has no such token."""
