@@ -39,7 +39,7 @@ class Config:
         self.accepted: list[str] = []
         self._read: set[str] = set()
         self._left: dict[str, Any] = {}  # keys inside rope's facts that no scaling took
-        self._parts: list[Config] = []
+        self.parts: list[Config] = []
 
     def __call__(self, *names: str, default: Any = ...) -> Any:
         """Value of the first of `names` that is present. Raises BadConfig when none is and there is no default."""
@@ -76,7 +76,7 @@ class Config:
         if not isinstance(nested, dict):
             raise BadConfig(f"{self.where}: {name} is {type(nested).__name__}, not an object")
         part = Config(absent | nested, accept_unread=self.accept_unread, where=f"{name} of {self.where}")
-        self._parts.append(part)
+        self.parts.append(part)
         return part
 
     def finish(self) -> None:
@@ -89,7 +89,7 @@ class Config:
             raise BadConfig(f"{self.where} has {len(unread)} key{'s' * (len(unread) > 1)} that family "
                             f"{self.raw.get('model_type')!r} does not read: {shown}. Running anyway could compute something else than "
                             f"the model's authors meant. If you know that they change nothing: {flags}")
-        for part in self._parts:
+        for part in self.parts:
             part.finish()
             self.accepted += [f"{part.where.split(' ')[0]}.{k}" for k in part.accepted]
 

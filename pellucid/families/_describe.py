@@ -22,12 +22,14 @@ class Description:
     """What a config describes.
 
     model_type: as config.json has it; `spec.family` differs for a multimodal wrapper, whose text model is run.
-    weights: the family's table as it stands; `names`: compiled for this config.
+    config: of the model that is run, whole by itself: of a wrapper the text part, with what it leaves to its class and to the outer file.
+    weights: the table of the files; `names`: compiled for this config. Saving writes `config` with the table of `spec.family`.
     accepted: keys that nobody read and the user vouched for.
     """
 
     model_type: str
     spec: DecoderSpec
+    config: Mapping[str, Any]
     weights: Table
     names: NameTable
     accepted: tuple[str, ...]
@@ -62,8 +64,8 @@ def describe(raw: Mapping[str, Any], *, accept_unread: Iterable[str] = (), where
                         f"Is the file as its authors wrote it?") from e
     check_kinds(spec, where)
     config.finish()
-    return Description(model_type=model_type, spec=spec, weights=module.WEIGHTS, names=NameTable(module.WEIGHTS, past_last=_past_last(raw, spec)),
-                       accepted=tuple(config.accepted), notes=tuple(notes))
+    return Description(model_type=model_type, spec=spec, config=_run(config, spec), weights=module.WEIGHTS,
+                       names=NameTable(module.WEIGHTS, past_last=_past_last(raw, spec)), accepted=tuple(config.accepted), notes=tuple(notes))
 
 
 def _code(raw: Mapping[str, Any]) -> str:
@@ -73,6 +75,15 @@ def _code(raw: Mapping[str, Any]) -> str:
         return ""
     names = auto_map.get("AutoModelForCausalLM") or next(iter(auto_map.values())) if isinstance(auto_map, dict) else auto_map
     return f"auto_map: {names}"
+
+
+def _run(config: Config, spec: DecoderSpec) -> Mapping[str, Any]:
+    """The part of a config that describes the model which is run."""
+    part = next((part.raw for part in config.parts if part.raw.get("model_type") == spec.family), None)
+    if part is None:
+        return config.raw
+    outer = {key: config.raw[key] for key in ("torch_dtype", "dtype", "bos_token_id", "eos_token_id", "pad_token_id") if key in config.raw}
+    return {**outer, **part}
 
 
 def _past_last(raw: Mapping[str, Any], spec: DecoderSpec) -> tuple[int, int, Any] | None:

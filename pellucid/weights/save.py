@@ -38,6 +38,9 @@ def save_checkpoint(folder: str | Path, spec: DecoderSpec, table: Table, ours: M
     folder = Path(folder)
     if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
         raise BadRequest(f"{folder} is there and not empty; nothing was written. Choose another folder, or overwrite it on purpose.", field="folder")
+    if (said := str(config.get("model_type")).replace("-", "_")) != spec.family:
+        raise BadRequest(f"config says model_type {said!r}, and the tensors are of family {spec.family!r}: nobody could load what would be written. "
+                         f"Give the config of the model that is run (of a multimodal wrapper its text_config).", field="config")
     folder.parent.mkdir(parents=True, exist_ok=True)
     places = layout(NameTable(table), ours, spec)
     shards = _shards(places, ours, max_shard_bytes)

@@ -111,6 +111,14 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path, model: Any) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "source"], "no draft stays behind"
 
 
+def test_a_config_of_another_family_is_not_written(tmp_path: Path, model: Any) -> None:
+    with pytest.raises(BadRequest) as raised:
+        save_checkpoint(tmp_path / "out", *model, CONFIG | {"model_type": "gemma3"})
+    assert str(raised.value) == ("config says model_type 'gemma3', and the tensors are of family 'llama': nobody could load what would be written. "
+                                 "Give the config of the model that is run (of a multimodal wrapper its text_config).")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_crash_leaves_what_was_there(tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path / "out", *model, CONFIG)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}

@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pellucid.errors import BadConfig, MissingTensors, UnsupportedModel
+from pellucid.families import family
 from pellucid.families._describe import describe
 from pellucid.model.load import load_decoder
+from pellucid.weights.save import save_checkpoint
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -83,6 +85,17 @@ def test_what_sees_is_left_out_and_counted(saved: tuple[Path, Any, Tensor]) -> N
     assert report.family == {"gemma3": "gemma3_text", "mistral3": "mistral"}[model_type]
 
 
+def test_the_text_model_alone_is_saved_and_transformers_runs_it(saved: tuple[Path, Any, Tensor], tmp_path: Path) -> None:
+    folder, _, theirs_TV = saved
+    decoder, _ = load_decoder(folder, dtype="float32")
+    described = describe(json.loads((folder / "config.json").read_text()))
+    save_checkpoint(tmp_path / "text", decoder.spec, family(decoder.spec.family).WEIGHTS, decoder.state_dict(), described.config)
+    assert error(logits(tmp_path / "text"), theirs_TV) == error(logits(folder), theirs_TV)
+    alone: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "text", dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert error(alone(input_ids=IDS[None]).logits[0], theirs_TV) < TOLERANCE
+
+
 @pytest.mark.parametrize("saved", ["mistral3-untied"], indirect=True)
 def test_an_untied_wrapper_needs_its_unembedding(saved: tuple[Path, Any, Tensor], tmp_path: Path) -> None:
     folder, *_ = saved
@@ -106,7 +119,10 @@ GEMMA_4B = {"architectures": ["Gemma3ForConditionalGeneration"], "boi_token_inde
 
 def test_a_text_config_that_leaves_most_to_its_class_means_what_transformers_means() -> None:
     theirs = transformers.Gemma3Config.from_dict(GEMMA_4B).text_config
-    spec = describe(GEMMA_4B).spec
+    described = describe(GEMMA_4B)
+    spec = described.spec
+    assert describe(described.config).spec == spec, "the text part is whole by itself"
+    assert (described.config["torch_dtype"], described.config["eos_token_id"]) == ("bfloat16", [1, 106])
     mixer = spec.layers[0].mixer
     assert (spec.n_vocab, spec.n_ctx, spec.norm.eps) == (theirs.vocab_size, theirs.max_position_embeddings, theirs.rms_norm_eps)
     assert (mixer.n_heads, mixer.n_kv_heads, mixer.d_head) == (theirs.num_attention_heads, theirs.num_key_value_heads, theirs.head_dim)
