@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pellucid.errors import BadConfig, UnsupportedModel
@@ -11,7 +11,7 @@ from pellucid.families._buffers import MTP_LAYERS
 from pellucid.families._config import Config
 from pellucid.families._kinds import check_kinds
 from pellucid.spec import DecoderSpec
-from pellucid.weights.names import NameTable, Table
+from pellucid.weights.names import NameTable, Place, Table
 
 # Layers appended to the ordinary ones, counted by: DeepSeek-V3, GLM-4.5, MiMo.
 _MTP_COUNT = "num_nextn_predict_layers"
@@ -36,9 +36,10 @@ class Description:
     notes: tuple[str, ...]
 
 
-def describe(raw: Mapping[str, Any], *, accept_unread: Iterable[str] = (), where: str = "config.json") -> Description:
+def describe(raw: Mapping[str, Any], *, accept_unread: Iterable[str] = (), where: str = "config.json", stored: Iterable[str] = ()) -> Description:
     """What a parsed config.json describes.
 
+    stored: names of the tensors in the files, where they are known. They decide whether a wrapper is tied whose outer and inner config differ on it.
     Raises BadConfig for one that lacks a key, has a key nobody read or a value of the wrong kind; UnsupportedModel for a family or a setting that
     is not implemented. Code that a config names (`auto_map`) is never run.
     """
@@ -64,8 +65,12 @@ def describe(raw: Mapping[str, Any], *, accept_unread: Iterable[str] = (), where
                         f"Is the file as its authors wrote it?") from e
     check_kinds(spec, where)
     config.finish()
-    return Description(model_type=model_type, spec=spec, config=_run(config, spec), weights=module.WEIGHTS,
-                       names=NameTable(module.WEIGHTS, past_last=_past_last(raw, spec)), accepted=tuple(config.accepted), notes=tuple(notes))
+    names = NameTable(module.WEIGHTS, past_last=_past_last(raw, spec))
+    if spec.tied and _disagree_on_tying(config, spec) and _hold_unembedding(names, stored):
+        spec = replace(spec, tied=False)
+        notes.append("the files hold an unembedding of their own: it is used, though the outer tie_word_embeddings of config.json says true")
+    return Description(model_type=model_type, spec=spec, config=_run(config, spec), weights=module.WEIGHTS, names=names,
+                       accepted=tuple(config.accepted), notes=tuple(notes))
 
 
 def _code(raw: Mapping[str, Any]) -> str:
@@ -77,13 +82,30 @@ def _code(raw: Mapping[str, Any]) -> str:
     return f"auto_map: {names}"
 
 
+def _part(config: Config, spec: DecoderSpec) -> Config | None:
+    """The part of a wrapper's config that describes the model which is run."""
+    return next((part for part in config.parts if part.raw.get("model_type") == spec.family), None)
+
+
 def _run(config: Config, spec: DecoderSpec) -> Mapping[str, Any]:
-    """The part of a config that describes the model which is run."""
-    part = next((part.raw for part in config.parts if part.raw.get("model_type") == spec.family), None)
+    part = _part(config, spec)
     if part is None:
         return config.raw
     outer = {key: config.raw[key] for key in ("torch_dtype", "dtype", "bos_token_id", "eos_token_id", "pad_token_id") if key in config.raw}
-    return {**outer, **part}
+    return {**outer, **part.raw, "tie_word_embeddings": spec.tied}
+
+
+def _disagree_on_tying(config: Config, spec: DecoderSpec) -> bool:
+    """Whether a wrapper calls itself tied and its text model does not.
+
+    transformers 5 writes its own default, true, around untied models such as Mistral Small, and keeps an unembedding that it finds in the files.
+    """
+    part = _part(config, spec)
+    return part is not None and not family(spec.family).spec(Config(part.raw)).tied
+
+
+def _hold_unembedding(names: NameTable, stored: Iterable[str]) -> bool:
+    return any(isinstance(place := names.place(name), Place) and place.names == ("unembed.weight",) for name in stored)
 
 
 def _past_last(raw: Mapping[str, Any], spec: DecoderSpec) -> tuple[int, int, Any] | None:

@@ -1,6 +1,7 @@
 """Multimodal wrappers: the text model inside is run, what sees is left out."""
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pellucid.errors import UnsupportedModel
@@ -29,12 +30,10 @@ def text_spec(c: Config, default: str, **absent: Any) -> DecoderSpec:
     default's tensor names.
     """
     text = c.part("text_config", model_type=default, **absent)
-    tied = c("tie_word_embeddings", default=None)
-    if tied is not None:  # the outer word is the one that transformers follows
-        text.raw = {**text.raw, "tie_word_embeddings": tied}
     model_type = text("model_type")
     module = family(str(model_type))
     if module.WEIGHTS != family(default).WEIGHTS:
         raise UnsupportedModel(f"{c.where} wraps a text model of family {model_type!r}, and this wrapper's tensor names are known for {default!r} only")
     spec: DecoderSpec = module.spec(text)
-    return spec
+    # transformers 5 follows the outer word; where the two differ, the files decide: see `describe`.
+    return replace(spec, tied=c("tie_word_embeddings", default=spec.tied))

@@ -46,7 +46,8 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
     started = time.perf_counter()
     backend, place = choose(ops), _device(device)
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
-    described = describe(checkpoint.config, accept_unread=accept_unread, where=f"config.json of {checkpoint.name!r}")
+    described = describe(checkpoint.config, accept_unread=accept_unread, where=f"config.json of {checkpoint.name!r}",
+                         stored=checkpoint.stored)
     stored = _stored_dtypes(checkpoint, described)
     chosen, notes = _dtype(dtype, stored, checkpoint)
     with torch.device("meta"):

@@ -45,7 +45,7 @@ class LoadReport:
         stored = " + ".join(self.stored)
         converted = "" if stored == self.dtype else f", loaded as {self.dtype}"
         rows = [(self.name, " · ".join(facts)),
-                ("weights", f"{self.format} {stored}{converted}, {size(self.n_bytes)}, read in {self.seconds:.1f} s"),
+                ("weights", f"{self.format} {stored}{converted}, {size(self.n_bytes)}, read in {_seconds(self.seconds)}"),
                 ("ops", f"{self.device}: {self.ops}"),
                 ("cache", f"{binary(self.cache_bytes_per_token)} per token -> {tokens:,} tokens = {binary(tokens * self.cache_bytes_per_token)}")]
         rows += [("left out", f"{n:,} tensor{'s' * (n > 1)}, {why}") for why, n in self.left_out.items()]
@@ -83,6 +83,10 @@ def binary(n_bytes: int) -> str:
             value = n_bytes / scale
             return f"{value:.0f} {unit}" if value == int(value) or value >= 99.95 else f"{value:.1f} {unit}"
     return f"{n_bytes} bytes"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 0.095 else f"{1000 * seconds:.0f} ms"
 
 
 def _three(value: float) -> str:

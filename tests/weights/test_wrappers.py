@@ -97,6 +97,22 @@ def test_the_text_model_alone_is_saved_and_transformers_runs_it(saved: tuple[Pat
 
 
 @pytest.mark.parametrize("saved", ["mistral3-untied"], indirect=True)
+@pytest.mark.parametrize("outer", [None, True, False])
+def test_an_unembedding_in_the_files_is_used_whatever_the_outer_config_says(saved: tuple[Path, Any, Tensor], tmp_path: Path, outer: bool | None) -> None:
+    folder, _, theirs_TV = saved
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "tie_word_embeddings"} | ({"tie_word_embeddings": outer}
+                                                                                                                     if outer is not None else {})))
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    theirs: Any = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert error(theirs(input_ids=IDS[None]).logits[0], theirs_TV) < TOLERANCE, "transformers uses it too"
+    assert error(logits(tmp_path), theirs_TV) < TOLERANCE
+    said = "the files hold an unembedding of their own: it is used, though the outer tie_word_embeddings of config.json says true"
+    assert (said in load_decoder(tmp_path)[1].notes) == (outer is True)
+
+
+@pytest.mark.parametrize("saved", ["mistral3-untied"], indirect=True)
 def test_an_untied_wrapper_needs_its_unembedding(saved: tuple[Path, Any, Tensor], tmp_path: Path) -> None:
     folder, *_ = saved
     tensors = load_file(folder / "model.safetensors")
