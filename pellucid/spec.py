@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2", "relu6", "leaky_relu", "hardswish", "laplace", "sqrtsoftplus", "tanh",
-                     "sigmoid", "mish", "linear"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2", "relu6", "leaky_relu", "hardswish", "laplace",
+                     "sqrtsoftplus", "tanh", "sigmoid", "mish", "linear"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

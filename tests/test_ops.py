@@ -59,8 +59,8 @@ def test_normalize(ops, kind, dtype):
     for gain, biased, offset, eps in itertools.product(gains, (False, True), (0.0, 1.0), (1e-6, 0.1)):
         x, weight = random(5, 6, C, dtype=dtype), gains[gain]
         bias = random(*(weight.shape if weight is not None else (C,)), dtype=dtype, seed=2) if biased else None
-        expected = REFERENCE.normalize(x.float(), *(None if t is None else t.float() for t in (weight, bias)), kind=kind, eps=eps, offset=offset)
-        near(ops.normalize(x, weight, bias, kind=kind, eps=eps, offset=offset), expected, dtype, 2)
+        wide, how = [None if t is None else t.float() for t in (weight, bias)], {"kind": kind, "eps": eps, "offset": offset}
+        near(ops.normalize(x, weight, bias, **how), REFERENCE.normalize(x.float(), *wide, **how), dtype, 2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -125,7 +125,8 @@ def test_the_reference_normalizes_as_the_formula_says(kind):
     for row, out in zip(x.tolist(), found.tolist(), strict=True):
         mean = sum(row) / C if kind == "layer" else 0.0
         size = math.sqrt(sum((a - mean) ** 2 for a in row) / C + 0.1)
-        assert out == pytest.approx([(a - mean) / size * (1 + w) + b for a, w, b in zip(row, weight.tolist(), bias.tolist(), strict=True)], abs=1e-6)
+        expected = [(a - mean) / size * (1 + w) + b for a, w, b in zip(row, weight.tolist(), bias.tolist(), strict=True)]
+        assert out == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("pairing", ["half", "adjacent"])

@@ -18,8 +18,8 @@ from pellucid.spec import Activation, Dynamic, Linear, Llama3, Rope, RopeScaling
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_python_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_accurate": "gelu_tanh", "quick_gelu": "gelu_quick", "relu": "relu",
-    "relu2": "relu2", "relu6": "relu6", "leaky_relu": "leaky_relu", "hardswish": "hardswish", "laplace": "laplace", "sqrtsoftplus": "sqrtsoftplus",
-    "tanh": "tanh", "sigmoid": "sigmoid", "mish": "mish", "linear": "linear",
+    "relu2": "relu2", "relu6": "relu6", "leaky_relu": "leaky_relu", "hardswish": "hardswish", "laplace": "laplace",
+    "sqrtsoftplus": "sqrtsoftplus", "tanh": "tanh", "sigmoid": "sigmoid", "mish": "mish", "linear": "linear",
 }
 assert set(ACTIVATIONS.values()) == set(get_args(Activation))
 
@@ -61,7 +61,8 @@ class Config:
         for name, value in facts.items():
             self._read.add(name)
             if self.raw.get(name) is not None and self.raw[name] != value:
-                raise UnsupportedModel(f"{self.where} has a setting this family does not implement: {name}={self.raw[name]!r} (only {value!r})")
+                raise UnsupportedModel(f"{self.where} has a setting this family does not implement: "
+                                       f"{name}={self.raw[name]!r} (only {value!r})")
 
     def inert(self, **reasons: str) -> None:
         """Names keys that cannot change what this family computes here, each with its reason."""
@@ -97,7 +98,8 @@ class Config:
         """The activation under the first of `names`. Raises UnsupportedModel for one we do not know, naming those we do."""
         name = self(*names, default=default)
         if name not in ACTIVATIONS:
-            raise UnsupportedModel(f"{self.where} has a setting this family does not implement: {names[0]}={name!r} (known: {', '.join(ACTIVATIONS)})")
+            raise UnsupportedModel(f"{self.where} has a setting this family does not implement: "
+                                   f"{names[0]}={name!r} (known: {', '.join(ACTIVATIONS)})")
         return ACTIVATIONS[name]
 
     def rope(self, d_head: int, *, pairing: Literal["half", "adjacent"] = "half", layer_type: str | None = None,
@@ -117,7 +119,7 @@ class Config:
         return Rope(theta=float(theta), d_rotary=int(d_head * fraction), pairing=pairing, scaling=self._scaling(facts))
 
     def _rope_facts(self, layer_type: str | None, scaled: bool) -> dict[str, Any]:
-        """What rope_parameters (transformers 5) or rope_scaling (4) says of this type of layer. Raises BadConfig where both speak and disagree."""
+        """What rope_parameters (transformers 5) or rope_scaling (4) says of this type of layer. Raises BadConfig where they disagree."""
         new, old = ({k: v for k, v in self(key, default={}).items() if v is not None} for key in ("rope_parameters", "rope_scaling"))
         if layer_type is not None and any(isinstance(v, dict) for v in new.values()):
             new = {k: v for k, v in new.get(layer_type, {}).items() if v is not None}
@@ -135,7 +137,8 @@ class Config:
         facts = dict(facts)
         kind = facts.pop("rope_type")
         if kind not in _SCALINGS:
-            raise UnsupportedModel(f"{self.where} has a rope scaling Pellucid does not implement: rope_type={kind!r} (known: {', '.join(_SCALINGS)})")
+            raise UnsupportedModel(f"{self.where} has a rope scaling Pellucid does not implement: "
+                                   f"rope_type={kind!r} (known: {', '.join(_SCALINGS)})")
         try:
             scaling = _SCALINGS[kind](facts, self)
         except KeyError as missing:
@@ -159,7 +162,8 @@ def _dynamic(facts: dict[str, Any], c: Config) -> Dynamic:
 
 
 def _llama3(facts: dict[str, Any], c: Config) -> Llama3:
-    return Llama3(factor=facts.pop("factor"), low=facts.pop("low_freq_factor"), high=facts.pop("high_freq_factor"), original=_original(facts, c))
+    return Llama3(factor=facts.pop("factor"), low=facts.pop("low_freq_factor"), high=facts.pop("high_freq_factor"),
+                  original=_original(facts, c))
 
 
 def _yarn(facts: dict[str, Any], c: Config) -> Yarn:

@@ -32,8 +32,8 @@ INERT: dict[str, str] = {
     **_all("return_dict output_hidden_states output_attentions output_scores return_dict_in_generate use_return_dict use_cache "
            "tie_encoder_decoder is_encoder_decoder is_decoder add_cross_attention cross_attention_hidden_size "
            "chunk_size_feed_forward use_bfloat16", _OUTPUT),
-    **_all("id2label label2id num_labels _num_labels problem_type finetuning_task summary_type summary_use_proj summary_activation summary_proj_to_labels "
-           "summary_first_dropout pruned_heads", _HEAD),
+    **_all("id2label label2id num_labels _num_labels problem_type finetuning_task summary_type summary_use_proj summary_activation "
+           "summary_proj_to_labels summary_first_dropout pruned_heads", _HEAD),
     **_all("_attn_implementation _attn_implementation_autoset _attn_implementation_internal attn_implementation _experts_implementation "
            "_experts_implementation_internal torchscript tf_legacy_loss cache_implementation use_flash_attn use_flash_attention "
            "transformers.js_config flash_attention _flash_attn_2_enabled use_cache_quantization fp16 bf16 fp32", _HOW),

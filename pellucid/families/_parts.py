@@ -25,7 +25,8 @@ def attention(c: Config, *, theta: float = 10_000.0, fraction: float | None = No
         raise BadConfig(f"{c.where} has no 'num_key_value_heads', which this family needs. Is the file whole?")
     d_head = facts["d_head"] if "d_head" in facts else c("head_dim", default=c("hidden_size") // n_heads)
     bias = False if "qkv_bias" in facts else c("attention_bias", default=False)
-    usual = {"n_heads": n_heads, "n_kv_heads": n_heads if kv is None else kv, "d_head": d_head, "scale": d_head ** -0.5, "qkv_bias": bias, "out_bias": bias}
+    usual = {"n_heads": n_heads, "n_kv_heads": n_heads if kv is None else kv, "d_head": d_head, "scale": d_head ** -0.5,
+             "qkv_bias": bias, "out_bias": bias}
     if facts.get("rope") is None:
         usual["rope"] = (whole_rope(c, d_head, theta=theta, pairing=pairing) if fraction is None else
                          c.rope(d_head, theta=theta, pairing=pairing, fraction=fraction))
@@ -77,8 +78,8 @@ def layer_types(c: Config, default: Sequence[str], window: int | None) -> list[s
     if len(kinds) != len(default):
         raise BadConfig(f"{c.where}: layer_types names {len(kinds)} layers and num_hidden_layers says {len(default)}. Which one is right?")
     if "sliding_attention" in kinds and window is None:
-        raise BadConfig(f"{c.where}: layer_types has windowed layers and there is no window: sliding_window is null or use_sliding_window is off. "
-                        f"Set it, or make every layer 'full_attention'.")
+        raise BadConfig(f"{c.where}: layer_types has windowed layers and there is no window: sliding_window is null or "
+                        f"use_sliding_window is off. Set it, or make every layer 'full_attention'.")
     return kinds
 
 

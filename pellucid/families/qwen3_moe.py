@@ -6,7 +6,8 @@ from pellucid.weights.names import Rule
 
 WEIGHTS: dict[str, Rule] = qwen3.WEIGHTS | {
     "model.layers.{i}.mlp.gate.weight": "blocks.{i}.mlp.router.weight",
-    **{f"model.layers.{{i}}.mlp.experts.{{e}}.{x}_proj.weight": f"blocks.{{i}}.mlp.experts.{{e}}.{x}.weight" for x in ("gate", "up", "down")},
+    **{f"model.layers.{{i}}.mlp.experts.{{e}}.{x}_proj.weight": f"blocks.{{i}}.mlp.experts.{{e}}.{x}.weight"
+       for x in ("gate", "up", "down")},
 }
 
 

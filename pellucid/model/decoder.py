@@ -282,7 +282,8 @@ class Decoder(nn.Module):
 
 def reach(spec: DecoderSpec) -> tuple[int, str] | None:
     """How many tokens of a row the decoder can compute at all, and why no more; None where nothing stops it."""
-    limits = [(layer.mixer.rope.scaling.original, "past that its dynamic rope scaling changes with the length, and cached keys would be wrong")
+    limits = [(layer.mixer.rope.scaling.original,
+               "past that its dynamic rope scaling changes with the length, and cached keys would be wrong")
               for layer in spec.layers if layer.mixer.rope is not None and isinstance(layer.mixer.rope.scaling, Dynamic)]
     if spec.learned_positions:
         limits.append((spec.learned_positions - spec.position_offset, "its table of learned positions ends there"))

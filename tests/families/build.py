@@ -72,7 +72,8 @@ def their_config(model_type: str, **kwargs: Any) -> Any:
 
 def randomized(case: Case) -> Any:
     """transformers' model in float32 with every symmetry broken: gains away from one, biases away from zero."""
-    theirs = transformers.AutoModelForCausalLM.from_config(their_config(case.model_type, **case.kwargs()), attn_implementation="eager").float().eval()
+    config = their_config(case.model_type, **case.kwargs())
+    theirs = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     noise = torch.Generator().manual_seed(0)
     for name, p in theirs.named_parameters():
         random = torch.randn(p.shape, generator=noise)

@@ -9,8 +9,8 @@ Json = dict[str, Any]
 
 # Under the names most configs use. No two are equal, and n_heads * d_head (84) is not d_model.
 SIZES: Json = {
-    "vocab_size": 101, "hidden_size": 48, "intermediate_size": 72, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 3,
-    "head_dim": 14, "max_position_embeddings": 29,
+    "vocab_size": 101, "hidden_size": 48, "intermediate_size": 72, "num_hidden_layers": 4, "num_attention_heads": 6,
+    "num_key_value_heads": 3, "head_dim": 14, "max_position_embeddings": 29,
 }
 WINDOW, ORIGINAL = 11, 13  # tokens: a sliding window, and the context before rope was stretched
 LENGTH = 41  # tokens of a pass: past n_ctx, the window and rope's original context

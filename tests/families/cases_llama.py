@@ -100,7 +100,8 @@ def old_gemma3(raw: Json) -> Json:
 gemma, gemma2, gemma3 = of("gemma"), of("gemma2"), of("gemma3_text")
 SCALE = {"query_pre_attn_scalar": 24}
 GEMMA = [
-    gemma("gelu", "hidden_act=gelu, which means its tanh form here", {"hidden_act": "gelu", "rope_parameters": PLAIN, "rms_norm_eps": 3e-5}),
+    gemma("gelu", "hidden_act=gelu, which means its tanh form here", {
+        "hidden_act": "gelu", "rope_parameters": PLAIN, "rms_norm_eps": 3e-5}),
     gemma("biases", "attention_bias, untied, silu", {
         "attention_bias": True, "tie_word_embeddings": False, "hidden_act": "silu", "rope_parameters": LINEAR}),
     gemma2("caps", "both soft caps, every other layer windowed", {

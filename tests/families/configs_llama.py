@@ -10,7 +10,9 @@ LLAMA: dict[str, Any] = {
     "rope_scaling": None, "tie_word_embeddings": False, "torch_dtype": "float16", "transformers_version": "4.31.0.dev0", "use_cache": True,
     "vocab_size": 32000,
 }
-LLAMA3_SCALING = {"factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"}
+LLAMA3_SCALING = {
+    "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192, "rope_type": "llama3",
+}
 LLAMA31: dict[str, Any] = LLAMA | {
     "attention_dropout": 0.0, "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "intermediate_size": 14336,
     "max_position_embeddings": 131072, "mlp_bias": False, "num_key_value_heads": 8, "rope_scaling": LLAMA3_SCALING, "rope_theta": 500000.0,
@@ -79,7 +81,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
     "NousResearch/Yarn-Llama-2-7b-64k": (LLAMA | {
         "_name_or_path": "meta-llama/Llama-2-7b-hf", "max_position_embeddings": 65536, "rope_scaling": {
             "factor": 16.0, "finetuned": True, "original_max_position_embeddings": 4096, "type": "yarn"},
-        "auto_map": {"AutoConfig": "configuration_llama.LlamaConfig", "AutoModelForCausalLM": "modeling_llama_together_yarn.LlamaForCausalLM"}},
+        "auto_map": {"AutoConfig": "configuration_llama.LlamaConfig",
+                     "AutoModelForCausalLM": "modeling_llama_together_yarn.LlamaForCausalLM"}},
         6_738_415_616),
     "deepseek-ai/deepseek-coder-6.7b-base": (LLAMA | {
         "bos_token_id": 32013, "eos_token_id": 32014, "max_position_embeddings": 16384, "rms_norm_eps": 1e-06, "rope_theta": 100000,
@@ -87,12 +90,14 @@ CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
     "meta-llama/Llama-3.1-8B-Instruct": (LLAMA31, 8_030_261_248),
     "meta-llama/Llama-3.2-1B": (LLAMA31 | {
         "eos_token_id": 128001, "head_dim": 64, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-        "rope_scaling": LLAMA3_SCALING | {"factor": 32.0}, "tie_word_embeddings": True, "transformers_version": "4.45.0.dev0"}, 1_235_814_400),
+        "rope_scaling": LLAMA3_SCALING | {"factor": 32.0}, "tie_word_embeddings": True, "transformers_version": "4.45.0.dev0"},
+        1_235_814_400),
     "HuggingFaceTB/SmolLM2-135M": (LLAMA | {
         "attention_dropout": 0.0, "bos_token_id": 0, "eos_token_id": 0, "hidden_size": 576, "initializer_range": 0.041666666666666664,
         "intermediate_size": 1536, "is_llama_config": True, "max_position_embeddings": 8192, "mlp_bias": False, "num_attention_heads": 9,
         "num_hidden_layers": 30, "num_key_value_heads": 3, "rope_interleaved": False, "rope_theta": 100000, "tie_word_embeddings": True,
-        "torch_dtype": "bfloat16", "transformers.js_config": {"dtype": "q4"}, "transformers_version": "4.40.1", "vocab_size": 49152}, 134_515_008),
+        "torch_dtype": "bfloat16", "transformers.js_config": {"dtype": "q4"}, "transformers_version": "4.40.1", "vocab_size": 49152},
+        134_515_008),
     "mistralai/Mistral-7B-v0.1": (MISTRAL, 7_241_732_096),
     "mistralai/Mistral-7B-v0.3": (MISTRAL | {
         "attention_dropout": 0.0, "rope_theta": 1000000.0, "sliding_window": None, "transformers_version": "4.42.0.dev0",
@@ -114,7 +119,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
         "architectures": ["Qwen3MoeForCausalLM"], "decoder_sparse_step": 1, "hidden_size": 2048, "intermediate_size": 6144,
         "max_window_layers": 48, "mlp_only_layers": [], "model_type": "qwen3_moe", "moe_intermediate_size": 768, "norm_topk_prob": True,
         "num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 48, "num_key_value_heads": 4,
-        "output_router_logits": False, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001, "tie_word_embeddings": False}, 30_532_122_624),
+        "output_router_logits": False, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.001, "tie_word_embeddings": False},
+        30_532_122_624),
     "allenai/OLMo-1B-hf": (OLMO, 1_176_764_416),
     "allenai/OLMo-1.7-7B-hf": (OLMO | {
         "clip_qkv": 8.0, "hidden_size": 4096, "intermediate_size": 11008, "max_position_embeddings": 4096, "num_attention_heads": 32,
@@ -141,7 +147,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
         "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3, "transformers_version": "4.55.0.dev0",
         "use_bidirectional_attention": False, "rope_local_base_freq": 10000.0, "rope_theta": 1000000.0}, 268_098_176),
     "HuggingFaceTB/SmolLM3-3B": (LLAMA | {
-        "architectures": ["SmolLM3ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": None, "eos_token_id": 128012, "hidden_size": 2048,
+        "architectures": ["SmolLM3ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": None, "eos_token_id": 128012,
+        "hidden_size": 2048,
         "layer_types": ["full_attention"] * 36, "max_position_embeddings": 65536, "max_window_layers": 28, "mlp_bias": False,
         "model_type": "smollm3", "no_rope_layer_interval": 4, "no_rope_layers": [1, 1, 1, 0] * 9, "num_attention_heads": 16,
         "num_hidden_layers": 36, "num_key_value_heads": 4, "pretraining_tp": 2, "rms_norm_eps": 1e-06, "rope_theta": 5000000.0,

@@ -26,6 +26,7 @@ def changed(case: str, **settings: Any) -> Json:
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0], "long_factor": [1.0]}
+BOTH_WAYS = "does not implement: use_bidirectional_attention=True (only False)"
 ONLY_FULL = "layer_types with 'chunked_attention' (only 'full_attention' and 'sliding_attention')"
 
 
@@ -47,13 +48,16 @@ ONLY_FULL = "layer_types with 'chunked_attention' (only 'full_attention' and 'sl
     # rope
     ("llama-biases", {"rope_parameters": LONGROPE}, UnsupportedModel,
      "config.json has a rope scaling Pellucid does not implement: rope_type='longrope' (known: default, linear, dynamic, llama3, yarn)"),
-    ("llama-biases", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, BadConfig, "rope scaling 'linear' lacks 'factor'. Is the file whole?"),
-    ("llama-biases", {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, BadConfig, "rope scaling 'llama3' lacks 'low_freq_factor'"),
+    ("llama-biases", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, BadConfig,
+     "rope scaling 'linear' lacks 'factor'. Is the file whole?"),
+    ("llama-biases", {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, BadConfig,
+     "rope scaling 'llama3' lacks 'low_freq_factor'"),
     ("llama-biases", {"rope_parameters": {**YARN, "beta_medium": 3}}, BadConfig,
      "config.json has 1 key that family 'llama' does not read: rope_scaling.beta_medium=3."),
     ("llama-biases", {"rope_parameters": YARN, "rope_scaling": {"type": "linear", "factor": 4.0}}, BadConfig,
      "config.json: rope_scaling and rope_parameters disagree on rope_type. Remove the wrong one."),
-    ("llama-biases", {"rope_parameters": YARN, "rope_scaling": {"type": "yarn", "factor": 8.0}}, BadConfig, "disagree on factor. Remove the wrong one."),
+    ("llama-biases", {"rope_parameters": YARN, "rope_scaling": {"type": "yarn", "factor": 8.0}}, BadConfig,
+     "disagree on factor. Remove the wrong one."),
     ("llama-biases", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, UnsupportedModel,
      "does not implement: partial_rotary_factor=0.5 (only 1.0)"),
     ("llama-biases", {"partial_rotary_factor": 0.5}, UnsupportedModel, "does not implement: partial_rotary_factor=0.5 (only 1.0)"),
@@ -66,11 +70,12 @@ ONLY_FULL = "layer_types with 'chunked_attention' (only 'full_attention' and 'sl
     ("qwen2-layer_types", {"use_sliding_window": False}, BadConfig, "config.json: layer_types has windowed layers and there is no window: "
      "sliding_window is null or use_sliding_window is off. Set it, or make every layer 'full_attention'."),
     ("gemma2-caps", {"sliding_window": None}, BadConfig, "layer_types has windowed layers and there is no window"),
-    ("smollm3-windows", {"no_rope_layers": [1, 0]}, BadConfig, "no_rope_layers names 2 layers and num_hidden_layers says 4. Which one is right?"),
+    ("smollm3-windows", {"no_rope_layers": [1, 0]}, BadConfig,
+     "no_rope_layers names 2 layers and num_hidden_layers says 4. Which one is right?"),
     # what no causal decoder does
-    ("gemma-gelu", {"use_bidirectional_attention": True}, UnsupportedModel, "does not implement: use_bidirectional_attention=True (only False)"),
-    ("gemma2-caps", {"use_bidirectional_attention": True}, UnsupportedModel, "does not implement: use_bidirectional_attention=True (only False)"),
-    ("gemma3_text-cap", {"use_bidirectional_attention": True}, UnsupportedModel, "does not implement: use_bidirectional_attention=True (only False)"),
+    ("gemma-gelu", {"use_bidirectional_attention": True}, UnsupportedModel, BOTH_WAYS),
+    ("gemma2-caps", {"use_bidirectional_attention": True}, UnsupportedModel, BOTH_WAYS),
+    ("gemma3_text-cap", {"use_bidirectional_attention": True}, UnsupportedModel, BOTH_WAYS),
     ("gemma3_text-cap", {"attn_logit_softcapping": 50.0}, UnsupportedModel, "does not implement: attn_logit_softcapping=50.0 (only None)"),
     ("gemma-gelu", {"hidden_activation": "silu"}, BadConfig,
      "config.json: hidden_act and hidden_activation disagree: gelu_tanh, silu. Remove the wrong one."),
@@ -85,8 +90,9 @@ def test_an_unread_key_stops_the_load_by_name():
     with pytest.raises(BadConfig) as refusal:
         describe(changed("llama-biases", use_magic=True, magic_size=7))
     assert str(refusal.value) == (
-        "config.json has 2 keys that family 'llama' does not read: magic_size=7, use_magic=True. Running anyway could compute something else than "
-        "the model's authors meant. If you know that they change nothing: --accept-unread magic_size --accept-unread use_magic")
+        "config.json has 2 keys that family 'llama' does not read: magic_size=7, use_magic=True. Running anyway could compute "
+        "something else than the model's authors meant. If you know that they change nothing: "
+        "--accept-unread magic_size --accept-unread use_magic")
 
 
 def test_a_key_the_user_vouches_for_is_accepted_and_recorded():
@@ -133,11 +139,12 @@ def test_a_hyphen_in_model_type_is_an_underscore_in_the_file():
 
 # What real repositories carry without effect: quantizing and fine-tuning tools, hubs, and years of transformers.
 CARRIED = {
-    "_attn_implementation_autoset": True, "torchscript": False, "auto_map": {"AutoConfig": "configuration_x.XConfig"}, "_name_or_path": "acme/foo",
-    "pretraining_tp": 1, "unsloth_version": "2025.3", "unsloth_fixed": True, "use_cache": False, "attention_dropout": 0.1, "id2label": {"0": "LABEL_0"},
-    "task_specific_params": {"text-generation": {}}, "_flash_attn_2_enabled": True, "transformers_version": "4.31.0", "torch_dtype": "float16",
-    "output_router_logits": False, "gradient_checkpointing": False, "problem_type": None, "tokenizer_class": "LlamaTokenizer", "eos_token_id": [2, 7],
-    "bad_words_ids": [[3]], "return_dict": True, "tf_legacy_loss": False, "use_bfloat16": False, "pruned_heads": {"0": [1]},
+    "_attn_implementation_autoset": True, "torchscript": False, "auto_map": {"AutoConfig": "configuration_x.XConfig"},
+    "_name_or_path": "acme/foo", "pretraining_tp": 1, "unsloth_version": "2025.3", "unsloth_fixed": True, "use_cache": False,
+    "attention_dropout": 0.1, "id2label": {"0": "LABEL_0"}, "task_specific_params": {"text-generation": {}}, "_flash_attn_2_enabled": True,
+    "transformers_version": "4.31.0", "torch_dtype": "float16", "output_router_logits": False, "gradient_checkpointing": False,
+    "problem_type": None, "tokenizer_class": "LlamaTokenizer", "eos_token_id": [2, 7], "bad_words_ids": [[3]], "return_dict": True,
+    "tf_legacy_loss": False, "use_bfloat16": False, "pruned_heads": {"0": [1]},
 }
 
 
@@ -153,7 +160,8 @@ def test_every_inert_key_has_its_reason():
 
 def test_a_scaling_may_be_called_by_its_oldest_name_or_by_both():
     spec = describe(changed("llama-linear")).spec
-    for scaling in ({"type": "linear", "factor": 3.0}, {"type": "linear", "rope_type": "linear", "factor": 3.0}, {"rope_type": "linear", "factor": 3.0}):
+    for names in (["type"], ["rope_type"], ["type", "rope_type"]):
+        scaling = dict.fromkeys(names, "linear") | {"factor": 3.0}
         assert describe(changed("llama-linear", rope_parameters=..., rope_theta=1e4, rope_scaling=scaling)).spec == spec
     both = describe(changed("llama-linear", rope_scaling={"type": "linear", "factor": 3.0})).spec  # said twice, and the same
     assert both == spec

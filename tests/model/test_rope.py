@@ -20,7 +20,8 @@ LENGTHS = st.integers(20, 5000)
 
 def agree(d_head: int, n_ctx: int, rope_parameters: dict) -> None:
     """Both sides read the same facts, and turn by the same angles; the gain of cos and sin is the same too."""
-    facts = {"hidden_size": 2 * d_head, "num_attention_heads": 2, "head_dim": d_head, "max_position_embeddings": n_ctx, "rope_parameters": rope_parameters}
+    facts = {"hidden_size": 2 * d_head, "num_attention_heads": 2, "head_dim": d_head, "max_position_embeddings": n_ctx,
+             "rope_parameters": rope_parameters}
     expected_R, gain = ROPE_INIT_FUNCTIONS[rope_parameters["rope_type"]](LlamaConfig(**facts), None)
     found_R, found_gain = frequencies(Config(facts).rope(d_head))
     assert torch.allclose(found_R, expected_R, rtol=2e-6, atol=0)
@@ -37,7 +38,8 @@ def test_linear(d_head, theta, factor, n_ctx):
 @given(HEADS, THETAS, FACTORS, LENGTHS, st.one_of(st.none(), LENGTHS), st.floats(0.3, 2.0), st.floats(2.1, 9.0))
 def test_llama3(d_head, theta, factor, n_ctx, original, low, high):
     where = {} if original is None else {"original_max_position_embeddings": original}
-    agree(d_head, n_ctx, {"rope_type": "llama3", "rope_theta": theta, "factor": factor, "low_freq_factor": low, "high_freq_factor": high, **where})
+    agree(d_head, n_ctx, {"rope_type": "llama3", "rope_theta": theta, "factor": factor,
+                          "low_freq_factor": low, "high_freq_factor": high, **where})
 
 
 @settings(max_examples=150, deadline=None)
