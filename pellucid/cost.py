@@ -6,6 +6,8 @@
 """
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, Layer, Norm
 
 
@@ -62,12 +64,19 @@ def _matrices(D: int, layer: Layer) -> int:
     """Numbers of the matrices one token passes in this layer; biases are no multiplication."""
     H, K, C = layer.mixer.n_heads, layer.mixer.n_kv_heads, layer.mixer.d_head
     mlp = layer.mlp
-    width = mlp.n_active * _matrix(D, mlp.each) + mlp.n_experts * D if isinstance(mlp, Experts) else _matrix(D, mlp)
+    width = mlp.n_active * _matrix(D, mlp.each) + mlp.n_experts * D + _shared(D, mlp, _matrix) if isinstance(mlp, Experts) else _matrix(D, mlp)
     return 2 * (H + K) * C * D + width
 
 
 def _mlp(D: int, mlp: FeedForward | Experts) -> int:
-    return mlp.n_experts * (D + _feed_forward(D, mlp.each)) if isinstance(mlp, Experts) else _feed_forward(D, mlp)
+    if not isinstance(mlp, Experts):
+        return _feed_forward(D, mlp)
+    return mlp.n_experts * (D + mlp.router_bias + mlp.correction + _feed_forward(D, mlp.each)) + _shared(D, mlp, _feed_forward)
+
+
+def _shared(D: int, mlp: Experts, numbers: Callable[[int, FeedForward], int]) -> int:
+    """Numbers of the shared expert and its gate."""
+    return (numbers(D, mlp.shared) if mlp.shared else 0) + D * mlp.shared_gate
 
 
 def _matrix(D: int, mlp: FeedForward) -> int:

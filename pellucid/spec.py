@@ -120,16 +120,40 @@ class FeedForward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experts:
-    """A mixture: the router picks `n_active` of `n_experts` feed-forwards for every token."""
+    """A mixture: the router picks `n_active` of `n_experts` feed-forwards for every token; a shared one sees every token.
+
+    The router's logits become scores, the experts with the highest are chosen, and their scores are their shares. A softmax over the
+    chosen experts alone is `renormalize`: the sum over the others cancels.
+    """
 
     n_experts: int
     n_active: int
+    scoring: Literal["softmax", "sigmoid"] = "softmax"  # of all the logits
+    router_bias: bool = False
+    correction: bool = False  # a number an expert, added to its score when experts are chosen, not to its share. https://arxiv.org/abs/2408.15664
+    n_groups: int = 1  # experts stand in groups of equal size, one after another
+    n_active_groups: int = 1  # groups whose experts may be chosen
+    group_score: Literal["best", "best_two"] = "best"  # what makes a group active: its highest score, or the sum of its two highest
     renormalize: bool  # divide the chosen experts' shares by their sum
+    share_scale: float = 1.0  # multiplies the shares in the end
+    scale_input: bool = False  # the share multiplies what an expert reads, not what it writes
     each: FeedForward
+    shared: FeedForward | None = None  # added to what the chosen experts write
+    shared_gate: bool = False  # the shared one's output is multiplied by the sigmoid of a projection of the token
 
     def __post_init__(self) -> None:
         if not 0 < self.n_active <= self.n_experts:
             raise ValueError(f"{self.n_active} of {self.n_experts} experts cannot be active")
+        if not 0 < self.n_active_groups <= self.n_groups:
+            raise ValueError(f"{self.n_active_groups} of {self.n_groups} groups of experts cannot be active")
+        if self.n_experts % self.n_groups:
+            raise ValueError(f"{self.n_experts} experts do not make {self.n_groups} groups of equal size")
+        if self.n_active > self.n_active_groups * (size := self.n_experts // self.n_groups):
+            raise ValueError(f"{self.n_active} active experts are more than {self.n_active_groups} groups of {size} have")
+        if self.group_score == "best_two" and self.n_groups > 1 and size < 2:
+            raise ValueError(f"groups of {size} expert have no two best")
+        if self.shared_gate and self.shared is None:
+            raise ValueError("there is a gate for a shared expert, and no shared expert")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

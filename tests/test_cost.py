@@ -19,6 +19,7 @@ MIXER = Attention(n_heads=6, n_kv_heads=3, d_head=14, scale=0.1, rope=Rope(theta
 MLP = FeedForward(d_ff=72)
 WIDE = Layer(mixer=dataclasses.replace(MIXER, n_heads=4, n_kv_heads=2, d_head=10, rope=None), mlp=FeedForward(d_ff=40, gated=False, act="gelu", bias=True))
 MIXED = Layer(mixer=MIXER, mlp=Experts(n_experts=5, n_active=2, renormalize=True, each=FeedForward(d_ff=20)))
+SHARING = Layer(mixer=MIXER, mlp=dataclasses.replace(MIXED.mlp, router_bias=True, correction=True, shared=FeedForward(d_ff=33, bias=True), shared_gate=True))
 BASE = DecoderSpec(family="test", n_vocab=101, n_ctx=64, d_model=48, layers=(Layer(mixer=MIXER, mlp=MLP),) * 2, norm=RMS)
 
 MIXERS = [dataclasses.replace(MIXER, **facts) for facts in (
@@ -27,7 +28,8 @@ MIXERS = [dataclasses.replace(MIXER, **facts) for facts in (
 MLPS = [FeedForward(d_ff=72, gated=gated, bias=bias) for gated, bias in itertools.product((False, True), repeat=2)]
 WIRINGS = [{"tied": True}, {"unembed_bias": True}, {"learned_positions": 33}, {"norm": LAYER}, {"norm": Norm(eps=1e-5, weight=False)},
            {"parallel": True}, {"parallel": True, "shared_norm": True}, {"norm_out": True}, {"norm_in": False, "norm_out": True},
-           {"layers": (WIDE, MIXED, WIDE)}]
+           {"layers": (WIDE, MIXED, WIDE)}, {"layers": (SHARING,)}, {"layers": (dataclasses.replace(
+               SHARING, mlp=dataclasses.replace(SHARING.mlp, shared_gate=False, correction=False)),)}]
 SPECS = ([BASE] + [dataclasses.replace(BASE, layers=(Layer(mixer=mixer, mlp=MLP), WIDE)) for mixer in MIXERS]
          + [dataclasses.replace(BASE, layers=(Layer(mixer=MIXER, mlp=mlp),)) for mlp in MLPS] + [dataclasses.replace(BASE, **facts) for facts in WIRINGS])
 
@@ -46,7 +48,7 @@ def test_active_parameters_leave_out_idle_experts_and_tables() -> None:
     assert cost.parameters(mixed) - cost.active_parameters(mixed) == 101 * 48 + 3 * 3 * 48 * 20
 
 
-@pytest.mark.parametrize("spec", [BASE, dataclasses.replace(BASE, layers=(WIDE, MIXED), tied=True),
+@pytest.mark.parametrize("spec", [BASE, dataclasses.replace(BASE, layers=(WIDE, MIXED, SHARING), tied=True),
                                   dataclasses.replace(BASE, layers=(Layer(mixer=dataclasses.replace(MIXER, window=5), mlp=MLP),))])
 def test_flops_are_what_torch_counts(spec: DecoderSpec) -> None:
     decoder = Decoder(spec, choose("reference"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 import cmath
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from pellucid.families._config import ACTIVATIONS as SPELLINGS
 from pellucid.model.rope import tables
 from pellucid.ops.choose import BACKENDS, choose
 from pellucid.ops.reference import ACTIVATIONS, Reference
+from pellucid.spec import Experts, FeedForward
 
 REFERENCE = Reference()
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -23,6 +25,16 @@ C, V = 14, 10  # channels of queries and keys, and of values: a backend may not 
 # (query lengths, key lengths): prefill, decode, resumed prefill, even batches and ragged ones
 ROWS = [((5,), (5,)), ((1,), (9,)), ((3,), (9,)), ((4, 4), (4, 4)), ((1, 1, 1), (7, 7, 7)), ((2, 2), (8, 8)),
         ((3, 1, 5), (3, 8, 6)), ((1, 1), (4, 12)), ((2, 2), (2, 9)), ((1,), (1,))]
+
+
+def routing(**facts: Any) -> Experts:
+    return Experts(**{"n_experts": 8, "renormalize": False, "each": FeedForward(d_ff=1), **facts})
+
+
+ROUTINGS = [routing(n_active=n, scoring=scoring, renormalize=renormalize, share_scale=scale, n_groups=groups, n_active_groups=active, group_score=by)
+            for n, (groups, active, by) in [(1, (1, 1, "best")), (3, (1, 1, "best")), (8, (1, 1, "best")), (2, (4, 1, "best")),
+                                            (3, (4, 2, "best")), (3, (4, 2, "best_two")), (4, (2, 1, "best_two")), (3, (4, 4, "best_two"))]
+            for scoring, renormalize, scale in itertools.product(("softmax", "sigmoid"), (False, True), (1.0, 2.5))]
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -86,10 +98,10 @@ def test_matmul_embed_activate_and_gated(ops, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_route(ops, dtype):
-    for n_active, renormalize in itertools.product((1, 3, 7), (False, True)):
-        logits = random(5, 7, dtype=dtype) * 3
-        share, expert = ops.route(logits, n_active, renormalize)
-        expected_share, expected_expert = REFERENCE.route(logits.float(), n_active, renormalize)
+    logits, correction = random(5, 8, dtype=dtype) * 3, random(8, seed=1)
+    for how, corrected in itertools.product(ROUTINGS, (None, correction)):
+        share, expert = ops.route(logits, corrected, how)
+        expected_share, expected_expert = REFERENCE.route(logits.float(), corrected, how)
         assert torch.equal(expert, expected_expert)
         near(share, expected_share, torch.float32, 1)
 
@@ -141,16 +153,29 @@ def test_the_reference_turns_pairs_as_complex_numbers(pairing):
     assert torch.equal(found[..., 2 * P :], x[..., 2 * P :])
 
 
-@pytest.mark.parametrize("renormalize", [False, True])
-def test_the_reference_routes_to_the_largest_shares(renormalize):
-    logits = random(4, 5)
-    share, expert = REFERENCE.route(logits, 2, renormalize)
+@pytest.mark.parametrize("corrected", [False, True])
+@pytest.mark.parametrize("how", ROUTINGS)
+def test_the_reference_routes_as_the_formula_says(how, corrected):
+    logits, correction = random(6, 8) * 2, random(8, seed=1)
+    share, expert = REFERENCE.route(logits, correction if corrected else None, how)
     for row, shares, experts in zip(logits.tolist(), share.tolist(), expert.tolist(), strict=True):
         whole = sum(map(math.exp, row))
-        best = sorted(((math.exp(x) / whole, i) for i, x in enumerate(row)), reverse=True)[:2]
-        total = sum(p for p, _ in best) if renormalize else 1.0
-        assert experts == [i for _, i in best]
-        assert shares == pytest.approx([p / total for p, _ in best], abs=1e-6)
+        scores = [math.exp(x) / whole if how.scoring == "softmax" else 1 / (1 + math.exp(-x)) for x in row]
+        choices = [s + (b if corrected else 0.0) for s, b in zip(scores, correction.tolist(), strict=True)]
+        size = 8 // how.n_groups
+        groups = [sorted(choices[g * size : (g + 1) * size], reverse=True) for g in range(how.n_groups)]
+        ranked = sorted(range(how.n_groups), key=lambda g: -sum(groups[g][: 1 if how.group_score == "best" else 2]))
+        allowed = [i for i in range(8) if i // size in ranked[: how.n_active_groups]]
+        best = sorted(allowed, key=lambda i: -choices[i])[: how.n_active]
+        total = sum(scores[i] for i in best) if how.renormalize else 1.0
+        assert experts == best
+        assert shares == pytest.approx([scores[i] / total * how.share_scale for i in best], abs=1e-6)
+
+
+def test_renormalized_shares_are_a_softmax_over_the_chosen_alone():
+    logits = random(6, 8) * 2
+    share, expert = REFERENCE.route(logits, None, routing(n_active=3, renormalize=True))
+    assert torch.allclose(share, logits.gather(-1, expert).softmax(-1), atol=1e-6)
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from pellucid.errors import BadConfig, UnsupportedModel
@@ -50,10 +51,34 @@ def feed_forward(c: Config, **facts: Any) -> FeedForward:
     return FeedForward(**(usual | facts))
 
 
-def experts(c: Config, each: FeedForward, *, renormalize: bool, n_experts: int, n_active: int) -> Experts:
+def experts(c: Config, each: FeedForward, *, renormalize: bool, n_experts: int, n_active: int, **facts: Any) -> Experts:
     """A mixture; the counts are the family's defaults. The number of experts has two spellings: transformers 5 writes the second."""
     return Experts(n_experts=c("num_experts", "num_local_experts", default=n_experts),
-                   n_active=c("num_experts_per_tok", default=n_active), renormalize=renormalize, each=each)
+                   n_active=c("num_experts_per_tok", default=n_active), renormalize=renormalize, each=each, **facts)
+
+
+def sparse_steps(c: Config, dense: FeedForward, mixture: Experts) -> list[FeedForward | Experts]:
+    """The feed-forward of every layer where every decoder_sparse_step-th is sparse, except those that mlp_only_layers names."""
+    step, dense_at = c("decoder_sparse_step", default=1), c("mlp_only_layers", default=[])
+    return [mixture if i not in dense_at and (i + 1) % step == 0 else dense for i in range(c("num_hidden_layers"))]
+
+
+def corrected_experts(c: Config, **facts: Any) -> list[FeedForward | Experts]:
+    """The feed-forward of every layer where the first ones are dense and the others choose experts as DeepSeek-V3 does: sigmoid scores with a
+    correction, groups, shared experts as one wide one. https://arxiv.org/abs/2412.19437, section 2.1.2; `facts` are fields set otherwise."""
+    each = feed_forward(c, d_ff=c("moe_intermediate_size"))
+    usual: dict[str, Any] = {
+        "n_experts": c("n_routed_experts", "num_local_experts"), "n_active": c("num_experts_per_tok"), "scoring": "sigmoid", "correction": True,
+        "n_groups": c("n_group", default=1), "n_active_groups": c("topk_group", default=1), "group_score": "best_two", "each": each,
+        "shared": replace(each, d_ff=each.d_ff * c("n_shared_experts")), "share_scale": float(c("routed_scaling_factor", default=1.0))}
+    if "renormalize" not in facts:
+        usual["renormalize"] = c("norm_topk_prob")
+    try:
+        mixture = Experts(**(usual | facts))
+    except ValueError as e:
+        raise BadConfig(f"{c.where}: n_routed_experts, num_experts_per_tok, n_group and topk_group do not go together: {e}. Which one is wrong?") from None
+    dense, n_dense = feed_forward(c), c("first_k_dense_replace", default=0)
+    return [dense if i < n_dense else mixture for i in range(c("num_hidden_layers"))]
 
 
 def decoder(c: Config, layers: Iterable[Layer], *, eps: float = 1e-6, tied: bool = False, **facts: Any) -> DecoderSpec:
@@ -83,11 +108,14 @@ def layer_types(c: Config, default: Sequence[str], window: int | None) -> list[s
     return kinds
 
 
-def late_windows(c: Config) -> list[int | None]:
-    """The window of every layer where only those from max_window_layers on have one, and only if use_sliding_window says so."""
+def late_windows(c: Config, *, used: bool | None = None, first: int = 28) -> list[int | None]:
+    """The window of every layer where only those from max_window_layers on have one, and only if use_sliding_window says so.
+
+    used: what the family says in place of use_sliding_window; first: its max_window_layers where config.json is silent.
+    """
     window = c.nullable("sliding_window", absent=4096)
-    if not c("use_sliding_window", default=False):
+    if not (c("use_sliding_window", default=False) if used is None else used):
         window = None
-    first = c("max_window_layers", default=28)
+    first = c("max_window_layers", default=first)
     late = ["sliding_attention" if window and i >= first else "full_attention" for i in range(c("num_hidden_layers"))]
     return [window if kind == "sliding_attention" else None for kind in layer_types(c, late, window)]

@@ -17,9 +17,7 @@ def spec(c: Config) -> DecoderSpec:
     # Here all layers are windowed or none; max_window_layers is carried over from Qwen3 and read by nobody.
     c.inert(max_window_layers="every layer has the same window")
     mixer = _parts.attention(c, heads_default=False, qk_norm=norm, window=window if windowed else None)
-    step, dense_at = c("decoder_sparse_step", default=1), c("mlp_only_layers", default=[])
     dense = _parts.feed_forward(c, d_ff=c("intermediate_size", default=6144))
     mixture = _parts.experts(c, _parts.feed_forward(c, d_ff=c("moe_intermediate_size")), renormalize=c("norm_topk_prob", default=False),
                              n_experts=128, n_active=8)
-    sparse = [i not in dense_at and (i + 1) % step == 0 for i in range(c("num_hidden_layers"))]
-    return _parts.decoder(c, [Layer(mixer=mixer, mlp=mixture if s else dense) for s in sparse], norm=norm)
+    return _parts.decoder(c, [Layer(mixer=mixer, mlp=mlp) for mlp in _parts.sparse_steps(c, dense, mixture)], norm=norm)

@@ -63,6 +63,11 @@ class Embed(nn.Module):
         return self.ops.embed(self.weight, rows_T)
 
 
+def kept_in(name: str, dtype: torch.dtype) -> torch.dtype:
+    """What the tensor of this name is kept in when the model runs in `dtype`: what corrects a choice of experts stays float32."""
+    return torch.float32 if name.endswith(".router.correction") else dtype
+
+
 class Unembed(Project):
     """Hidden states to logits (T, V) for the token that follows each position, in the model's dtype.
 
@@ -151,22 +156,40 @@ class Mlp(nn.Module):
         return self.down(self.ops.gated(self.gate(x_TD), self.up(x_TD), self.mlp.act))
 
 
+class Router(Project):
+    """A token's logit for each expert, (T, X), in float32 whatever the model runs in: a rounding here would choose another expert."""
+
+    def __init__(self, ops: Ops, d_model: int, experts: Experts) -> None:
+        super().__init__(ops, d_model, experts.n_experts, experts.router_bias)
+        self.correction = nn.Parameter(torch.empty(experts.n_experts)) if experts.correction else None
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return self.ops.matmul(x_TD.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+
+
 class MixtureOfExperts(nn.Module):
-    """A router and its experts; each token visits only the experts chosen for it."""
+    """A router and its experts; each token visits only the experts chosen for it, and the shared one."""
 
     def __init__(self, ops: Ops, d_model: int, experts: Experts) -> None:
         super().__init__()
         self.ops, self.spec = ops, experts
-        self.router = Project(ops, d_model, experts.n_experts, bias=False)
+        self.router = Router(ops, d_model, experts)
         self.experts = nn.ModuleList(Mlp(ops, d_model, experts.each) for _ in range(experts.n_experts))
+        self.shared = None if experts.shared is None else Mlp(ops, d_model, experts.shared)
+        self.shared_gate = Project(ops, d_model, 1, bias=False) if experts.shared_gate else None
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        share_TA, expert_TA = self.ops.route(self.router(x_TD), self.spec.n_active, self.spec.renormalize)
+        share_TA, expert_TA = self.ops.route(self.router(x_TD), self.router.correction, self.spec)
         out_TD = torch.zeros_like(x_TD)
         for e in expert_TA.unique().tolist():
             token, choice = (expert_TA == e).nonzero(as_tuple=True)
-            out_TD.index_add_(0, token, self.experts[e](x_TD[token]) * share_TA[token, choice, None].to(x_TD.dtype))
-        return out_TD
+            share = share_TA[token, choice, None].to(x_TD.dtype)
+            x, expert = x_TD[token], self.experts[e]
+            out_TD.index_add_(0, token, expert(x * share) if self.spec.scale_input else expert(x) * share)
+        if self.shared is None:
+            return out_TD
+        shared_TD = self.shared(x_TD)
+        return out_TD + (shared_TD if self.shared_gate is None else self.shared_gate(x_TD).sigmoid() * shared_TD)
 
 
 class Block(nn.Module):

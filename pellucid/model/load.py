@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pellucid import cost
 from pellucid.errors import BadRequest, BadTokenizer, UnsupportedModel
 from pellucid.families._describe import Description, describe
-from pellucid.model.decoder import Decoder
+from pellucid.model.decoder import Decoder, kept_in
 from pellucid.model.report import LoadReport
 from pellucid.ops.choose import choose
 from pellucid.spec import DecoderSpec
@@ -71,7 +71,7 @@ def _fill(decoder: Decoder, ours: dict[str, Tensor], checkpoint: Checkpoint, dty
     """Puts each tensor where its name says, emptying `ours`, so that a copy's original is let go before the next is made."""
     for name in list(ours):
         view = ours.pop(name)
-        tensor = view.to(device=device, dtype=dtype)
+        tensor = view.to(device=device, dtype=kept_in(name, dtype))
         if tensor is not view:
             checkpoint.release()  # the pages just copied
         path, _, leaf = name.rpartition(".")

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from pellucid.spec import Activation
+from pellucid.spec import Activation, Experts
 
 
 class Ops(Protocol):
@@ -63,6 +63,6 @@ class Ops(Protocol):
         """act(x)."""
         ...
 
-    def route(self, logits_TX: Tensor, n_active: int, renormalize: bool) -> tuple[Tensor, Tensor]:
-        """The shares (T, A), float32, and indices (T, A), int64, of the n_active largest softmax probabilities."""
+    def route(self, logits_TX: Tensor, correction_X: Tensor | None, experts: Experts) -> tuple[Tensor, Tensor]:
+        """The shares (T, A), float32, and indices (T, A), int64, of the experts chosen as `Experts` says, the highest score first."""
         ...

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.spec import Activation
+from pellucid.spec import Activation, Experts
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -73,11 +73,24 @@ class Reference:
     def activate(self, x_TF: Tensor, act: Activation) -> Tensor:
         return ACTIVATIONS[act](x_TF)
 
-    def route(self, logits_TX: Tensor, n_active: int, renormalize: bool) -> tuple[Tensor, Tensor]:
-        share_TA, expert_TA = logits_TX.float().softmax(-1).topk(n_active)
-        if renormalize:
+    def route(self, logits_TX: Tensor, correction_X: Tensor | None, experts: Experts) -> tuple[Tensor, Tensor]:
+        score_TX = logits_TX.float().softmax(-1) if experts.scoring == "softmax" else logits_TX.float().sigmoid()
+        choice_TX = score_TX if correction_X is None else score_TX + correction_X.float()
+        if experts.n_active_groups < experts.n_groups:
+            choice_TX = in_best_groups(choice_TX, experts)
+        expert_TA = choice_TX.topk(experts.n_active).indices
+        share_TA = score_TX.gather(-1, expert_TA)
+        if experts.renormalize:
             share_TA = share_TA / share_TA.sum(-1, keepdim=True)
-        return share_TA, expert_TA
+        return share_TA * experts.share_scale, expert_TA
+
+
+def in_best_groups(choice_TX: Tensor, experts: Experts) -> Tensor:
+    """The scores, -inf outside of the n_active_groups best groups. https://arxiv.org/abs/2405.04434, section 2.2.2"""
+    choice_TNX = choice_TX.unflatten(-1, (experts.n_groups, -1))  # N groups
+    group_TN = choice_TNX.topk(1 if experts.group_score == "best" else 2).values.sum(-1)
+    active_TN = torch.zeros_like(group_TN, dtype=torch.bool).scatter(-1, group_TN.topk(experts.n_active_groups).indices, True)
+    return choice_TNX.masked_fill(~active_TN[..., None], -torch.inf).flatten(-2)
 
 
 def attend_row(q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, scale: float, window: int | None, softcap: float | None) -> Tensor:

@@ -19,7 +19,7 @@ from pellucid import families
 from pellucid.errors import PellucidError
 from pellucid.families._describe import describe
 from pellucid.model.cache import Cache
-from pellucid.model.decoder import Decoder, Rows
+from pellucid.model.decoder import Decoder, Rows, kept_in
 from pellucid.ops.choose import choose
 from pellucid.spec import DecoderSpec
 from pellucid.weights.assemble import assemble
@@ -79,6 +79,9 @@ def randomized(case: Case) -> Any:
         random = torch.randn(p.shape, generator=noise)
         gain = p.ndim == 1 and "bias" not in name
         p.data = random * case.spread * p.shape[-1] ** -0.5 if p.ndim > 1 else random * 0.4 + gain
+    for name, b in theirs.named_buffers():
+        if "correction" in name:  # zero until trained
+            b.copy_(torch.randn(b.shape, generator=noise) * 0.4)
     theirs.tie_weights()
     if case.adjust is not None:
         case.adjust(theirs)
@@ -107,7 +110,7 @@ def ours(spec: DecoderSpec, tensors: dict[str, Tensor], *, ops: str = "reference
     """A decoder that holds these tensors."""
     with torch.device("meta"):
         decoder = Decoder(spec, choose(ops), deterministic=deterministic)
-    state = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    state = {name: tensor.to(kept_in(name, dtype)) for name, tensor in tensors.items()}
     decoder.load_state_dict(state | ({"unembed.weight": state["embed.weight"]} if spec.tied else {}), assign=True)
     if spec.tied:
         decoder.unembed.weight = decoder.embed.weight

@@ -137,9 +137,14 @@ def _norm_essence(norm: Norm) -> Norm:
 
 
 def _mlp_essence(mlp: FeedForward | Experts) -> FeedForward | Experts:
-    if isinstance(mlp, Experts) and mlp.n_active == mlp.n_experts:
-        return dataclasses.replace(mlp, renormalize=False)  # all shares of a softmax sum to one already
-    return mlp
+    if not isinstance(mlp, Experts):
+        return mlp
+    mutes: dict[str, Any] = {}
+    if mlp.n_active == mlp.n_experts and mlp.scoring == "softmax":
+        mutes["renormalize"] = False  # all shares of a softmax sum to one already
+    if mlp.n_active_groups == mlp.n_groups:
+        mutes |= {"n_groups": 1, "n_active_groups": 1, "group_score": "best"}  # every group is active, however it is scored
+    return dataclasses.replace(mlp, **mutes)
 
 
 def _attention_essence(mixer: Attention, length: int) -> Attention:

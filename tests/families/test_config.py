@@ -184,6 +184,7 @@ def test_the_context_before_stretching_may_stand_outside_of_the_scaling():
 # A spec that no decoder could compute is refused when it is made.
 
 ATTENTION = {"n_heads": 4, "n_kv_heads": 2, "d_head": 6, "scale": 1.0}
+MIXTURE = {"n_experts": 4, "n_active": 2, "renormalize": True, "each": FeedForward(d_ff=5)}
 LAYER = Layer(mixer=Attention(**ATTENTION), mlp=FeedForward(d_ff=5))
 DECODER = {"family": "x", "n_vocab": 9, "n_ctx": 8, "d_model": 7, "layers": (LAYER,), "norm": Norm(eps=1e-5)}
 
@@ -195,6 +196,11 @@ DECODER = {"family": "x", "n_vocab": 9, "n_ctx": 8, "d_model": 7, "layers": (LAY
     (lambda: Attention(**ATTENTION, rope=Rope(theta=1e4, d_rotary=8)), "8 channels cannot rotate in heads of 6"),
     (lambda: Attention(**ATTENTION, rope=Rope(theta=1e4, d_rotary=0)), "0 channels cannot rotate in heads of 6"),
     (lambda: Experts(n_experts=4, n_active=5, renormalize=True, each=FeedForward(d_ff=5)), "5 of 4 experts cannot be active"),
+    (lambda: Experts(**MIXTURE, n_groups=2, n_active_groups=3), "3 of 2 groups of experts cannot be active"),
+    (lambda: Experts(**MIXTURE, n_groups=3), "4 experts do not make 3 groups of equal size"),
+    (lambda: Experts(**MIXTURE, n_groups=4, n_active_groups=1), "2 active experts are more than 1 groups of 1 have"),
+    (lambda: Experts(**MIXTURE, n_groups=4, n_active_groups=3, group_score="best_two"), "groups of 1 expert have no two best"),
+    (lambda: Experts(**MIXTURE, shared_gate=True), "there is a gate for a shared expert, and no shared expert"),
     (lambda: FeedForward(d_ff=0), "d_ff is 0, and no decoder has fewer than 1"),
     (lambda: DecoderSpec(**{**DECODER, "n_vocab": 0}), "n_vocab is 0, and no decoder has fewer than 1"),
     (lambda: DecoderSpec(**{**DECODER, "layers": ()}), "n_layers is 0, and no decoder has fewer than 1"),
