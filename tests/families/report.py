@@ -1,8 +1,12 @@
-"""Writes docs/families.md: what is run, and how closely, as measured now. `python -m tests.families.report`"""
+"""Writes docs/families.md: what is run, and how closely, as measured now. `python -m tests.families.report [FAMILY ...]`
+
+With names, only those families are measured; of the others the rows that the page has are kept, and missing ones are measured.
+"""
 from __future__ import annotations
 
 import ast
 import datetime
+import sys
 from pathlib import Path
 
 import torch
@@ -35,9 +39,11 @@ A row without numbers runs another family's decoder under tensor names of its ow
 """
 
 
-def main() -> None:
+def main(*names: str) -> None:
     torch.set_num_threads(1)
-    rows = [row(name, [case for case in CASES if case.family == name]) for name in families.NAMES]
+    page = PAGE.read_text(encoding="utf8").splitlines() if PAGE.exists() and names else []
+    kept = {line.split(" | ")[0][2:]: line for line in page if line.startswith("| ") and line.split(" | ")[0][2:] not in names}
+    rows = [kept.get(name) or row(name, [case for case in CASES if case.family == name]) for name in families.NAMES]
     head = HEAD.format(date=datetime.datetime.now(datetime.UTC).date(), torch=torch.__version__, transformers=transformers.__version__,
                        backends=", ".join(BACKENDS), tolerance=TOLERANCE)
     table = "| model_type | what it is | cases | logit error | cached | mutants |\n| --- | --- | --- | --- | --- | --- |\n"
@@ -75,4 +81,4 @@ def proofs() -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

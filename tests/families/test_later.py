@@ -1,0 +1,39 @@
+"""Llama's later descendants: what is refused by name, and what the parametrised tests cannot see."""
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pellucid.errors import PellucidError
+from pellucid.model.load import load_decoder
+from tests.families.build import build, randomized, read_spec
+from tests.families.case import Json
+from tests.families.cases_later import CASES
+
+CASE = {str(case): case for case in CASES}
+
+
+def changed(case: str, **settings: Any) -> Json:
+    """The config.json of a case with these settings; ... drops a key."""
+    return {k: v for k, v in (build(CASE[case]).raw | settings).items() if v is not ...}
+
+
+@pytest.mark.parametrize(("case", "settings", "message"), [
+    ("dots1-groups", {"topk_group": 1}, "n_routed_experts, num_experts_per_tok, n_group and topk_group do not go together: "
+     "3 active experts are more than 1 groups of 2 have. Which one is wrong?"),
+])
+def test_a_setting_that_is_not_implemented_is_refused_by_name(case, settings, message):
+    with pytest.raises(PellucidError) as refusal:
+        read_spec(changed(case, **settings))
+    assert message in str(refusal.value)
+
+
+def test_what_corrects_a_choice_of_experts_stays_float32_in_a_half_precision_model(tmp_path):
+    theirs = randomized(CASE["dots1-groups"])
+    theirs.save_pretrained(tmp_path)
+    decoder, _ = load_decoder(tmp_path, dtype="bfloat16", device="cpu")
+    router = decoder.blocks[0].mlp.router
+    assert (router.correction.dtype, router.weight.dtype) == (torch.float32, torch.bfloat16)
+    assert torch.equal(router.correction, theirs.model.layers[0].mlp.gate.e_score_correction_bias)
