@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 _HINT = "--chat-template FILE|NAME"
-# Places no text of this package's users ever needs: what is marked with them is found again after rendering. Noncharacters of Unicode.
-_NONCHARACTERS = [chr(c) for c in range(0xFDD0, 0xFDF0)]
+# What is marked with one of these is found again after rendering; the one used stands nowhere in the inputs. Signs of the Phaistos Disc,
+# since a mark must pass through every filter and through Python's repr (`{{ documents }}`) as it is: printable, caseless, no space.
+_MARKS = [chr(c) for c in range(0x101D0, 0x101FD)]
 
 
 class _Generation(Extension):
@@ -75,13 +76,20 @@ def _strftime_now(format: str) -> str:
 def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
     """JSON as it is: jinja2's own filter escapes < > & for HTML, which no model was trained on."""
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    for mark in _NONCHARACTERS if ensure_ascii else ():  # marks stay what they are
+    for mark in _MARKS if ensure_ascii else ():  # marks stay what they are
         text = text.replace(json.dumps(mark)[1:-1], mark)
     return text
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """jinja2's sandbox, in which reaching for what is forbidden is an error even where the template does nothing with it."""
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+        raise jinja2.exceptions.SecurityError(f"access to {attribute!r} of {type(obj).__name__} is forbidden")
+
+
+def _environment() -> _Sandbox:
+    env = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     env.filters["tojson"] = _tojson
     env.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now, "namespace": _Namespace}
     del env.globals["lipsum"]  # random text has no place in a prompt
@@ -231,9 +239,9 @@ def _texts(value: Any) -> Iterator[str]:
 def _free_marks(values: list[Any], n: int) -> list[str]:
     """Characters that stand nowhere in the values."""
     used = set("".join(text for value in values for text in _texts(value)))
-    free = [c for c in _NONCHARACTERS if c not in used]
+    free = [c for c in _MARKS if c not in used]
     if len(free) < n:
-        raise BadRequest("the messages hold every noncharacter from U+FDD0 to U+FDEF, which no text needs. Remove them.", field="messages")
+        raise BadRequest("the messages hold every sign of the Phaistos Disc (U+101D0 to U+101FC), one of which must be free. Leave one out.", field="messages")
     return free[:n]
 
 

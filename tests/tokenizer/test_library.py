@@ -265,7 +265,8 @@ def test_paths_that_hold_no_tokenizer_say_what_was_looked_for(tmp_path: Path) ->
 
 
 A, B, Q = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}, {"SpecialToken": {"id": "Q", "type_id": 0}}
-TEMPLATE_OF_A_GONE_TOKEN = {"type": "TemplateProcessing", "single": [Q, A], "pair": [A, B], "special_tokens": {"Q": {"id": "Q", "ids": [1], "tokens": ["<gone>"]}}}
+TEMPLATE_OF_A_GONE_TOKEN = {"type": "TemplateProcessing", "single": [Q, A], "pair": [A, B],
+                            "special_tokens": {"Q": {"id": "Q", "ids": [1], "tokens": ["<gone>"]}}}
 
 
 @pytest.mark.parametrize(("change", "message"), [
