@@ -45,11 +45,14 @@ def _session(commands: list[str], status: Callable[[], str], **streams: Any) -> 
         from prompt_toolkit.completion import WordCompleter
         from prompt_toolkit.history import FileHistory
         from prompt_toolkit.output import create_output
+        from prompt_toolkit.shortcuts import CompleteStyle
     except ImportError:
         raise MissingExtra("a conversation in the terminal", "chat") from None
     streams.setdefault("output", create_output(always_prefer_tty=True))  # stdout may be a pipe that wants the answers alone
     return PromptSession(history=FileHistory(str(history_file())), auto_suggest=AutoSuggestFromHistory(), multiline=True, key_bindings=_keys(),
-                         completer=WordCompleter(commands, sentence=True), prompt_continuation="  ", bottom_toolbar=status, **streams)
+                         completer=WordCompleter(commands, sentence=True), complete_while_typing=False,
+                         complete_style=CompleteStyle.READLINE_LIKE,  # the other styles keep eight empty lines for a menu
+                         prompt_continuation="  ", bottom_toolbar=status, **streams)
 
 
 def _keys() -> Any:
