@@ -36,7 +36,7 @@ def say(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
 
 def environment(tmp_path: Path, **more: str) -> dict[str, str]:
     """An environment with a home of its own, no token, and no terminal's width."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING", "PYTHON"))}
     return {**kept, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1", **more}
 
 

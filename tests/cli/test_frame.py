@@ -200,9 +200,20 @@ def test_a_command_may_return_its_exit_code(code: int | None, probe: Any, say: S
     assert say("probe").code == (code or 0)
 
 
-def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-m", "pellucid", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(tmp_path), cwd=ROOT) \
-            as process:
+LONG = """
+import sys, types
+from pellucid import cli
+probe = sys.modules["probe"] = types.ModuleType("probe")
+probe.command = lambda: print("x" * 1_000_000)
+cli.COMMANDS["probe"] = ("probe", "")
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("args", [["--help"], ["probe"]])
+def test_a_reader_that_leaves_is_no_error(args: list[str], tmp_path: Path) -> None:
+    """--help fits a buffer and fails at its flush; the probe fails in the middle of a command."""
+    with subprocess.Popen([sys.executable, "-c", LONG, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(tmp_path), cwd=ROOT) as process:
         assert process.stdout
         assert process.stderr
         process.stdout.close()
@@ -210,10 +221,12 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     assert process.returncode == 141
 
 
-def test_a_disk_without_room_for_the_output_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["met at the flush", "met in the command"])
+@pytest.mark.parametrize("args", [["models", "--json"], ["--version"]], ids=" ".join)
+def test_a_disk_without_room_for_the_output_is_said(args: list[str], unbuffered: str, tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([sys.executable, "-m", "pellucid", "models", "--json"], stdout=full, stderr=subprocess.PIPE, env=environment(tmp_path), cwd=ROOT,
-                              check=False)
+        done = subprocess.run([sys.executable, "-m", "pellucid", *args], stdout=full, stderr=subprocess.PIPE, cwd=ROOT, check=False,
+                              env=environment(tmp_path, PYTHONUNBUFFERED=unbuffered))
     assert (done.returncode, done.stderr) == (1, b"error: cannot write the output: No space left on device\n")
 
 

@@ -64,6 +64,12 @@ def test_the_revision_is_recorded_with_every_hash(hub: Hub, cache: Path) -> None
     assert record["files"]["config.json"]["git_id"] == hub.repos[NAME].sibling("config.json")["blobId"]
 
 
+def test_the_record_keeps_what_an_earlier_pull_of_the_commit_brought(hub: Hub, cache: Path) -> None:
+    pull(files=["tf_model.h5"])
+    pull(files=["onnx/*"])
+    assert set(hub_cache.read_record(NAME, COMMIT, cache)["files"]) == {"tf_model.h5", "onnx/model.onnx"}
+
+
 def test_every_file_is_asked_for_at_the_commit_not_at_the_branch(hub: Hub) -> None:
     pull()
     asked = [r.path for r in hub.requests if "/resolve/" in r.path]
