@@ -20,15 +20,6 @@ from tests.families.build import TOLERANCE, Built, build, error, in_chunks, logi
 from tests.families.cases import CASES
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Tiny matrices: a second thread costs more than it brings."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(params=CASES, ids=str)
 def built(request) -> Built:
     return build(request.param)
