@@ -45,8 +45,8 @@ def to_bytes(token: str) -> bytes:
         return token.encode()
 
 
-def build(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], pattern: str, *, whole_words_first: bool = False, add_prefix_space: bool = False,
-          normalize_nfc: bool = False, where: str) -> tokenizers.Tokenizer:
+def build(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], pattern: str, *, whole_words_first: bool = False,
+          add_prefix_space: bool = False, normalize_nfc: bool = False, where: str) -> tokenizers.Tokenizer:
     """A byte-level BPE tokenizer from its parts.
 
     whole_words_first: a word of the vocabulary is one token even where no merge leads to it, as tiktoken does.
@@ -62,7 +62,8 @@ def build(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], pattern: 
     if normalize_nfc:
         tokenizer.normalizer = normalizers.NFC()
     if add_prefix_space and pattern != GPT2_PATTERN:
-        raise BadTokenizer(f"{where}: add_prefix_space=true with a split pattern that is not GPT-2's is not implemented. Is there a tokenizer.json?")
+        raise BadTokenizer(f"{where}: add_prefix_space=true with a split pattern that is not GPT-2's is not implemented. Is there a "
+                           f"tokenizer.json?")
     if add_prefix_space:  # the space must be there before the split, so the library's own GPT-2 split does both
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True)
     else:
@@ -86,11 +87,13 @@ def anchored(pattern: str) -> str:
     return "".join(out)
 
 
-def read_vocab_and_merges(vocab_file: Path, pattern: str, *, add_prefix_space: bool = False, normalize_nfc: bool = False) -> tokenizers.Tokenizer:
+def read_vocab_and_merges(vocab_file: Path, pattern: str, *, add_prefix_space: bool = False,
+                          normalize_nfc: bool = False) -> tokenizers.Tokenizer:
     """vocab.json with merges.txt beside it. Raises BadTokenizer where either is missing or not what its name says."""
     merges_file = vocab_file.with_name(vocab_file.name.replace("vocab.json", "merges.txt"))
     if merges_file == vocab_file or not merges_file.is_file():
-        raise BadTokenizer(f"{vocab_file} needs its merges in {merges_file.name if merges_file != vocab_file else 'merges.txt'} beside it, which is not there.")
+        raise BadTokenizer(f"{vocab_file} needs its merges in {merges_file.name if merges_file != vocab_file else 'merges.txt'} beside "
+                           f"it, which is not there.")
     try:
         vocab = json.loads(vocab_file.read_text("utf-8"))
     except ValueError as error:

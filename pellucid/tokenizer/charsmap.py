@@ -20,7 +20,8 @@ class Charsmap:
     def __init__(self, blob: bytes, where: str = "precompiled_charsmap") -> None:
         size = struct.unpack_from("<I", blob)[0] if len(blob) >= 4 else 0
         if size == 0 or size % 4 or 4 + size > len(blob):
-            raise BadTokenizer(f"{where}: the normalization table says its trie has {size} bytes, but {max(len(blob) - 4, 0)} follow. Is the file whole?")
+            raise BadTokenizer(f"{where}: the normalization table says its trie has {size} bytes, but {max(len(blob) - 4, 0)} follow. Is "
+                               f"the file whole?")
         self._units = struct.unpack_from(f"<{size // 4}I", blob, 4)
         self._texts = blob[4 + size:]
         self._starts: dict[str, tuple[int, str | None] | None] = {}  # character -> where the trie stands after it, and its own replacement
@@ -48,7 +49,7 @@ class Charsmap:
         return out
 
     def _walk(self, node: int, char: str) -> tuple[int, str | None] | None:
-        """Follows a whole character from a node: (the node reached, the replacement of the key that ends there); None where the trie has no such path."""
+        """Follows a whole character from a node: (the node reached, the replacement of the key that ends there), or None where no path goes."""
         units, value = self._units, None
         if node == _ROOT:
             node = _offset(units[0])

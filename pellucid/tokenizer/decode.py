@@ -123,7 +123,8 @@ def words_of_sentencepiece(model: SentencePieceModel, extra: Mapping[int, str]) 
     bytes_at = frozenset(i for i, piece in enumerate(model.pieces) if piece.kind is Kind.BYTE)
     strips = model.add_dummy_prefix or model.remove_extra_whitespaces
     lead: Lead = "pieces-all" if model.remove_extra_whitespaces else "pieces" if strips else "keep"
-    opens = frozenset(i for i, piece in enumerate(model.pieces) if piece.text.startswith(SPACE) and piece.kind in (Kind.NORMAL, Kind.USER_DEFINED, Kind.UNUSED))
+    words = (Kind.NORMAL, Kind.USER_DEFINED, Kind.UNUSED)
+    opens = frozenset(i for i, piece in enumerate(model.pieces) if piece.text.startswith(SPACE) and piece.kind in words)
     return Words(bytes_of=read.get, is_byte=bytes_at.__contains__, opens=opens.__contains__, lead=lead, errors="pellucid-each-byte")
 
 
@@ -155,10 +156,12 @@ def words_of_decoder(decoder_json: str | None, token_of: Callable[[int], str | N
         elif kind == "Strip" and fused and (step["content"], step["start"], step["stop"]) == (" ", 1, 0):
             lead = "one-space"
         else:
-            raise BadTokenizer(f"{where} has a decoder that is not implemented: {json.dumps(step, ensure_ascii=False)} (known: ByteLevel; Replace of a text, "
+            raise BadTokenizer(f"{where} has a decoder that is not implemented: {json.dumps(step, ensure_ascii=False)} (known: "
+                               f"ByteLevel; Replace of a text, "
                                f"ByteFallback, Fuse and a Strip of one leading space; Metaspace). Did the file come from a GPT?")
     if byte_level and (changes or fallback):
-        raise BadTokenizer(f"{where} mixes ByteLevel with other decoders, which is not implemented: {decoder_json}. Did the file come from a GPT?")
+        raise BadTokenizer(f"{where} mixes ByteLevel with other decoders, which is not implemented: {decoder_json}. Did the file come "
+                           f"from a GPT?")
 
     def read(token: str) -> bytes:
         if byte_level:
@@ -186,7 +189,8 @@ def _replace(old: str, new: str) -> Callable[[str], str]:
     return lambda token: token.replace(old, new)
 
 
-def _cached(token_of: Callable[[int], str | None], verbatim: Mapping[int, str], read: Callable[[str], bytes]) -> Callable[[int], bytes | None]:
+def _cached(token_of: Callable[[int], str | None], verbatim: Mapping[int, str],
+            read: Callable[[str], bytes]) -> Callable[[int], bytes | None]:
     known: dict[int, bytes | None] = {i: text.encode() for i, text in verbatim.items()}
 
     def bytes_of(i: int) -> bytes | None:

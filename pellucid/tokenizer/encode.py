@@ -149,7 +149,8 @@ class Library:
         raw = json.loads(self._library.to_str())
         model: dict[str, Any] = raw["model"]
         vocab = model["vocab"]
-        model["vocab"] = {hidden.get(k, k): i for k, i in vocab.items()} if isinstance(vocab, dict) else [[hidden.get(k, k), s] for k, s in vocab]
+        named = vocab.items() if isinstance(vocab, dict) else vocab
+        model["vocab"] = type(vocab)((hidden.get(token, token), value) for token, value in named)
         if "merges" in model:
             pairs = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
             model["merges"] = [list(p) for p in pairs if not {p[0], p[1], p[0] + p[1]} & hidden.keys()]
@@ -158,7 +159,8 @@ class Library:
         raw["post_processor"] = None
         raw["added_tokens"] = [t | {"content": hidden[t["content"]], "normalized": False} if t["content"] in hidden else t
                                for t in raw["added_tokens"] if t["content"] != self.unk]
-        return tokenizers.Tokenizer.from_str(json.dumps(raw)), {t.id: hidden[t.text] for t in self.added.values() if t.special and t.id is not None}
+        names = {t.id: hidden[t.text] for t in self.added.values() if t.special and t.id is not None}
+        return tokenizers.Tokenizer.from_str(json.dumps(raw)), names
 
 
 class PieceEncoder:

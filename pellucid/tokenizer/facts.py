@@ -1,6 +1,6 @@
 """What the small files beside a vocabulary say: special tokens, BOS and EOS, chat templates.
 
-Read: tokenizer_config.json, special_tokens_map.json, added_tokens.json, config.json (only where the others are silent), and the template files.
+Read: tokenizer_config.json, special_tokens_map.json, added_tokens.json, the template files, and config.json where the others are silent.
 """
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def _text_of(value: Any, role: str) -> str | None:
         value = value.get("content")
     if value is None or isinstance(value, str):
         return value or None
-    raise BadTokenizer(f"tokenizer_config.json or special_tokens_map.json has {role}={value!r}; expected a text, an object with a content, or null.")
+    raise BadTokenizer(f"tokenizer_config.json or special_tokens_map.json has {role}={value!r}; expected a text, an object with a "
+                       f"content, or null.")
 
 
 def _more(source: Mapping[str, Any]) -> Iterator[str | None]:
@@ -84,7 +85,8 @@ def _added_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> Iterator
         yield Token(text=text, id=int(i), special=False)
     for i, facts in (tokenizer_config.get("added_tokens_decoder") or {}).items():
         if not isinstance(facts, dict) or not isinstance(facts.get("content"), str) or not str(i).isdigit():
-            raise BadTokenizer(f"added_tokens_decoder of {folder / 'tokenizer_config.json'} has {i!r}: {facts!r}; expected an id and an object with a content.")
+            raise BadTokenizer(f"added_tokens_decoder of {folder / 'tokenizer_config.json'} has {i!r}: {facts!r}; expected an id and an "
+                               f"object with a content.")
         if facts["content"]:
             flags = {key: bool(facts.get(key, False)) for key in ("special", "lstrip", "rstrip", "single_word", "normalized")}
             yield Token(text=facts["content"], id=int(i), **flags)
@@ -114,7 +116,7 @@ def _templates(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, s
     stated = tokenizer_config.get("chat_template")
     if isinstance(stated, str):
         found["default"] = stated
-    elif isinstance(stated, list) and all(isinstance(t, dict) and isinstance(t.get("name"), str) and isinstance(t.get("template"), str) for t in stated):
+    elif isinstance(stated, list) and all(isinstance(t, dict) and {str} == {type(t.get(k)) for k in ("name", "template")} for t in stated):
         found |= {t["name"]: t["template"] for t in stated}
     elif stated is not None:
         raise BadTokenizer(f"chat_template of {folder / 'tokenizer_config.json'} is {type(stated).__name__}; expected a text or a list of "

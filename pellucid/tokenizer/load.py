@@ -1,6 +1,6 @@
 """Files -> Tokenizer. Which file is read, in this order where a folder has several:
 
-    tokenizer.json · tokenizer.model (SentencePiece or tiktoken ranks, by its first bytes) · vocab.json + merges.txt · tekken.json · *.tiktoken
+    tokenizer.json · tokenizer.model (SentencePiece or tiktoken, by its first bytes) · vocab.json + merges.txt · tekken.json · *.tiktoken
 """
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 def load_tokenizer(path: str | PathLike[str], *, pattern: str | None = None) -> Tokenizer:
     """The tokenizer in a folder or file; no weights are needed.
 
-    path: a folder, or one of its files: tokenizer.json, a SentencePiece .model, vocab.json (merges.txt beside it), .tiktoken ranks, tekken.json.
+    path: a folder, or one of its files: tokenizer.json, a SentencePiece .model, vocab.json (merges.txt beside it), .tiktoken, tekken.json.
           The small files beside it (tokenizer_config.json and so on) are read in both cases.
     pattern: how text is split before merging, for tiktoken ranks and for vocab.json + merges.txt of a class not known here.
 
@@ -52,7 +52,8 @@ def load_tokenizer(path: str | PathLike[str], *, pattern: str | None = None) -> 
 
 def _file_of(given: Path) -> Path:
     if not given.exists():
-        raise ModelNotFound(f"no such file or folder: {given}. Expected a model's folder, or a tokenizer file ({', '.join(FILES)}, *.tiktoken).")
+        raise ModelNotFound(f"no such file or folder: {given}. Expected a model's folder, or a tokenizer file ({', '.join(FILES)}, "
+                            f"*.tiktoken).")
     if given.is_file():
         if given.suffix not in (".json", ".model", ".tiktoken"):
             raise BadTokenizer(f"{given} is not a tokenizer file known here ({', '.join(FILES)}, *.tiktoken). Is there one beside it?")
@@ -66,7 +67,8 @@ def _file_of(given: Path) -> Path:
     if found:
         raise BadTokenizer(f"{given} has {len(found)} files of tiktoken ranks: {', '.join(f.name for f in found)}. Name the one you mean.")
     there = ", ".join(sorted(f.name for f in given.iterdir())[:8])
-    raise BadTokenizer(f"no tokenizer in {given}: none of {', '.join(FILES)}, *.tiktoken. {f'It holds {there}.' if there else 'It is empty.'} "
+    raise BadTokenizer(f"no tokenizer in {given}: none of {', '.join(FILES)}, *.tiktoken. "
+                       f"{f'It holds {there}.' if there else 'It is empty.'} "
                        f"Copy the tokenizer files of the model into it.")
 
 
@@ -74,7 +76,8 @@ def _tokenizer_json(file: Path, facts: Facts, where: str) -> Tokenizer:
     try:
         library = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the tokenizers library raises plain Exception
-        raise BadTokenizer(f"{file} is not a tokenizer that the tokenizers library reads: {error}. Download it again, or update `tokenizers`.") from None
+        raise BadTokenizer(f"{file} is not a tokenizer that the tokenizers library reads: {error}. Download it again, or update "
+                           f"`tokenizers`.") from None
     facts = _with_roles(facts, **_special_by_config_ids(facts, library))
     encoder = Library(library, facts.tokens, _ends(facts), where)
     prefix, suffix = _ends_of_post_processor(encoder.post_processor_json, where)
@@ -123,14 +126,15 @@ def _tekken(file: Path, facts: Facts, where: str) -> Tokenizer:
 
 def _sentencepiece(file: Path, facts: Facts, where: str) -> Tokenizer:
     model = sentencepiece.read(file)
-    names = {role: model.pieces[i].text for role, i in (("bos_token", model.bos_id), ("eos_token", model.eos_id), ("unk_token", model.unk_id))
-             if 0 <= i < len(model.pieces)}
+    ids = {"bos_token": model.bos_id, "eos_token": model.eos_id, "unk_token": model.unk_id}
+    names = {role: model.pieces[i].text for role, i in ids.items() if 0 <= i < len(model.pieces)}
     facts = _with_roles(facts, **names)
     # Llama's code of before July 2023, which most models still ask for, puts a space after every special token; `legacy: false` does not.
     segments = "first" if facts.tokenizer_config.get("legacy") is False else "each"
     encoder = PieceEncoder(sentencepiece.Pieces(model), facts.tokens, segments=segments)
     # The file does not say whether texts begin with BOS; Llama, Mistral and Gemma, whose files these are, all want it.
-    return _finished(encoder, words_of_sentencepiece(model, encoder.renamed), facts, prefix=["bos_token"] if "bos_token" in names else [], where=where)
+    prefix = ["bos_token"] if "bos_token" in names else []
+    return _finished(encoder, words_of_sentencepiece(model, encoder.renamed), facts, prefix=prefix, where=where)
 
 
 def _with_roles(facts: Facts, **names: str | None) -> Facts:
@@ -175,13 +179,14 @@ def _ends_of_post_processor(raw: str | None, where: str) -> tuple[list[str], lis
             before.append(step["cls"][0])
             after.append(step["sep"][0])
         elif step["type"] != "ByteLevel":  # which moves offsets only
-            raise BadTokenizer(f"{where} has a post-processor that is not implemented: {step['type']!r} (known: TemplateProcessing, RobertaProcessing, "
+            raise BadTokenizer(f"{where} has a post-processor that is not implemented: {step['type']!r} (known: TemplateProcessing, "
+                               f"RobertaProcessing, "
                                f"BertProcessing, ByteLevel). Is `tokenizers` newer than this package?")
     return before, after
 
 
-def _finished(encoder: Library | PieceEncoder, words: Words, facts: Facts, *, where: str, prefix: Iterable[str] = (), suffix: Iterable[str] = (),
-              pattern: str | None = None) -> Tokenizer:
+def _finished(encoder: Library | PieceEncoder, words: Words, facts: Facts, *, where: str, prefix: Iterable[str] = (),
+              suffix: Iterable[str] = (), pattern: str | None = None) -> Tokenizer:
     """The tokenizer, with BOS and EOS settled: tokenizer_config.json first, then the vocabulary's own files."""
     before, after = ([facts.roles.get(t) or t for t in side] for side in (prefix, suffix))
     roles = dict(facts.roles)
@@ -191,10 +196,12 @@ def _finished(encoder: Library | PieceEncoder, words: Words, facts: Facts, *, wh
     ids = {role: _id(encoder, roles.get(role), role, where) for role in ("bos_token", "eos_token")}
     # A post-processor that puts tokens anywhere has the last word, as in transformers 5; where it puts none, the config may ask for them.
     if not (before or after) and (facts.add_bos is not None or facts.add_eos is not None):
-        before, after = [_wanted(role, roles.get(role), wanted, where) for role, wanted in (("bos_token", facts.add_bos), ("eos_token", facts.add_eos))]
+        before = _wanted("bos_token", roles.get("bos_token"), facts.add_bos, where)
+        after = _wanted("eos_token", roles.get("eos_token"), facts.add_eos, where)
     names = {role: text for role in ROLES if (text := roles.get(role)) is not None}
     templates = {name: ChatTemplate(source, name=name, special_tokens=names) for name, source in facts.templates.items()}
-    prefix_ids, suffix_ids = (tuple(i for t in side if (i := _id(encoder, t, "post_processor", where)) is not None) for side in (before, after))
+    prefix_ids, suffix_ids = (tuple(i for t in side if (i := _id(encoder, t, "post_processor", where)) is not None)
+                              for side in (before, after))
     special = special_in(encoder.added, encoder.unk)
     hidden = frozenset(t.id for t in encoder.added.values() if t.special and t.id is not None)
     return Tokenizer(source=where, encoder=encoder, words=words, special=special, hidden_ids=hidden, bos_id=ids["bos_token"],
@@ -205,11 +212,13 @@ def _id(encoder: Encoder, text: str | None, role: str, where: str) -> int | None
     if text is None:
         return None
     if (i := encoder.id_of(text)) is None:
-        raise BadTokenizer(f"{where}: {role} is {text!r}, which the vocabulary of {encoder.n_vocab} tokens does not hold. Are the files of one model?")
+        raise BadTokenizer(f"{where}: {role} is {text!r}, which the vocabulary of {encoder.n_vocab} tokens does not hold. Are the files "
+                           f"of one model?")
     return i
 
 
 def _wanted(role: str, text: str | None, wanted: bool | None, where: str) -> list[str]:
     if wanted and text is None:
-        raise BadTokenizer(f"{where}: tokenizer_config.json says add_{role}=true, but no file names a {role}. Add it to tokenizer_config.json.")
+        raise BadTokenizer(f"{where}: tokenizer_config.json says add_{role}=true, but no file names a {role}. Add it to "
+                           f"tokenizer_config.json.")
     return [text] if wanted and text is not None else []

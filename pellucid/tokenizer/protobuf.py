@@ -32,7 +32,8 @@ def fields(message: bytes, where: str) -> Iterator[tuple[int, Value]]:
         else:
             raise BadTokenizer(f"{where}: wire type {kind} at byte {at} does not exist in protocol buffers. Is this a SentencePiece model?")
         if number == 0 or at + size > end:
-            raise BadTokenizer(f"{where}: field {number} at byte {at} wants {size} bytes, {end - at} are left. Is the file whole, and a SentencePiece model?")
+            raise BadTokenizer(f"{where}: field {number} at byte {at} wants {size} bytes, {end - at} are left. Is the file whole, and a "
+                               f"SentencePiece model?")
         data, at = message[at:at + size], at + size
         yield number, data if kind == 2 else int.from_bytes(data, "little")
 

@@ -42,8 +42,8 @@ class Known:
 def _llama3_special() -> tuple[str, ...]:
     # Llama 3.1's names. Llama 3.0 calls five of them reserved (ids 128004, 128005, 128008, 128010, 128011) and never uses those;
     # a tokenizer_config.json beside the file has the last word.
-    named = ("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>", "<|finetune_right_pad_id|>",
-             "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>", "<|image|>")
+    named = ("<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>",
+             "<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>", "<|image|>")
     return named + tuple(f"<|reserved_special_token_{2 + i}|>" for i in range(256 - len(named)))
 
 
@@ -106,7 +106,8 @@ def _checked(ranks: dict[bytes, int], where: str) -> dict[bytes, int]:
     if len(set(ranks.values())) != len(ranks):
         raise BadTokenizer(f"{where}: two tokens have the same rank. Is the file whole?")
     if missing := [b for b in range(256) if bytes([b]) not in ranks]:
-        raise BadTokenizer(f"{where}: {len(missing)} of the 256 single bytes have no rank, first: {missing[0]:#04x}, so some text could not be encoded. "
+        raise BadTokenizer(f"{where}: {len(missing)} of the 256 single bytes have no rank, first: {missing[0]:#04x}, so some text could "
+                           f"not be encoded. "
                            f"Is the file whole?")
     return ranks
 
@@ -131,8 +132,9 @@ def build_from_ranks(ranks: Mapping[bytes, int], pattern: str, *, first_id: int 
 
 # Special tokens of tekken files up to version 7, which do not list their own:
 # https://github.com/mistralai/mistral-common/blob/018cad7e9ce7ed3bf61acd8048413c0571c9b8fc/src/mistral_common/tokens/tokenizers/tekken.py#L102-L123
-_TEKKEN_SPECIAL = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[TOOL_CALLS]",
-                   "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]")
+_TEKKEN_SPECIAL = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
+                   "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]",
+                   "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]")
 
 
 def read_tekken(file: Path) -> tuple[tokenizers.Tokenizer, dict[int, str]]:
@@ -142,18 +144,23 @@ def read_tekken(file: Path) -> tuple[tokenizers.Tokenizer, dict[int, str]]:
         config, vocab, listed = raw["config"], raw["vocab"], raw.get("special_tokens")
         n_special, n_vocab, pattern = config["default_num_special_tokens"], config["default_vocab_size"], config["pattern"]
         # The file holds more ranks than the model uses: only the first `default_vocab_size - default_num_special_tokens` count.
-        ranks = {base64.b64decode(token["token_bytes"], validate=True): token["rank"] for token in vocab if token["rank"] < n_vocab - n_special}
+        ranks = {base64.b64decode(token["token_bytes"], validate=True): token["rank"] for token in vocab
+                 if token["rank"] < n_vocab - n_special}
         special = dict(enumerate(_TEKKEN_SPECIAL)) if listed is None else {token["rank"]: token["token_str"] for token in listed}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadTokenizer(f"{file} is not what Mistral saves as tekken.json: {type(error).__name__}: {error}. Download it again.") from None
+        raise BadTokenizer(f"{file} is not what Mistral saves as tekken.json: {type(error).__name__}: {error}. Download "
+                           f"it again.") from None
     if len(ranks) != n_vocab - n_special:
-        raise BadTokenizer(f"{file}: {len(ranks)} usable ranks, but default_vocab_size={n_vocab} and default_num_special_tokens={n_special} want "
+        raise BadTokenizer(f"{file}: {len(ranks)} usable ranks, but default_vocab_size={n_vocab} and "
+                           f"default_num_special_tokens={n_special} want "
                            f"{n_vocab - n_special}. Is the file whole?")
     if listed is None and config.get("version") not in _TEKKEN_VERSIONS_WITHOUT_LIST:
-        raise BadTokenizer(f"{file}: version {config.get('version')!r} without special_tokens; only {', '.join(_TEKKEN_VERSIONS_WITHOUT_LIST)} "
+        raise BadTokenizer(f"{file}: version {config.get('version')!r} without special_tokens; only "
+                           f"{', '.join(_TEKKEN_VERSIONS_WITHOUT_LIST)} "
                            f"may leave them out. Download it again.")
     if wrong := sorted(i for i in special if not 0 <= i < n_special):
-        raise BadTokenizer(f"{file}: special token {special[wrong[0]]!r} has rank {wrong[0]}, outside the {n_special} places for special tokens.")
+        raise BadTokenizer(f"{file}: special token {special[wrong[0]]!r} has rank {wrong[0]}, outside the {n_special} places for special "
+                           f"tokens.")
     special = {i: special.get(i, f"<SPECIAL_{i}>") for i in range(n_special)}
     return build_from_ranks(_checked(ranks, str(file)), pattern, first_id=n_special, where=str(file)), special
 
@@ -167,6 +174,7 @@ def pattern_for(file: Path, given: str | None, config: Mapping[str, Any], found:
     pattern = given or stated or (found.pattern if found else None)
     if pattern is None:
         names = ", ".join(k.name for k in KNOWN.values())
-        raise BadTokenizer(f"{file} holds tiktoken ranks without the pattern that splits text before merging, and its bytes are not those of a published "
+        raise BadTokenizer(f"{file} holds tiktoken ranks without the pattern that splits text before merging, and its bytes are not "
+                           f"those of a published "
                            f"file known here ({names}). Pass pattern=..., or write it as \"pat_str\" into tokenizer_config.json.")
     return pattern

@@ -79,19 +79,22 @@ def read(file: Path) -> SentencePieceModel:
         elif number == 3 and isinstance(value, bytes):
             normalizer.update(fields(value, where))
         elif number == 5 and isinstance(value, bytes) and dict(fields(value, where)).get(2):
-            raise BadTokenizer(f"{where} has rules that change text after decoding (denormalizer_spec), which is not implemented. Is there a tokenizer.json?")
+            raise BadTokenizer(f"{where} has rules that change text after decoding (denormalizer_spec), which is not implemented. Is "
+                               f"there a tokenizer.json?")
     if not pieces:
         raise BadTokenizer(f"{where} holds no pieces, so it is not a SentencePiece model. Is the file whole?")
     algorithm = trainer.get(3, 1)
     if algorithm not in (1, 2):
         name = {3: "word", 4: "char"}.get(algorithm, algorithm) if isinstance(algorithm, int) else algorithm
-        raise BadTokenizer(f"{where} is a SentencePiece model of type {name!r}; only unigram and bpe are implemented. Is there a tokenizer.json?")
+        raise BadTokenizer(f"{where} is a SentencePiece model of type {name!r}; only unigram and bpe are implemented. Is there a "
+                           f"tokenizer.json?")
     return SentencePieceModel(
         pieces=tuple(pieces), algorithm="unigram" if algorithm == 1 else "bpe", where=where,
         unk_id=as_int32(trainer.get(40, 0)), bos_id=as_int32(trainer.get(41, 1)), eos_id=as_int32(trainer.get(42, 2)),
         byte_fallback=bool(trainer.get(35, 0)), unk_surface=bytes(trainer.get(44, " ⁇ ".encode())).decode(),
         treat_whitespace_as_suffix=bool(trainer.get(24, 0)), charsmap=bytes(normalizer.get(2, b"")),
-        add_dummy_prefix=bool(normalizer.get(3, 1)), remove_extra_whitespaces=bool(normalizer.get(4, 1)), escape_whitespaces=bool(normalizer.get(5, 1)))
+        add_dummy_prefix=bool(normalizer.get(3, 1)), remove_extra_whitespaces=bool(normalizer.get(4, 1)),
+        escape_whitespaces=bool(normalizer.get(5, 1)))
 
 
 def _piece(message: bytes, where: str) -> Piece:
@@ -121,7 +124,7 @@ class Pieces:
         self._bpe = self._build_bpe() if model.algorithm == "bpe" else None
 
     def ids(self, text: str, *, dummy_prefix: bool = True) -> list[int]:
-        """The ids of a text, as SentencePiece gives them. dummy_prefix=False: the text goes on after something, so no space is put before it."""
+        """The ids of a text, as SentencePiece gives them. dummy_prefix=False: it goes on after something, so no space is put before it."""
         text, unk = self.normalize(text, dummy_prefix=dummy_prefix), self.model.unk_id
         out: list[int] = []
         if self._unigram is not None:
@@ -136,7 +139,7 @@ class Pieces:
         return out
 
     def normalize(self, text: str, *, dummy_prefix: bool = True) -> str:
-        """The text with the model's rules applied and its spaces written as the pieces write them. (Normalizer::Normalize of normalizer.cc)"""
+        """The text with the model's rules applied, its spaces written as the pieces write them. (Normalizer::Normalize, normalizer.cc)"""
         m, space = self.model, SPACE if self.model.escape_whitespaces else " "
         padded = m.add_dummy_prefix and dummy_prefix
         if m.remove_extra_whitespaces:
@@ -172,7 +175,8 @@ class Pieces:
     def _build_bpe(self) -> tokenizers.Tokenizer:
         pieces, fallback = self.model.pieces, self.model.byte_fallback
         if unused := sum(p.kind is Kind.UNUSED for p in pieces):
-            raise BadTokenizer(f"{self.model.where} is a BPE model with {unused} unused pieces, which is not implemented. Is there a tokenizer.json?")
+            raise BadTokenizer(f"{self.model.where} is a BPE model with {unused} unused pieces, which is not implemented. Is there a "
+                               f"tokenizer.json?")
         vocab = {p.text: i for i, p in enumerate(pieces) if p.kind in (Kind.NORMAL, Kind.USER_DEFINED)}
         # SentencePiece joins two symbols when their joining is a piece, pieces themselves or not: Gemma has "\t\t" and no "\t".
         # What is missing in between gets an id past the end, which becomes bytes or unknown again after encoding.
@@ -182,7 +186,8 @@ class Pieces:
         merges = bpe_merges({p.text: p.score for p in pieces if p.kind is Kind.NORMAL}, vocab)
         vocab |= {p.text: i for i, p in enumerate(pieces) if p.kind is Kind.BYTE and fallback}
         unk = "\ufdd0" + secrets.token_hex(8)  # a name that nobody can type
-        library = tokenizers.Tokenizer(models.BPE(vocab | {unk: self.model.unk_id}, merges, unk_token=unk, fuse_unk=True, byte_fallback=fallback))
+        vocab[unk] = self.model.unk_id
+        library = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token=unk, fuse_unk=True, byte_fallback=fallback))
         library.add_tokens([AddedToken(text, normalized=False) for text in self._own])
         return library
 

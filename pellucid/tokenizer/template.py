@@ -73,7 +73,8 @@ def _strftime_now(format: str) -> str:
     return datetime.now().strftime(format)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,
+            sort_keys: bool = False) -> str:
     """JSON as it is: jinja2's own filter escapes < > & for HTML, which no model was trained on."""
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     for mark in _MARKS if ensure_ascii else ():  # marks stay what they are
@@ -107,9 +108,11 @@ class ChatTemplate:
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
-            raise BadTemplate(f"chat template {name!r} does not compile, line {error.lineno}: {error.message}. Mend it, or pass another: {_HINT}") from None
+            raise BadTemplate(f"chat template {name!r} does not compile, line {error.lineno}: {error.message}. Mend it, or pass another: "
+                              f"{_HINT}") from None
         except Exception as error:  # a template can make the compiler itself fail, by nesting for instance
-            raise BadTemplate(f"chat template {name!r} does not compile: {type(error).__name__}: {error}. Mend it, or pass another: {_HINT}") from None
+            raise BadTemplate(f"chat template {name!r} does not compile: {type(error).__name__}: {error}. Mend it, or pass another: "
+                              f"{_HINT}") from None
 
     @classmethod
     def from_file(cls, path: str | Path, *, special_tokens: Mapping[str, str] | None = None) -> ChatTemplate:
@@ -125,7 +128,8 @@ class ChatTemplate:
             except (ValueError, KeyError, TypeError):
                 stated = None
             if not isinstance(stated, str):
-                raise BadTemplate(f"{path} is not an object with a chat_template that is a text. Expected one, or a text file of Jinja: {_HINT}")
+                raise BadTemplate(f"{path} is not an object with a chat_template that is a text. Expected one, or a text file of Jinja: "
+                                  f"{_HINT}")
             source = stated
         return cls(source, name=str(path), special_tokens=special_tokens)
 
@@ -159,7 +163,8 @@ class ChatTemplate:
         Raises BadTemplate also where the template has no such block.
         """
         if not self.has_generation:
-            raise BadTemplate(f"chat template {self.name!r} has no {{% generation %}} block, so it does not say which text is the assistant's. "
+            raise BadTemplate(f"chat template {self.name!r} has no {{% generation %}} block, so it does not say which text is the "
+                              f"assistant's. "
                               f"Put the blocks around it and pass the file: {_HINT}")
         inputs = _inputs(messages, tools, documents, extra)
         begin, end = _free_marks([inputs, self.special_tokens, self.source], 2)
@@ -177,9 +182,11 @@ class ChatTemplate:
             return self._template.render({**self.special_tokens, **inputs, "add_generation_prompt": add_generation_prompt,
                                           "_generation_begins": begin, "_generation_ends": end})
         except jinja2.exceptions.SecurityError as error:
-            raise BadTemplate(f"chat template {self.name!r} tried to leave its sandbox: {error}. Do not trust this file; pass another: {_HINT}") from None
+            raise BadTemplate(f"chat template {self.name!r} tried to leave its sandbox: {error}. Do not trust this file; pass another: "
+                              f"{_HINT}") from None
         except jinja2.TemplateError as error:
-            raise BadTemplate(f"chat template {self.name!r} refuses this conversation: {error}. Change the messages, or pass another: {_HINT}") from None
+            raise BadTemplate(f"chat template {self.name!r} refuses this conversation: {error}. Change the messages, or pass another: "
+                              f"{_HINT}") from None
         except Exception as error:  # a template is a program: it can fail in every way a program can
             raise BadTemplate(f"chat template {self.name!r} does not render: {type(error).__name__}: {error}. "
                               f"Change the messages, or pass another: {_HINT}") from None
@@ -188,10 +195,12 @@ class ChatTemplate:
 def _inputs(messages: Sequence[Message], tools: Any, documents: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
     """What a template sees, as plain data of its own: a template can neither reach an object's methods nor change the caller's lists."""
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
-        raise BadRequest(f"messages is {messages!r:.80}; expected a list of at least one {{\"role\": ..., \"content\": ...}}", field="messages")
+        raise BadRequest(f"messages is {messages!r:.80}; expected a list of at least one {{\"role\": ..., "
+                         f"\"content\": ...}}", field="messages")
     for n, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise BadRequest(f"messages[{n}] is {message!r:.80}; expected an object with a role, such as {{\"role\": \"user\", \"content\": ...}}",
+            raise BadRequest(f"messages[{n}] is {message!r:.80}; expected an object with a role, such as {{\"role\": \"user\", "
+                             f"\"content\": ...}}",
                              field="messages")
     for name, value in (("tools", tools), ("documents", documents)):
         if value is not None and (not isinstance(value, Sequence) or not all(isinstance(item, Mapping) for item in value)):
@@ -241,7 +250,8 @@ def _free_marks(values: list[Any], n: int) -> list[str]:
     used = set("".join(text for value in values for text in _texts(value)))
     free = [c for c in _MARKS if c not in used]
     if len(free) < n:
-        raise BadRequest("the messages hold every sign of the Phaistos Disc (U+101D0 to U+101FC), one of which must be free. Leave one out.", field="messages")
+        raise BadRequest("the messages hold every sign of the Phaistos Disc (U+101D0 to U+101FC), one of which must be free. Leave one out.",
+                         field="messages")
     return free[:n]
 
 
@@ -258,13 +268,15 @@ def choose(tokenizer: Tokenizer, template: ChatTemplate | str | None = None, *, 
             return named[template]
         if Path(template).is_file():
             return ChatTemplate.from_file(template, special_tokens=tokenizer.special_tokens)
-        raise BadTemplate(f"no chat template {template!r}: neither a file nor a name this model has ({', '.join(named) or 'it has none'}). Pass one: {_HINT}")
+        raise BadTemplate(f"no chat template {template!r}: neither a file nor a name this model has "
+                          f"({', '.join(named) or 'it has none'}). Pass one: {_HINT}")
     if tools and "tool_use" in named:
         return named["tool_use"]
     if (default := tokenizer.chat_template) is not None:
         return default
     if named:
-        raise BadTemplate(f"the model {tokenizer.source} has several chat templates and none is its default: {', '.join(named)}. Choose one: {_HINT}")
+        raise BadTemplate(f"the model {tokenizer.source} has several chat templates and none is its default: {', '.join(named)}. Choose "
+                          f"one: {_HINT}")
     raise BadTemplate(f"the model {tokenizer.source} has no chat template, so its prompt format is not known; a base model has none. "
                       f"Complete a plain prompt instead, or pass one: {_HINT}")
 
@@ -284,7 +296,8 @@ def chat_ids(tokenizer: Tokenizer, messages: Sequence[Message], *, template: Cha
     plain = rendered.replace(mark, "")
     parts = [p if isinstance(p, int) else p.replace(mark, "") for p in tokenizer.split_special(rendered)]
     # Encoding part by part needs a second copy of the vocabulary, so only where a message really spells a special token.
-    ids = tokenizer.encode_rendered(plain) if [p for p in parts if p != ""] == tokenizer.split_special(plain) else tokenizer.encode_mixed(parts)
+    harmless = [p for p in parts if p != ""] == tokenizer.split_special(plain)
+    ids = tokenizer.encode_rendered(plain) if harmless else tokenizer.encode_mixed(parts)
     return _with_one_bos(tokenizer, ids, chosen)
 
 
@@ -311,7 +324,8 @@ def _with_one_bos(tokenizer: Tokenizer, ids: list[int], template: ChatTemplate) 
         raise BadTemplate(f"chat template {template.name!r} writes the beginning-of-sequence token {tokenizer.token_of(bos)!r} twice. "
                           f"Models answer worse to that; mend the template and pass it: {_HINT}")
     if bos is not None and tokenizer.adds_bos and ids[:1] != [bos]:
-        raise BadTemplate(f"chat template {template.name!r} does not begin with the beginning-of-sequence token {tokenizer.token_of(bos)!r}, with which this "
+        raise BadTemplate(f"chat template {template.name!r} does not begin with the beginning-of-sequence token "
+                          f"{tokenizer.token_of(bos)!r}, with which this "
                           f"model's texts begin. Put {{{{ bos_token }}}} first and pass the template: {_HINT}")
     return ids
 
@@ -327,7 +341,8 @@ _EXAMPLE: list[Message] = [
 def example(tokenizer: Tokenizer, template: ChatTemplate | str | None = None) -> str:
     """A conversation as the model sees it, special tokens between ⟦ and ⟧, up to where the assistant is to write.
 
-    Where the template refuses a system message, the first line says so and the conversation has none. Raises BadTemplate as `chat_ids` does.
+    Where the template refuses a system message, the first line says so and the conversation has none. Raises BadTemplate as `chat_ids`
+    does.
     """
     chosen, note = choose(tokenizer, template), ""
     try:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from pellucid.errors import BadRequest, BadTokenizer
+from pellucid.errors import BadRequest
 from pellucid.tokenizer.decode import TextStream, Words
 from pellucid.tokenizer.encode import Encoder, Splitter, splitter
 from pellucid.tokenizer.template import ChatTemplate
@@ -18,7 +18,7 @@ class Tokenizer:
 
     n_vocab:        highest id + 1; an embedding may have more rows, never fewer.
     special_ids:    ids that plain text never becomes. The token for unknown text is not one of them: unknown characters become it.
-    hidden_ids:     ids that decoding leaves out unless asked: the special ones, and the token for unknown text where its file calls it special.
+    hidden_ids:     ids that decoding leaves out unless asked: the special ones, and the token for unknown text where a file calls it so.
     special_tokens: "bos_token" -> its text and so on, as chat templates see them.
     chat_templates: by name; "default" is the one that is used unless another is asked for.
     """
@@ -58,7 +58,8 @@ class Tokenizer:
         """The ids of a text.
 
         special: False encodes every character as text, so the ids hold no special token whatever the text says (unknown characters of a
-        vocabulary without bytes become its unknown token). True accepts special tokens in the text and adds what the model wants at the ends.
+        vocabulary without bytes become its unknown token). True accepts special tokens in the text and adds what the model wants at the
+        ends.
         Raises BadRequest for a text that is not Unicode (a lone surrogate).
         """
         text = _unicode(text)
@@ -120,12 +121,6 @@ class Tokenizer:
             by_last.setdefault(start[-1], []).append(start)
         return by_last
 
-    def require_fits(self, n_rows: int) -> None:
-        """Raises BadTokenizer where the vocabulary has ids past an embedding of `n_rows` rows."""
-        if self.n_vocab > n_rows:
-            raise BadTokenizer(f"the tokenizer {self.source} has ids up to {self.n_vocab - 1} (token {self.encoder.token_of(self.n_vocab - 1)!r}), the model's "
-                               f"embedding has {n_rows} rows. They are not of one model: use the tokenizer files that came with these weights.")
-
     def __reduce__(self) -> tuple[Callable[[str, str | None], Tokenizer], tuple[str, str | None]]:
         return _reload, (self.source, self.pattern)  # objects of Rust do not travel: another process reads the files again
 
@@ -142,6 +137,7 @@ def _unicode(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise BadRequest(f"the text holds half a character (the lone surrogate {text[error.start]!r} at position {error.start}), which no tokenizer knows. "
+        raise BadRequest(f"the text holds half a character (the lone surrogate {text[error.start]!r} at position {error.start}), which "
+                         f"no tokenizer knows. "
                          f"Was it decoded from bytes that are not UTF-8?", field="text") from None
     return text

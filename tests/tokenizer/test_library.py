@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pellucid.errors import BadRequest, BadTokenizer, ModelNotFound
 from pellucid.tokenizer import Tokenizer, load_tokenizer
+from pellucid.tokenizer.load import _ends_of_post_processor
 from pellucid.tokenizer.ranks import LLAMA3_PATTERN
 from tests.tokenizer import texts
 
@@ -312,11 +313,10 @@ def test_what_is_no_text_or_no_id_is_a_bad_request(folder: Path) -> None:
         ours.decode([-1])
 
 
-def test_a_vocabulary_larger_than_the_embedding_is_an_error_with_both_sizes(folder: Path) -> None:
-    ours = load_tokenizer(folder)
-    ours.require_fits(ours.n_vocab)
-    with pytest.raises(BadTokenizer, match=rf"has ids up to {ours.n_vocab - 1} \(token 'é!'\), the model's embedding has 512 rows"):
-        ours.require_fits(512)
+def test_a_post_processor_not_known_here_is_refused_by_name() -> None:
+    """No version of the library that is out writes one, so it is read from JSON directly."""
+    with pytest.raises(BadTokenizer, match=r"x has a post-processor that is not implemented: 'Novel' \(known: TemplateProcessing"):
+        _ends_of_post_processor('{"type": "Novel"}', "x")
 
 
 def test_nothing_of_the_oracles_is_imported(folder: Path) -> None:
