@@ -18,7 +18,7 @@ means the same numbers on every device, and whoever shares the batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -44,10 +44,9 @@ class Sampler:
         self.generators = [None if s.greedy else torch.Generator().manual_seed(s.seed) for s in settings]
         self._greedy_B = self._column([s.greedy for s in settings], torch.bool)[:, 0]
         self._all_greedy = all(s.greedy for s in settings)
+        self._any_greedy = any(s.greedy for s in settings)
         self._temperature_B1 = self._column([s.temperature or 1.0 for s in settings])
-        self._truncate = None if self._all_greedy else truncation(
-            self._column([min(s.top_k or n_vocab, n_vocab) for s in settings], torch.int64),
-            self._column([s.top_p for s in settings]), self._column([s.min_p for s in settings]))
+        self._truncate = Truncation([s.top_k for s in settings], [s.top_p for s in settings], [s.min_p for s in settings], n_vocab, self.device)
         self._bias_BV = self._biases(requests, n_vocab)
         self._repetition_B1 = self._column([s.repetition_penalty for s in settings])
         self._presence_B1 = self._column([s.presence_penalty for s in settings])
@@ -73,7 +72,7 @@ class Sampler:
                                 f"try another dtype (--dtype float32), and check the files' sha256 (pellucid show)")
         if not self._all_greedy:
             drawn_B = self._draw(logits_BV - best_B[:, None])
-            chosen_B = torch.where(self._greedy_B, chosen_B, drawn_B)
+            chosen_B = torch.where(self._greedy_B, chosen_B, drawn_B) if self._any_greedy else drawn_B
         if self._counts_BV is not None and self._seen_BV is not None:
             self._counts_BV.scatter_add_(1, chosen_B[:, None], torch.ones_like(self._temperature_B1))
             self._seen_BV.scatter_(1, chosen_B[:, None], True)
@@ -81,7 +80,6 @@ class Sampler:
 
     def _draw(self, logits_BV: Tensor) -> Tensor:
         """One id a row (B,) from logits whose largest is 0."""
-        assert self._truncate is not None
         logits_BN, ids_BN = self._truncate(logits_BV / self._temperature_B1)
         u = [0.0 if g is None else torch.rand(1, dtype=torch.float64, generator=g).item() for g in self.generators]
         place_B1 = invert(logits_BN, torch.tensor(u, dtype=torch.float64)[:, None])
@@ -110,50 +108,64 @@ def presence_and_frequency(logits_BV: Tensor, counts_BV: Tensor, presence_B1: Te
     return logits_BV - presence_B1 * (counts_BV > 0) - frequency_B1 * counts_BV
 
 
-Truncate = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+class Truncation:
+    """Top-k, top-p and min-p of a batch of rows. What depends on the settings alone is decided here, once, so that a step asks no device for it."""
 
+    def __init__(self, top_k: Sequence[int], top_p: Sequence[float], min_p: Sequence[float], n_vocab: int, device: torch.device) -> None:
+        ks = [min(k or n_vocab, n_vocab) for k in top_k]
+        self.n_vocab, self.k_max = n_vocab, max(ks)
+        self.ks_differ, self.all_top_k = min(ks) < self.k_max, self.k_max < n_vocab
+        self.any_top_p, self.any_min_p = min(top_p) < 1, max(min_p) > 0
+        self.ordered = self.any_top_p or min(ks) < n_vocab
+        # A row without top-p wants every token that top-k leaves, however little they weigh.
+        self.wants_all = any(p == 1 and k > HEAD for k, p in zip(ks, top_p, strict=True))
+        self.top_k_B1 = torch.tensor(ks, device=device)[:, None]
+        self.top_p_B1 = torch.tensor([p if p < 1 else 2.0 for p in top_p], device=device)[:, None]  # 2: no rounded sum of shares reaches it
+        self.enough_B1 = torch.tensor([p if p < 1 else 0.0 for p in top_p], device=device)[:, None]
+        self.min_p_log_B1 = torch.tensor(min_p, device=device)[:, None].log()
+        self.place_1N = torch.arange(self.k_max, device=device)[None]
 
-def truncation(top_k_B1: Tensor, top_p_B1: Tensor, min_p_B1: Tensor) -> Truncate:
-    """A function from logits (B, V) to the candidates' logits (B, N) and their ids (B, N); what is dropped is -inf.
+    def __call__(self, logits_BV: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The candidates' logits (B, N), what is dropped at -inf, and their ids (B, N).
 
-    Where nothing needs an order the candidates are all tokens in place, and the ids None.
-    What depends on the settings alone is decided here, once, so that a step asks no device for it.
-    """
-    k_max, p_min, min_p_max = int(top_k_B1.max()), float(top_p_B1.min()), float(min_p_B1.max())
-    short_B1 = (top_p_B1 == 1) & (top_k_B1 > HEAD)  # wants more than HEAD tokens, whatever their share
-
-    def truncate(logits_BV: Tensor) -> tuple[Tensor, Tensor | None]:
-        n_vocab, ids_BN = logits_BV.shape[1], None
-        logits_BN = logits_BV
-        if k_max < n_vocab or p_min < 1:
-            n = k_max if k_max < n_vocab else min(HEAD, n_vocab)
-            logits_BN, ids_BN, mass_B1 = _likeliest(logits_BV, n, top_k_B1, top_p_B1)
-            if k_max > n and bool((short_B1 | (mass_B1 < top_p_B1)).any()):
-                logits_BN, ids_BN, _ = _likeliest(logits_BV, n_vocab, top_k_B1, top_p_B1)
-        if min_p_max > 0:
-            floor_B1 = logits_BN.amax(-1, keepdim=True) + min_p_B1.log()
+        Where nothing needs an order the candidates are all tokens in place, and the ids None.
+        """
+        logits_BN, ids_BN = self._likeliest(logits_BV) if self.ordered else (logits_BV, None)
+        if self.any_min_p:
+            floor_B1 = logits_BN.amax(-1, keepdim=True) + self.min_p_log_B1
             logits_BN = logits_BN.masked_fill(logits_BN < floor_B1, -torch.inf)
         return logits_BN, ids_BN
 
-    return truncate
+    def _likeliest(self, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
+        """The likeliest in order, cut by top-k and top-p. Sorts no more of a wide vocabulary than the top-p of all rows need."""
+        n = self.k_max if self.all_top_k or self.wants_all else min(HEAD, self.k_max)
+        while True:
+            logits_BN, ids_BN = logits_BV.topk(n)
+            if self.ks_differ:
+                logits_BN = logits_BN.masked_fill(self.place_1N[:, :n] >= self.top_k_B1, -torch.inf)
+            if not self.any_top_p:
+                return logits_BN, ids_BN
+            share_BN = (logits_BN - self._total(logits_BV, logits_BN)).exp()
+            mass_BN = share_BN.cumsum(-1)
+            if n == self.k_max or bool((mass_BN[:, -1:] >= self.enough_B1).all()):
+                return logits_BN.masked_fill(mass_BN - share_BN >= self.top_p_B1, -torch.inf), ids_BN
+            n = min(8 * n, self.k_max)
 
-
-def _likeliest(logits_BV: Tensor, n: int, top_k_B1: Tensor, top_p_B1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The n likeliest in order, (B, n) twice, cut by top-k and top-p; and how much of what top-k leaves those n hold, (B, 1)."""
-    logits_BN, ids_BN = logits_BV.topk(n)
-    logits_BN = logits_BN.masked_fill(torch.arange(n, device=logits_BN.device) >= top_k_B1, -torch.inf)
-    # A row that asks for more than n candidates shares its mass with tokens that are not among them.
-    total_B1 = torch.where(top_k_B1 <= n, logits_BN.logsumexp(-1, keepdim=True), logits_BV.logsumexp(-1, keepdim=True))
-    share_BN = (logits_BN - total_B1).exp()
-    mass_BN = share_BN.cumsum(-1)
-    return logits_BN.masked_fill((mass_BN - share_BN >= top_p_B1) & (top_p_B1 < 1), -torch.inf), ids_BN, mass_BN[:, -1:]
+    def _total(self, logits_BV: Tensor, logits_BN: Tensor) -> Tensor:
+        """The logarithm of the mass that top-k leaves, (B, 1): shares are shares of that."""
+        n = logits_BN.shape[1]
+        if self.all_top_k or n == self.n_vocab:
+            return logits_BN.logsumexp(-1, keepdim=True)
+        whole_B1 = logits_BV.logsumexp(-1, keepdim=True)  # of rows that share their mass with tokens not among the n
+        return torch.where(self.top_k_B1 <= n, logits_BN.logsumexp(-1, keepdim=True), whole_B1) if self.ks_differ else whole_B1
 
 
 def invert(logits_BN: Tensor, u_B1: Tensor) -> Tensor:
-    """Where the cumulative distribution of softmax(logits) passes u in [0, 1): (B, 1), int64. A candidate at -inf is never met."""
-    wide = torch.float32 if logits_BN.device.type == "mps" else torch.float64  # mps has no float64
-    cdf_BN = logits_BN.to(wide).exp().cumsum(-1)
-    total_B1 = cdf_BN[:, -1:]
-    # u * total may round up to the total itself, past the last candidate with any share.
-    at_B1 = torch.minimum(u_B1.to(cdf_BN) * total_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
-    return torch.searchsorted(cdf_BN, at_B1, right=True)
+    """Where the cumulative distribution of softmax(logits) passes u in [0, 1): (B, 1), int64. A candidate at -inf is never met.
+
+    The largest logit of a row must be near 0.
+    """
+    wide, below_1 = (torch.float32, 1 - 2**-20) if logits_BN.device.type == "mps" else (torch.float64, 1 - 2**-40)  # mps has no float64
+    cdf_BN = logits_BN.exp().cumsum(-1, dtype=wide)
+    # Without below_1 the product may round up to the total itself, past the last candidate with any share.
+    return torch.searchsorted(cdf_BN, u_B1.to(cdf_BN) * (cdf_BN[:, -1:] * below_1), right=True)

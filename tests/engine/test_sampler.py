@@ -7,7 +7,7 @@ from transformers.generation import logits_process as hf
 
 from pellucid.engine import sampler as sampler_module
 from pellucid.engine.request import Request, Sampling
-from pellucid.engine.sampler import Sampler, invert, presence_and_frequency, repetition, truncation
+from pellucid.engine.sampler import Sampler, Truncation, invert, presence_and_frequency, repetition
 from pellucid.errors import BadRequest, PellucidError
 
 B, V = 5, 73
@@ -24,7 +24,7 @@ def column(*values: float) -> torch.Tensor:
 
 def truncated(logits_BV: torch.Tensor, top_k: list[int], top_p: list[float], min_p: list[float]) -> torch.Tensor:
     """The whole row again, (B, V): what was dropped is -inf."""
-    logits_BN, ids_BN = truncation(column(*(k or logits_BV.shape[1] for k in top_k)), column(*top_p), column(*min_p))(logits_BV)
+    logits_BN, ids_BN = Truncation(top_k, top_p, min_p, logits_BV.shape[1], logits_BV.device)(logits_BV)
     return logits_BN if ids_BN is None else torch.full_like(logits_BV, -torch.inf).scatter(1, ids_BN, logits_BN)
 
 
@@ -181,7 +181,7 @@ def test_the_inverse_never_lands_on_a_token_without_probability():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, -1.0, -torch.inf]])
     last = torch.nextafter(torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)).item()
     share = 1 / (1 + torch.tensor(-1.0, dtype=torch.float64).exp().item())
-    for u, place in [(0.0, 1), (share - 1e-9, 1), (share + 1e-9, 3), (last, 3)]:
+    for u, place in [(0.0, 1), (share - 1e-6, 1), (share + 1e-6, 3), (last, 3)]:
         assert invert(logits, torch.tensor([[u]], dtype=torch.float64)).item() == place
 
 
