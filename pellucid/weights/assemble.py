@@ -1,13 +1,14 @@
-"""Checkpoint tensors -> ours and back, following a family's name table. Splitting makes views: nothing is copied."""
+"""Checkpoint tensors -> ours and back, following a family's name table. Splitting makes views: nothing is copied, but interleaved columns."""
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from pellucid.errors import MisshapenTensor, MissingTensors, UnknownTensors
-from pellucid.spec import DecoderSpec
+from pellucid.spec import DecoderSpec, Experts
 from pellucid.weights.names import LeftOut, NameTable, Place, To
 
 Shape = tuple[int, ...]
@@ -29,7 +30,7 @@ def assemble(table: NameTable, checkpoint: Iterable[tuple[str, Tensor]], shapes:
     gains: dict[str, dict[int, Tensor]] = {}
     tied_copies: list[tuple[str, Tensor]] = []
     for theirs, tensor in checkpoint:
-        place = table.place(theirs)
+        place = _with_experts(table.place(theirs), spec)
         if isinstance(place, LeftOut):
             out.setdefault(place.why, []).append(theirs)
         elif place is not None and spec.tied and place.names == ("unembed.weight",):
@@ -69,9 +70,13 @@ def joined(ours: Mapping[str, Tensor], place: Place, spec: DecoderSpec) -> Tenso
     rule, parts = place.rule, [ours[name] for name in place.names]
     if place.head is not None:
         return parts[0][place.head].contiguous()
+    if rule.all_experts:
+        return torch.stack([joined(ours, one, spec) for one in _experts(place)])
     if rule.stacked == "by_kv_head" and len(parts) > 1:
         K = _kv_heads(place, spec)
         t = torch.cat([_by_head(p, K) for p in parts], 1).flatten(0, 1)
+    elif rule.stacked == "interleaved":
+        t = torch.stack(parts, 1).flatten(0, 1)
     else:
         t = torch.cat(parts) if len(parts) > 1 else parts[0]
     return (t.T if rule.transpose else t).contiguous()
@@ -111,16 +116,40 @@ def _tie(ours: dict[str, Tensor], out: dict[str, list[str]], copies: list[tuple[
 def _parts(theirs: str, tensor: Tensor, place: Place, shapes: Mapping[str, Shape], spec: DecoderSpec) -> dict[str, Tensor]:
     """The tensors of ours that one checkpoint tensor holds, as views."""
     rule: To = place.rule
+    if rule.all_experts:
+        experts = _experts(place)
+        if tensor.shape[0] != len(experts):
+            raise MisshapenTensor(f"{theirs} holds {tensor.shape[0]} experts, and config.json counts {len(experts)}. Do they belong together?")
+        return {name: part for t, one in zip(tensor, experts, strict=True) for name, part in _parts(theirs, t, one, shapes, spec).items()}
     rows = [shapes[name][0] for name in place.names]
     whole = (sum(rows), *shapes[place.names[0]][1:])
     t = _checked(theirs, tensor.T if rule.transpose else tensor, whole, place.names[0])
     if len(rows) == 1:
         return {place.names[0]: t}
+    if rule.stacked == "interleaved":
+        # Of a transposed tensor every other row has no two numbers side by side, and each matmul would copy it again: copied once, here.
+        return {name: t[i :: len(rows)] if t.stride(-1) == 1 else t[i :: len(rows)].contiguous() for i, name in enumerate(place.names)}
     if rule.stacked == "whole":
         return dict(zip(place.names, torch.split(t, rows), strict=True))
     K = _kv_heads(place, spec)
     groups = torch.split(_by_head(t, K), [r // K for r in rows], 1)
     return {name: part.flatten(0, 1) for name, part in zip(place.names, groups, strict=True)}
+
+
+def _with_experts(place: Place | LeftOut | None, spec: DecoderSpec) -> Place | LeftOut | None:
+    """The place with the names of every expert, where one tensor holds them all."""
+    if not isinstance(place, Place) or not place.rule.all_experts:
+        return place
+    layer = int(place.names[0].split(".")[1])
+    mlp = spec.layers[layer].mlp if layer < len(spec.layers) else None
+    names = [name.format_map({"e": e}) for e in range(mlp.n_experts) for name in place.names] if isinstance(mlp, Experts) else place.names
+    return dataclasses.replace(place, names=tuple(names))
+
+
+def _experts(place: Place) -> list[Place]:
+    """The places of the single experts."""
+    rule, n = dataclasses.replace(place.rule, all_experts=False), len(place.rule.names)
+    return [Place(rule, place.names[start : start + n]) for start in range(0, len(place.names), n)]
 
 
 def _by_head(t: Tensor, n_heads: int) -> Tensor:

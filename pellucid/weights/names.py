@@ -17,20 +17,25 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+Stacked = Literal["whole", "by_kv_head", "interleaved"]
+
 
 @dataclass(frozen=True, slots=True)
 class To:
     """One checkpoint tensor that holds one or more of ours, stacked along its output rows.
 
-    transpose: stored (in, out), as GPT-2's Conv1D does.
-    stacked:   "whole" = all rows of the first, then the second; "by_kv_head" = [q… k v] for the first kv head, then the next.
-    index:     for a pattern with {h}: this checkpoint tensor is row h of ours (a gain a head, saved head by head).
-    written:   saving uses this name; false for other spellings of a name that the table has already.
+    transpose:   stored (in, out), as GPT-2's Conv1D does.
+    stacked:     "whole" = all rows of the first, then the second; "by_kv_head" = [q… k v] for the first kv head, then the next;
+                 "interleaved" = the first row of each, then the second of each.
+    all_experts: the checkpoint tensor holds every expert along its first axis; its own name has no {e}.
+    index:       for a pattern with {h}: this checkpoint tensor is row h of ours (a gain a head, saved head by head).
+    written:     saving uses this name; false for other spellings of a name that the table has already.
     """
 
     names: tuple[str, ...]
     transpose: bool = False
-    stacked: Literal["whole", "by_kv_head"] = "whole"
+    stacked: Stacked = "whole"
+    all_experts: bool = False
     index: bool = False
     written: bool = True
 
@@ -46,8 +51,8 @@ Rule = str | To | LeftOut
 Table = Mapping[str, Rule]
 
 
-def to(*names: str, transpose: bool = False, stacked: Literal["whole", "by_kv_head"] = "whole", index: bool = False) -> To:
-    return To(names, transpose, stacked, index)
+def to(*names: str, transpose: bool = False, stacked: Stacked = "whole", all_experts: bool = False, index: bool = False) -> To:
+    return To(names, transpose, stacked, all_experts, index)
 
 
 def left_out(why: str) -> LeftOut:
@@ -61,7 +66,11 @@ def old(rule: Rule) -> Rule:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one checkpoint tensor goes: the rule, with the layer, expert and head of this tensor filled in."""
+    """Where one checkpoint tensor goes: the rule, with the layer, expert and head of this tensor filled in.
+
+    Of a tensor that holds all experts, `place` leaves their {e} open, since the name does not say how many there are; in what saving writes
+    `names` has every expert's, one expert after another.
+    """
 
     rule: To
     names: tuple[str, ...]
@@ -89,7 +98,7 @@ class NameTable:
                     return rule
                 if past := self._appended(name):
                     return past
-                at = match.groupdict()
+                at = {"e": "{e}", **match.groupdict()}
                 head = int(at["h"]) if rule.index else None
                 return Place(rule, tuple(ours.format_map(at) for ours in rule.names), head)
         return self._appended(name)
@@ -106,8 +115,7 @@ class NameTable:
             if first not in coordinates:
                 shape = _pattern(first)
                 coordinates[first] = [match.groupdict() for ours in have if (match := shape.fullmatch(ours))]
-            for at in coordinates[first]:
-                names = tuple(ours.format_map(at) for ours in rule.names)
+            for at, names in _filled(rule, coordinates[first]):
                 if not have.issuperset(names):
                     continue
                 for head in range(n_rows[names[0]]) if rule.index else (None,):
@@ -133,6 +141,17 @@ class NameTable:
 
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
+
+
+def _filled(rule: To, coordinates: Iterable[Mapping[str, str]]) -> Iterator[tuple[Mapping[str, str], tuple[str, ...]]]:
+    """(what to fill into the checkpoint's name, our names), once for each tensor of this rule."""
+    if not rule.all_experts:
+        yield from ((at, tuple(ours.format_map(at) for ours in rule.names)) for at in coordinates)
+        return
+    n_experts: dict[str, int] = {}
+    for at in coordinates:
+        n_experts[at["i"]] = max(n_experts.get(at["i"], 0), int(at["e"]) + 1)
+    yield from (({"i": i}, tuple(ours.format_map({"i": i, "e": e}) for e in range(n) for ours in rule.names)) for i, n in n_experts.items())
 
 
 def _whole(rule: Rule) -> To | LeftOut:

@@ -1,12 +1,14 @@
 """Names of the files and ours, both directions from one table, and tensors through them."""
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
 from pellucid.errors import MisshapenTensor, MissingTensors, UnknownTensors
-from pellucid.spec import Attention, DecoderSpec, FeedForward, Layer, Norm
+from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, Layer, Norm
 from pellucid.weights.assemble import assemble, disassemble
 from pellucid.weights.names import LeftOut, NameTable, Place, Table, To, left_out, old, to
 
@@ -49,7 +51,7 @@ def ours(checkpoint: dict[str, Tensor], spec: DecoderSpec = SPEC) -> tuple[dict[
 
 
 def tied(copy: bool) -> tuple[DecoderSpec, dict[str, Tensor]]:
-    import dataclasses
+
     checkpoint = files()
     del checkpoint["lm_head.weight"]
     return dataclasses.replace(SPEC, tied=True), checkpoint | ({"lm_head.weight": checkpoint["transformer.wte.weight"].clone()} if copy else {})
@@ -187,3 +189,52 @@ def test_a_tensor_of_ours_that_no_name_holds() -> None:
     mine, _ = ours(files())
     with pytest.raises(UnknownTensors, match=r"^family 'test' has no checkpoint name for 1 tensors, first: blocks.0.attn.z.weight$"):
         disassemble(NameTable(TABLE), mine | {"blocks.0.attn.z.weight": torch.zeros(1)}, SPEC)
+
+
+# One tensor of all experts.
+
+STACKED: Table = {
+    "h.{i}.up_and_gate": to("blocks.{i}.mlp.experts.{e}.gate.weight", "blocks.{i}.mlp.experts.{e}.up.weight", transpose=True, stacked="interleaved",
+                            all_experts=True),
+    "h.{i}.bias": to("blocks.{i}.mlp.experts.{e}.gate.bias", "blocks.{i}.mlp.experts.{e}.up.bias", all_experts=True),
+    "h.{i}.down": to("blocks.{i}.mlp.experts.{e}.down.weight", all_experts=True),
+}
+MIXTURE = Experts(n_experts=3, n_active=1, renormalize=False, each=FeedForward(d_ff=2, bias=True))
+SPARSE = dataclasses.replace(SPEC, layers=(Layer(mixer=MIXER, mlp=FeedForward(d_ff=4)), Layer(mixer=MIXER, mlp=MIXTURE)))
+EXPERT_SHAPES = {f"blocks.1.mlp.experts.{e}.{name}": shape for e in range(3) for name, shape in {
+    "gate.weight": (2, 5), "up.weight": (2, 5), "gate.bias": (2,), "up.bias": (2,), "down.weight": (5, 2)}.items()}
+
+
+def stacked_files() -> dict[str, Tensor]:
+    return {"h.1.up_and_gate": torch.arange(60.0).view(3, 5, 4), "h.1.bias": torch.arange(100.0, 112.0).view(3, 4),
+            "h.1.down": torch.arange(200.0, 230.0).view(3, 5, 2)}
+
+
+def test_one_tensor_of_all_experts_is_taken_apart_and_put_together_again() -> None:
+    checkpoint = stacked_files()
+    found, _ = assemble(NameTable(STACKED), checkpoint.items(), EXPERT_SHAPES, SPARSE)
+    whole = checkpoint["h.1.up_and_gate"]
+    for e in range(3):
+        for column in range(4):  # in the file the columns are gate 0, up 0, gate 1, up 1
+            ours = found[f"blocks.1.mlp.experts.{e}.{'up' if column % 2 else 'gate'}.weight"]
+            assert torch.equal(ours[column // 2], whole[e, :, column])
+        assert torch.equal(found[f"blocks.1.mlp.experts.{e}.gate.bias"], checkpoint["h.1.bias"][e, :2])
+        assert torch.equal(found[f"blocks.1.mlp.experts.{e}.up.bias"], checkpoint["h.1.bias"][e, 2:])
+        assert torch.equal(found[f"blocks.1.mlp.experts.{e}.down.weight"], checkpoint["h.1.down"][e])
+    saved = disassemble(NameTable(STACKED), found, SPARSE)
+    assert saved.keys() == checkpoint.keys()
+    for name, tensor in saved.items():
+        assert torch.equal(tensor, checkpoint[name])
+        assert tensor.is_contiguous()
+
+
+def test_all_experts_of_one_tensor_are_counted() -> None:
+    checkpoint = stacked_files()
+    fewer = checkpoint | {"h.1.bias": checkpoint["h.1.bias"][:2]}
+    with pytest.raises(MisshapenTensor, match=r"^h.1.bias holds 2 experts, and config.json counts 3. Do they belong together\?$"):
+        assemble(NameTable(STACKED), fewer.items(), EXPERT_SHAPES, SPARSE)
+    for dense in ("h.0.bias", "h.7.bias"):  # a layer without experts, and one that is not there
+        with pytest.raises(UnknownTensors, match=f"has no place in family 'test' with these settings, first: {dense}"):
+            assemble(NameTable(STACKED), {**checkpoint, dense: checkpoint["h.1.bias"]}.items(), EXPERT_SHAPES, SPARSE)
+    with pytest.raises(MissingTensors, match=r"lacks 3 of 15 tensors that family 'test' needs, first: h.1.down"):
+        assemble(NameTable(STACKED), {k: v for k, v in checkpoint.items() if k != "h.1.down"}.items(), EXPERT_SHAPES, SPARSE)
