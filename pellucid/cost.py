@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, Layer, Norm
+from pellucid.spec import DecoderSpec, Experts, FeedForward, LatentAttention, Layer, Mixer, Norm
 
 
 def parameters(spec: DecoderSpec) -> int:
@@ -35,37 +35,61 @@ def flops_per_token(spec: DecoderSpec, n_context: int) -> int:
     D = spec.d_model
     total = 2 * spec.n_vocab * D
     for layer in spec.layers:
-        total += 2 * _matrices(D, layer) + 4 * layer.mixer.n_heads * layer.mixer.d_head * seen(layer.mixer, n_context)
+        total += 2 * _matrices(D, layer) + 2 * _pair(layer.mixer) * seen(layer.mixer, n_context)
     return total
 
 
-def seen(mixer: Attention, n_context: int) -> int:
+def seen(mixer: Mixer, n_context: int) -> int:
     """Tokens a query of this layer attends to when `n_context` are there."""
-    return n_context if mixer.window is None else min(n_context, mixer.window)
+    return n_context if isinstance(mixer, LatentAttention) or mixer.window is None else min(n_context, mixer.window)
 
 
 def cache_bytes_per_token(spec: DecoderSpec, bytes_per_number: int) -> int:
-    """Bytes of keys and values for one token in all layers."""
-    return sum(2 * layer.mixer.n_kv_heads * layer.mixer.d_head for layer in spec.layers) * bytes_per_number
+    """Bytes of what all layers keep of one token."""
+    return sum(layer.mixer.n_cached for layer in spec.layers) * bytes_per_number
 
 
 def _block(spec: DecoderSpec, layer: Layer) -> int:
-    D, mixer = spec.d_model, layer.mixer
-    H, K, C = mixer.n_heads, mixer.n_kv_heads, mixer.d_head
-    biases = ((H + 2 * K) * C if mixer.qkv_bias else 0) + (D if mixer.out_bias else 0)
-    gains = 0
-    if mixer.qk_norm is not None:
-        gains = sum(_norm(mixer.qk_norm, C if mixer.qk_norm_over == "head" else n * C) for n in (H, K))
+    D = spec.d_model
     n_norms = (spec.norm_in + (spec.norm_in and not spec.shared_norm)) + 2 * spec.norm_out
-    return 2 * (H + K) * C * D + biases + gains + n_norms * _norm(spec.norm, D) + _mlp(D, layer.mlp)
+    return _projections(D, layer.mixer) + _small(D, layer.mixer) + n_norms * _norm(spec.norm, D) + _mlp(D, layer.mlp)
 
 
 def _matrices(D: int, layer: Layer) -> int:
     """Numbers of the matrices one token passes in this layer; biases are no multiplication."""
-    H, K, C = layer.mixer.n_heads, layer.mixer.n_kv_heads, layer.mixer.d_head
     mlp = layer.mlp
     width = mlp.n_active * _matrix(D, mlp.each) + mlp.n_experts * D + _shared(D, mlp, _matrix) if isinstance(mlp, Experts) else _matrix(D, mlp)
-    return 2 * (H + K) * C * D + width
+    return _projections(D, layer.mixer) + width
+
+
+def _projections(D: int, mixer: Mixer) -> int:
+    """Numbers of a mixer's matrices."""
+    H = mixer.n_heads
+    if isinstance(mixer, LatentAttention):
+        L, R, Q = mixer.d_latent, mixer.rope.d_rotary, mixer.d_query_latent
+        queries = H * (mixer.d_plain + R) * (Q or D) + (Q or 0) * D
+        return queries + (L + R) * D + H * (mixer.d_plain + mixer.d_value) * L + H * mixer.d_value * D
+    return 2 * (H + mixer.n_kv_heads) * mixer.d_head * D
+
+
+def _small(D: int, mixer: Mixer) -> int:
+    """Numbers of a mixer's biases and gains."""
+    out = D if mixer.out_bias else 0
+    if isinstance(mixer, LatentAttention):
+        Q, L = mixer.d_query_latent or 0, mixer.d_latent
+        return out + (Q + mixer.n_cached if mixer.latent_bias else 0) + _norm(mixer.norm, Q) + _norm(mixer.norm, L)
+    H, K, C = mixer.n_heads, mixer.n_kv_heads, mixer.d_head
+    gains = 0
+    if mixer.qk_norm is not None:
+        gains = sum(_norm(mixer.qk_norm, C if mixer.qk_norm_over == "head" else n * C) for n in (H, K))
+    return out + ((H + 2 * K) * C if mixer.qkv_bias else 0) + gains
+
+
+def _pair(mixer: Mixer) -> int:
+    """Multiplications of all heads for one query and one key: the score and the value's share."""
+    if isinstance(mixer, LatentAttention):
+        return mixer.n_heads * (mixer.n_cached + mixer.d_latent)  # absorbed, as decoding has it: see model/latent.py
+    return 2 * mixer.n_heads * mixer.d_head
 
 
 def _mlp(D: int, mlp: FeedForward | Experts) -> int:

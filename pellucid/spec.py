@@ -104,6 +104,47 @@ class Attention:
         if self.rope is not None and not 0 < self.rope.d_rotary <= self.d_head:
             raise ValueError(f"{self.rope.d_rotary} channels cannot rotate in heads of {self.d_head}")
 
+    @property
+    def n_cached(self) -> int:
+        """Numbers a cache keeps of one token: its keys and values."""
+        return 2 * self.n_kv_heads * self.d_head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentAttention:
+    """The mixer of a layer: keys and values of all heads come out of one short latent a token. https://arxiv.org/abs/2405.04434, section 2.1
+
+    A head's query and key are `d_plain` channels, then those that the rope turns; the turning part of the key is one for all heads.
+    """
+
+    n_heads: int
+    d_plain: int
+    d_value: int  # width of a head's value
+    d_latent: int  # what keys and values come out of
+    d_query_latent: int | None  # queries come out of a latent of their own; None = straight from the stream
+    scale: float  # multiplies q . k
+    rope: Rope
+    norm: Norm  # of both latents
+    latent_bias: bool = False  # of the matrices that make the latents
+    out_bias: bool = False
+
+    def __post_init__(self) -> None:
+        _positive(n_heads=self.n_heads, d_plain=self.d_plain, d_value=self.d_value, d_latent=self.d_latent, d_rotary=self.rope.d_rotary,
+                  d_query_latent=1 if self.d_query_latent is None else self.d_query_latent)
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Every head has keys and values of its own; that they come out of one latent is what the cache saves."""
+        return self.n_heads
+
+    @property
+    def n_cached(self) -> int:
+        """Numbers a cache keeps of one token: the latent and the key that all heads share."""
+        return self.d_latent + self.rope.d_rotary
+
+
+Mixer = Attention | LatentAttention
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedForward:
@@ -160,7 +201,7 @@ class Experts:
 class Layer:
     """One block: what mixes positions and what works on each position. Layers may differ in anything named here."""
 
-    mixer: Attention
+    mixer: Mixer
     mlp: FeedForward | Experts
 
 

@@ -12,7 +12,7 @@ from pellucid import cost
 from pellucid.model.cache import Cache
 from pellucid.model.decoder import Decoder
 from pellucid.ops.choose import choose
-from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, Layer, Norm, Rope
+from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Layer, Norm, Rope
 
 RMS, LAYER = Norm(eps=1e-5), Norm(kind="layer", eps=1e-5, bias=True)
 MIXER = Attention(n_heads=6, n_kv_heads=3, d_head=14, scale=0.1, rope=Rope(theta=1e4, d_rotary=14))
@@ -22,7 +22,10 @@ MIXED = Layer(mixer=MIXER, mlp=Experts(n_experts=5, n_active=2, renormalize=True
 SHARING = Layer(mixer=MIXER, mlp=dataclasses.replace(MIXED.mlp, router_bias=True, correction=True, shared=FeedForward(d_ff=33, bias=True), shared_gate=True))
 BASE = DecoderSpec(family="test", n_vocab=101, n_ctx=64, d_model=48, layers=(Layer(mixer=MIXER, mlp=MLP),) * 2, norm=RMS)
 
-MIXERS = [dataclasses.replace(MIXER, **facts) for facts in (
+LATENT = LatentAttention(n_heads=5, d_plain=10, d_value=12, d_latent=20, d_query_latent=26, scale=0.1, rope=Rope(theta=1e4, d_rotary=6), norm=RMS)
+LATENTS = [dataclasses.replace(LATENT, **facts) for facts in ({}, {"d_query_latent": None}, {"latent_bias": True}, {"out_bias": True}, {"norm": LAYER},
+                                                              {"d_query_latent": None, "latent_bias": True})]
+MIXERS = [*LATENTS] + [dataclasses.replace(MIXER, **facts) for facts in (
     {}, {"qkv_bias": True}, {"out_bias": True}, {"window": 5}, *({"qk_norm": norm, "qk_norm_over": over} for norm in (RMS, LAYER)
                                                                 for over in ("head", "each_head", "width")))]
 MLPS = [FeedForward(d_ff=72, gated=gated, bias=bias) for gated, bias in itertools.product((False, True), repeat=2)]
@@ -49,7 +52,8 @@ def test_active_parameters_leave_out_idle_experts_and_tables() -> None:
 
 
 @pytest.mark.parametrize("spec", [BASE, dataclasses.replace(BASE, layers=(WIDE, MIXED, SHARING), tied=True),
-                                  dataclasses.replace(BASE, layers=(Layer(mixer=dataclasses.replace(MIXER, window=5), mlp=MLP),))])
+                                  dataclasses.replace(BASE, layers=(Layer(mixer=dataclasses.replace(MIXER, window=5), mlp=MLP),)),
+                                  *(dataclasses.replace(BASE, layers=(Layer(mixer=mixer, mlp=MLP),)) for mixer in LATENTS[:3])])
 def test_flops_are_what_torch_counts(spec: DecoderSpec) -> None:
     decoder = Decoder(spec, choose("reference"))
     for p in decoder.parameters():
@@ -60,30 +64,31 @@ def test_flops_are_what_torch_counts(spec: DecoderSpec) -> None:
         decoder(torch.arange(n_context - 1), cache=cache)
         with FlopCounterMode(display=False) as counter:
             decoder.unembed(decoder(torch.tensor([3]), cache=cache))
-    windowed = any(layer.mixer.window is not None for layer in spec.layers)
-    hidden = sum(4 * layer.mixer.n_heads * layer.mixer.d_head * (n_context - cost.seen(layer.mixer, n_context)) for layer in spec.layers)
+    mixers = [layer.mixer for layer in spec.layers if isinstance(layer.mixer, Attention)]
+    windowed = any(mixer.window is not None for mixer in mixers)
+    hidden = sum(4 * mixer.n_heads * mixer.d_head * (n_context - cost.seen(mixer, n_context)) for mixer in mixers)
     assert (hidden > 0) == windowed  # the reference computes masked scores too; a kernel that knows the window does not
     assert counter.get_total_flops() == cost.flops_per_token(spec, n_context) + hidden
 
 
-@pytest.mark.parametrize("spec", [BASE, dataclasses.replace(BASE, layers=(WIDE, MIXED, WIDE))])
+@pytest.mark.parametrize(("spec", "cached"), [(BASE, 2 * 2 * 3 * 14), (dataclasses.replace(BASE, layers=(WIDE, MIXED, WIDE)), 2 * (20 + 42 + 20)),
+                                              (dataclasses.replace(BASE, layers=(Layer(mixer=LATENT, mlp=MLP), WIDE)), 20 + 6 + 2 * 20)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cache_bytes_are_those_of_the_keys_and_values(spec: DecoderSpec, dtype: torch.dtype) -> None:
-    cached = sum(2 * layer.mixer.n_kv_heads * layer.mixer.d_head * dtype.itemsize for layer in spec.layers)
+def test_cache_bytes_are_those_of_what_the_mixers_keep(spec: DecoderSpec, cached: int, dtype: torch.dtype) -> None:
     kept: list[int] = []
 
     class Watched(Cache):
         def extend(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-            k, v = super().extend(*args, **kwargs)
-            kept.append(k.nbytes + v.nbytes)
-            return k, v
+            held = super().extend(*args, **kwargs)
+            kept.append(sum(x.nbytes for x in held))
+            return held
 
     decoder = Decoder(spec, choose("reference")).to(dtype)
     for p in decoder.parameters():
         torch.nn.init.normal_(p, std=0.1)
     with torch.no_grad():
         decoder(torch.arange(7), cache=Watched(spec))
-    assert sum(kept) == 7 * cost.cache_bytes_per_token(spec, dtype.itemsize) == 7 * cached
+    assert sum(kept) == 7 * cost.cache_bytes_per_token(spec, dtype.itemsize) == 7 * cached * dtype.itemsize
 
 
 def test_a_well_known_model_has_its_well_known_size() -> None:

@@ -11,7 +11,8 @@ from pellucid.engine.request import FinishReason, Request, Result, check_vocabul
 from pellucid.engine.sampler import Sampler
 from pellucid.errors import EmptyPrompt, PromptTooLong
 from pellucid.model.cache import Cache
-from pellucid.model.decoder import Decoder, Rows
+from pellucid.model.decoder import Decoder
+from pellucid.model.parts import Rows
 
 CHUNK = 512  # prompt tokens a pass: bounds the memory of attention scores, and is past where longer chunks gain speed on a CPU
 

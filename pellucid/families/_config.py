@@ -118,6 +118,10 @@ class Config:
         theta, fraction = facts.pop("rope_theta", theta), facts.pop("partial_rotary_factor", fraction)
         return Rope(theta=float(theta), d_rotary=int(d_head * fraction), pairing=pairing, scaling=self._scaling(facts))
 
+    def rope_fact(self, name: str) -> Any:
+        """A fact beside the rope's scaling that acts outside of it; None where the file does not state it."""
+        return self._rope_facts(None, True).get(name)
+
     def _rope_facts(self, layer_type: str | None, scaled: bool) -> dict[str, Any]:
         """What rope_parameters (transformers 5) or rope_scaling (4) says of this type of layer. Raises BadConfig where they disagree."""
         new, old = ({k: v for k, v in self(key, default={}).items() if v is not None} for key in ("rope_parameters", "rope_scaling"))
@@ -169,16 +173,16 @@ def _llama3(facts: dict[str, Any], c: Config) -> Llama3:
 def _yarn(facts: dict[str, Any], c: Config) -> Yarn:
     original = _original(facts, c)
     factor = facts.pop("factor", None) or c("max_position_embeddings") / original
-
-    def temperature(by: float = 1.0) -> float:
-        """What stretching does to the scores. https://arxiv.org/abs/2309.00071, eq. 22; `by` is DeepSeek-V2's generalization."""
-        return 0.1 * by * math.log(factor) + 1.0 if factor > 1 else 1.0
-
     gain, over, under = (facts.pop(key, None) for key in ("attention_factor", "mscale", "mscale_all_dim"))
     if gain is None:  # transformers reads the two only together
-        gain = temperature(over) / temperature(under) if over and under else temperature()
+        gain = temperature(factor, over) / temperature(factor, under) if over and under else temperature(factor)
     return Yarn(factor=factor, original=original, fast=facts.pop("beta_fast", 32), slow=facts.pop("beta_slow", 1),
                 whole_pairs=facts.pop("truncate", True), gain=gain)
+
+
+def temperature(factor: float, by: float = 1.0) -> float:
+    """What stretching a rope does to the scores. https://arxiv.org/abs/2309.00071, eq. 22; `by` is DeepSeek-V2's generalization."""
+    return 0.1 * by * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def _original(facts: dict[str, Any], c: Config) -> int:

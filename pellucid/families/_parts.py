@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from pellucid.errors import BadConfig, UnsupportedModel
-from pellucid.families._config import Config
-from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, Layer, Norm, Rope
+from pellucid.families._config import Config, temperature
+from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Layer, Norm, Rope, Yarn
 
 
 def attention(c: Config, *, theta: float = 10_000.0, fraction: float | None = None, pairing: Literal["half", "adjacent"] = "half",
@@ -32,6 +32,20 @@ def attention(c: Config, *, theta: float = 10_000.0, fraction: float | None = No
         usual["rope"] = (whole_rope(c, d_head, theta=theta, pairing=pairing) if fraction is None else
                          c.rope(d_head, theta=theta, pairing=pairing, fraction=fraction))
     return Attention(**(usual | facts))
+
+
+def latent_attention(c: Config, *, pairing: Literal["half", "adjacent"] = "adjacent") -> LatentAttention:
+    """DeepSeek's multi-head latent attention. The norms of the latents have an eps of their own, which no config states."""
+    n_heads, d_plain, d_rotary = c("num_attention_heads"), c("qk_nope_head_dim", default=128), c("qk_rope_head_dim", default=64)
+    c("num_key_value_heads")  # must be there: transformers' default is another number of heads
+    c.expect(num_key_value_heads=n_heads)
+    c.inert(**dict.fromkeys(("qk_head_dim", "head_dim"), "follows from qk_nope_head_dim and qk_rope_head_dim, in transformers too"))
+    bias, rope, scale = c("attention_bias", default=False), whole_rope(c, d_rotary, pairing=pairing), (d_plain + d_rotary) ** -0.5
+    if isinstance(rope.scaling, Yarn) and (over_all := c.rope_fact("mscale_all_dim")):
+        scale *= temperature(rope.scaling.factor, over_all) ** 2
+    return LatentAttention(n_heads=n_heads, d_plain=d_plain, d_value=c("v_head_dim", default=128), d_latent=c("kv_lora_rank", default=512),
+                           d_query_latent=c.nullable("q_lora_rank", absent=1536), scale=scale, rope=rope, norm=Norm(eps=1e-6),
+                           latent_bias=bias, out_bias=bias)
 
 
 def whole_rope(c: Config, d_head: int, **how: Any) -> Rope:
@@ -63,21 +77,24 @@ def sparse_steps(c: Config, dense: FeedForward, mixture: Experts) -> list[FeedFo
     return [mixture if i not in dense_at and (i + 1) % step == 0 else dense for i in range(c("num_hidden_layers"))]
 
 
-def corrected_experts(c: Config, **facts: Any) -> list[FeedForward | Experts]:
+def corrected_experts(c: Config, *, n_dense: int = 0, bias: bool = False, **facts: Any) -> list[FeedForward | Experts]:
     """The feed-forward of every layer where the first ones are dense and the others choose experts as DeepSeek-V3 does: sigmoid scores with a
-    correction, groups, shared experts as one wide one. https://arxiv.org/abs/2412.19437, section 2.1.2; `facts` are fields set otherwise."""
+    correction, groups, shared experts as one wide one. https://arxiv.org/abs/2412.19437, section 2.1.2.
+
+    n_dense: how many are dense where config.json is silent; bias: of the dense ones and the shared; facts: fields set otherwise.
+    """
     each = feed_forward(c, d_ff=c("moe_intermediate_size"))
     usual: dict[str, Any] = {
         "n_experts": c("n_routed_experts", "num_local_experts"), "n_active": c("num_experts_per_tok"), "scoring": "sigmoid", "correction": True,
         "n_groups": c("n_group", default=1), "n_active_groups": c("topk_group", default=1), "group_score": "best_two", "each": each,
-        "shared": replace(each, d_ff=each.d_ff * c("n_shared_experts")), "share_scale": float(c("routed_scaling_factor", default=1.0))}
+        "shared": replace(each, d_ff=each.d_ff * c("n_shared_experts"), bias=bias), "share_scale": float(c("routed_scaling_factor", default=1.0))}
     if "renormalize" not in facts:
         usual["renormalize"] = c("norm_topk_prob")
     try:
         mixture = Experts(**(usual | facts))
     except ValueError as e:
         raise BadConfig(f"{c.where}: n_routed_experts, num_experts_per_tok, n_group and topk_group do not go together: {e}. Which one is wrong?") from None
-    dense, n_dense = feed_forward(c), c("first_k_dense_replace", default=0)
+    dense, n_dense = feed_forward(c, bias=bias), c("first_k_dense_replace", default=n_dense)
     return [dense if i < n_dense else mixture for i in range(c("num_hidden_layers"))]
 
 

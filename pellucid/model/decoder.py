@@ -12,7 +12,6 @@ a single prompt, a continuous batch, packed training and chunked losses.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,47 +19,10 @@ from torch import Tensor, nn
 from pellucid.errors import BadRequest
 from pellucid.model import rope as rotary
 from pellucid.model.cache import Cache
+from pellucid.model.latent import CompressedAttention
+from pellucid.model.parts import Embed, Normalize, Project, Rows, Tables
 from pellucid.ops.interface import Ops
-from pellucid.spec import Attention, DecoderSpec, Dynamic, Experts, FeedForward, Layer, Norm, Rope
-
-Tables = dict[Rope, tuple[Tensor, Tensor]]  # cos and sin of this pass's positions, once for each rope in use
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Which tokens of a flat batch belong together: `lengths[b]` tokens for the cache's row `slots[b]`."""
-
-    lengths: tuple[int, ...]
-    slots: tuple[int, ...]
-
-    @classmethod
-    def of(cls, *lengths: int, slots: Sequence[int] | None = None) -> Rows:
-        return cls(lengths, tuple(range(len(lengths)) if slots is None else slots))
-
-
-class Project(nn.Module):
-    """Every matrix of the model. The one place where adapters, sharding and probes attach."""
-
-    def __init__(self, ops: Ops, d_in: int, d_out: int, bias: bool) -> None:
-        super().__init__()
-        self.ops = ops
-        self.weight = nn.Parameter(torch.empty(d_out, d_in))
-        self.bias = nn.Parameter(torch.empty(d_out)) if bias else None
-
-    def forward(self, x_TD: Tensor) -> Tensor:
-        return self.ops.matmul(x_TD, self.weight, self.bias)
-
-
-class Embed(nn.Module):
-    """A table read by row: tokens or learned positions."""
-
-    def __init__(self, ops: Ops, n_rows: int, width: int) -> None:
-        super().__init__()
-        self.ops = ops
-        self.weight = nn.Parameter(torch.empty(n_rows, width))
-
-    def forward(self, rows_T: Tensor) -> Tensor:
-        return self.ops.embed(self.weight, rows_T)
+from pellucid.spec import Attention, DecoderSpec, Dynamic, Experts, FeedForward, LatentAttention, Layer, Rope
 
 
 def kept_in(name: str, dtype: torch.dtype) -> torch.dtype:
@@ -85,19 +47,6 @@ class Unembed(Project):
         if self.scale != 1.0:
             logits_TV = logits_TV * self.scale
         return logits_TV if self.softcap is None else self.softcap * torch.tanh(logits_TV / self.softcap)
-
-
-class Normalize(nn.Module):
-    """A norm as the spec describes it; `shape` is that of its weight."""
-
-    def __init__(self, ops: Ops, norm: Norm, *shape: int) -> None:
-        super().__init__()
-        self.ops, self.norm = ops, norm
-        self.weight = nn.Parameter(torch.empty(*shape)) if norm.weight else None
-        self.bias = nn.Parameter(torch.empty(*shape)) if norm.bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.ops.normalize(x, self.weight, self.bias, kind=self.norm.kind, eps=self.norm.eps, offset=self.norm.offset)
 
 
 class SoftmaxAttention(nn.Module):
@@ -209,7 +158,8 @@ class Block(nn.Module):
             return Normalize(ops, spec.norm, spec.d_model) if used else nn.Identity()
 
         self.attn_norm = norm(spec.norm_in)
-        self.attn = SoftmaxAttention(ops, spec.d_model, layer.mixer, index)
+        self.attn = (CompressedAttention(ops, spec.d_model, layer.mixer, index) if isinstance(layer.mixer, LatentAttention)
+                     else SoftmaxAttention(ops, spec.d_model, layer.mixer, index))
         self.attn_out_norm = norm(spec.norm_out)
         self.mlp_norm = norm(spec.norm_in and not spec.shared_norm)
         self.mlp = (MixtureOfExperts(ops, spec.d_model, layer.mlp) if isinstance(layer.mlp, Experts)

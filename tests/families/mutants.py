@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterator
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pellucid.spec import Attention, DecoderSpec, Dynamic, Experts, FeedForward, Layer, Linear, Llama3, Norm, Rope, Yarn
+from pellucid.spec import Attention, DecoderSpec, Dynamic, Experts, FeedForward, LatentAttention, Layer, Linear, Llama3, Mixer, Norm, Rope, Yarn
 
 Change = tuple[str, Any]  # where and what, and the changed value
 
@@ -29,6 +29,8 @@ INSTEAD_OF_NONE: dict[Any, Any] = {
     Experts: Experts(n_experts=3, n_active=1, renormalize=False, each=FeedForward(d_ff=7)),
     FeedForward: FeedForward(d_ff=7),
     Attention: Attention(n_heads=2, n_kv_heads=1, d_head=6, scale=0.5),
+    LatentAttention: LatentAttention(n_heads=2, d_plain=6, d_value=5, d_latent=7, d_query_latent=None, scale=0.5, rope=Rope(theta=100.0, d_rotary=4),
+                                     norm=Norm(eps=1e-5)),
 }
 
 
@@ -147,7 +149,9 @@ def _mlp_essence(mlp: FeedForward | Experts) -> FeedForward | Experts:
     return dataclasses.replace(mlp, **mutes)
 
 
-def _attention_essence(mixer: Attention, length: int) -> Attention:
+def _attention_essence(mixer: Mixer, length: int) -> Mixer:
+    if isinstance(mixer, LatentAttention):
+        return dataclasses.replace(mixer, rope=_rope_essence(mixer.rope), norm=_norm_essence(mixer.norm))
     mutes: dict[str, Any] = {}
     if mixer.window is not None and mixer.window >= length:
         mutes["window"] = None  # no token lies outside

@@ -1,0 +1,63 @@
+"""The smallest parts of a decoder: matrices, tables, norms, and which tokens belong together. Shape letters as in decoder.py."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.ops.interface import Ops
+from pellucid.spec import Norm, Rope
+
+Tables = dict[Rope, tuple[Tensor, Tensor]]  # cos and sin of this pass's positions, once for each rope in use
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Which tokens of a flat batch belong together: `lengths[b]` tokens for the cache's row `slots[b]`."""
+
+    lengths: tuple[int, ...]
+    slots: tuple[int, ...]
+
+    @classmethod
+    def of(cls, *lengths: int, slots: Sequence[int] | None = None) -> Rows:
+        return cls(lengths, tuple(range(len(lengths)) if slots is None else slots))
+
+
+class Project(nn.Module):
+    """Every matrix of the model. The one place where adapters, sharding and probes attach."""
+
+    def __init__(self, ops: Ops, d_in: int, d_out: int, bias: bool) -> None:
+        super().__init__()
+        self.ops = ops
+        self.weight = nn.Parameter(torch.empty(d_out, d_in))
+        self.bias = nn.Parameter(torch.empty(d_out)) if bias else None
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return self.ops.matmul(x_TD, self.weight, self.bias)
+
+
+class Embed(nn.Module):
+    """A table read by row: tokens or learned positions."""
+
+    def __init__(self, ops: Ops, n_rows: int, width: int) -> None:
+        super().__init__()
+        self.ops = ops
+        self.weight = nn.Parameter(torch.empty(n_rows, width))
+
+    def forward(self, rows_T: Tensor) -> Tensor:
+        return self.ops.embed(self.weight, rows_T)
+
+
+class Normalize(nn.Module):
+    """A norm as the spec describes it; `shape` is that of its weight."""
+
+    def __init__(self, ops: Ops, norm: Norm, *shape: int) -> None:
+        super().__init__()
+        self.ops, self.norm = ops, norm
+        self.weight = nn.Parameter(torch.empty(*shape)) if norm.weight else None
+        self.bias = nn.Parameter(torch.empty(*shape)) if norm.bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ops.normalize(x, self.weight, self.bias, kind=self.norm.kind, eps=self.norm.eps, offset=self.norm.offset)

@@ -1,0 +1,38 @@
+"""The big mixtures: every value of every switch that is published or that transformers implements."""
+from __future__ import annotations
+
+from tests.families.case import LINEAR, Case, Json, yarn
+from tests.families.cases_llama import PLAIN, of
+
+# A latent wider than a head's channels: a whole pass then expands it, and decoding absorbs it, as at real sizes.
+LATENT: Json = {"num_key_value_heads": 6, "q_lora_rank": 34, "kv_lora_rank": 28, "qk_nope_head_dim": 10, "qk_rope_head_dim": 12, "v_head_dim": 16}
+MIXTURE: Json = {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "first_k_dense_replace": 1, "num_hidden_layers": 3}
+NO_HEAD = ("head_dim",)
+
+deepseek_v2 = of("deepseek_v2")
+DEEPSEEK_V2 = [
+    deepseek_v2("released", "groups by their best expert, scaled shares, two shared experts, yarn whose two mscales are one", {
+        **LATENT, **MIXTURE, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "n_shared_experts": 2, "routed_scaling_factor": 1.6,
+        "rope_parameters": yarn(mscale=0.707, mscale_all_dim=0.707), "rms_norm_eps": 3e-5}, without=NO_HEAD),
+    deepseek_v2("lite", "no latent for queries, greedy, shares as they are, yarn with two mscales, a dense layer more", {
+        **LATENT, **MIXTURE, "q_lora_rank": None, "topk_method": "greedy", "n_shared_experts": 1, "first_k_dense_replace": 2,
+        "rope_parameters": yarn(mscale=0.8, mscale_all_dim=0.3)}, without=NO_HEAD),
+    deepseek_v2("biases", "attention_bias, mlp_bias, no dense layer, tied, gelu, linear scaling", {
+        **LATENT, **MIXTURE, "n_shared_experts": 1, "first_k_dense_replace": 0, "num_hidden_layers": 2, "attention_bias": True, "mlp_bias": True,
+        "tie_word_embeddings": True, "hidden_act": "gelu", "rope_parameters": LINEAR}, without=NO_HEAD),
+]
+
+deepseek_v3 = of("deepseek_v3")
+DEEPSEEK_V3 = [
+    deepseek_v3("released", "groups by their two best experts, corrected sigmoid scores, renormalized and scaled, yarn with mscales", {
+        **LATENT, **MIXTURE, "n_group": 4, "topk_group": 2, "n_shared_experts": 1, "rope_parameters": yarn(mscale=1.0, mscale_all_dim=1.0),
+        "rms_norm_eps": 3e-5}, without=NO_HEAD),
+    deepseek_v3("one_group", "one group, as Kimi K2 has it; shares as they are, two shared experts, yarn without mscales, gelu", {
+        **LATENT, **MIXTURE, "n_group": 1, "topk_group": 1, "n_shared_experts": 2, "norm_topk_prob": False, "routed_scaling_factor": 2.827,
+        "rope_parameters": yarn(), "hidden_act": "gelu"}, without=NO_HEAD),
+    deepseek_v3("halves", "rope_interleave=false, no latent for queries, attention_bias, tied, all dense", {
+        **LATENT, **MIXTURE, "n_group": 4, "topk_group": 3, "rope_interleave": False, "q_lora_rank": None, "attention_bias": True,
+        "tie_word_embeddings": True, "num_hidden_layers": 2, "first_k_dense_replace": 2, "rope_parameters": PLAIN}, without=NO_HEAD),
+]
+
+CASES: list[Case] = [*DEEPSEEK_V2, *DEEPSEEK_V3]
