@@ -34,7 +34,7 @@ BYTE_OF_CHAR = {char: byte for byte, char in CHAR_OF_BYTE.items()}
 
 def to_chars(data: bytes) -> str:
     """The token that stands for these bytes."""
-    return "".join(map(CHAR_OF_BYTE.__getitem__, data))
+    return data.decode("latin-1").translate(CHAR_OF_BYTE)
 
 
 def to_bytes(token: str) -> bytes:

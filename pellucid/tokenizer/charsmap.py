@@ -3,7 +3,7 @@
 Longest match first, at every character, on the text as it comes: exactly what SentencePiece does. (The `Precompiled` normalizer of the
 tokenizers library works on grapheme clusters and differs, for example on decomposed Hangul and Vietnamese.)
 Layout: a little-endian uint32 with the trie's size in bytes, the trie's uint32 units, then the replacements, each ended by a zero byte.
-Units: https://github.com/s-yata/darts-clone/blob/e40ce4627526985a7767444b6ed6893ab6ff8983/include/darts.h#L71-L110
+Units: https://github.com/s-yata/darts-clone/blob/e40ce4627526985a7767444b6ed6893ab6ff8983/include/darts.h#L50-L80
 """
 from __future__ import annotations
 

@@ -126,17 +126,10 @@ class Library:
                 library.add_tokens([_added(token)])
         if not new:
             return library
-        # The library numbers added tokens by itself, so ids of our choice go into the vocabulary first.
-        raw = json.loads(library.to_str())
-        vocab = raw["model"]["vocab"]
-        if isinstance(vocab, dict):
-            vocab |= {token.text: i for i, token in new.items()}
-        else:
-            filler = secrets.token_hex(8)
-            vocab += [[f"\ufdd0{filler}{i}", 0.0] for i in range(len(vocab), max(new) + 1)]
-            for i, token in new.items():
-                vocab[i] = [token.text, 0.0]
-        library = tokenizers.Tokenizer.from_str(json.dumps(raw))
+        n = library.get_vocab_size(with_added_tokens=True)
+        follows_on = sorted(new) == list(range(n, n + len(new))) and n == 1 + max(library.get_vocab(with_added_tokens=True).values(), default=-1)
+        if not follows_on:  # the library numbers added tokens by itself, from the end, so ids of our choice go into the vocabulary first
+            library = _with_vocabulary(library, new)
         library.add_tokens([_added(token) for _, token in sorted(new.items())])
         assert all(library.token_to_id(token.text) == i for i, token in new.items())
         return library
@@ -265,6 +258,20 @@ def _unk_token(library: tokenizers.Tokenizer) -> str | None:
         return library.id_to_token(int(found[1])) if found else None
     unk: str | None = getattr(model, "unk_token", None)
     return unk
+
+
+def _with_vocabulary(library: tokenizers.Tokenizer, new: Mapping[int, Token]) -> tokenizers.Tokenizer:
+    """A copy whose vocabulary holds these tokens at these ids."""
+    raw = json.loads(library.to_str())
+    vocab = raw["model"]["vocab"]
+    if isinstance(vocab, dict):
+        vocab |= {token.text: i for i, token in new.items()}
+    else:  # a list, where the place is the id: gaps get names nobody can type
+        filler = secrets.token_hex(8)
+        vocab += [[f"\ufdd0{filler}{i}", 0.0] for i in range(len(vocab), max(new) + 1)]
+        for i, token in new.items():
+            vocab[i] = [token.text, 0.0]
+    return tokenizers.Tokenizer.from_str(json.dumps(raw))
 
 
 def _added(token: Token) -> tokenizers.AddedToken:

@@ -104,7 +104,7 @@ def _ranks(file: Path, facts: Facts, pattern: str | None, where: str) -> Tokeniz
     found = ranks.known(file)
     chosen = ranks.pattern_for(file, pattern, {**facts.config, **facts.tokenizer_config}, found)
     table = ranks.read_ranks(file)
-    library = ranks.build_from_ranks(table, chosen, where=where)
+    library = ranks.build_from_ranks(table, chosen, normalize_nfc=found is not None and found.normalize_nfc, where=where)
     named = {t.id: t for t in facts.tokens if t.id is not None}
     known_ids = {len(table) + i: text for i, text in enumerate(found.special)} if found else {}
     tokens = [*facts.tokens, *(Token(text=text, id=i) for i, text in known_ids.items() if i not in named)]

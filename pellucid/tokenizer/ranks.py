@@ -37,6 +37,7 @@ class Known:
     bos: str | None
     eos: str
     adds_bos: bool
+    normalize_nfc: bool = False
 
 
 def _llama3_special() -> tuple[str, ...]:
@@ -70,16 +71,16 @@ KNOWN = {
     "d0bdbaf59b0762c8c807617e2d8ea51420eb1b1de266df2495be755c8e0ed6ed":
         Known(name="Llama 4", pattern=O200K_PATTERN, special=_llama4_special(), bos="<|begin_of_text|>", eos="<|end_of_text|>", adds_bos=True),
     # https://huggingface.co/Qwen/Qwen-72B/resolve/b8e18ac61df64d35308695769ff46b976b6a00f4/qwen.tiktoken (2,561,218 bytes; the same file in
-    # Alibaba's package dashscope 1.27.7). Names, pattern: tokenization_qwen.py beside it.
+    # Alibaba's package dashscope 1.27.7). Names, pattern, and that text is put into NFC first: tokenization_qwen.py beside it.
     "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186":
         Known(name="Qwen", pattern=QWEN_PATTERN, special=("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205))),
-              bos=None, eos="<|endoftext|>", adds_bos=False),
+              bos=None, eos="<|endoftext|>", adds_bos=False, normalize_nfc=True),
 }
 
 
 def known(file: Path) -> Known | None:
-    """The published file with exactly these bytes, if it is one."""
-    return KNOWN.get(hashlib.sha256(file.read_bytes()).hexdigest())
+    """The published file with these bytes, if it is one. Line ends do not count: some copies went through Windows."""
+    return KNOWN.get(hashlib.sha256(file.read_bytes().replace(b"\r\n", b"\n")).hexdigest())
 
 
 def looks_like_ranks(head: bytes) -> bool:
@@ -112,22 +113,22 @@ def _checked(ranks: dict[bytes, int], where: str) -> dict[bytes, int]:
     return ranks
 
 
-def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
+def merges_of(vocab: Mapping[str, int]) -> list[tuple[str, str]]:
     """The pairs whose joining is a token, in the order in which tiktoken joins them: by the rank of the result."""
-    merges: list[tuple[bytes, bytes]] = []
-    for token, _ in sorted(ranks.items(), key=lambda item: item[1]):
+    merges: list[tuple[str, str]] = []
+    for token in sorted(vocab, key=vocab.__getitem__):
         # Several pairs may give one token. The longest left part first: of two overlapping pairs, tiktoken takes the left one.
         for cut in range(len(token) - 1, 0, -1):
-            if token[:cut] in ranks and token[cut:] in ranks:
-                merges.append((token[:cut], token[cut:]))
+            if (left := token[:cut]) in vocab and (right := token[cut:]) in vocab:
+                merges.append((left, right))
     return merges
 
 
-def build_from_ranks(ranks: Mapping[bytes, int], pattern: str, *, first_id: int = 0, where: str) -> tokenizers.Tokenizer:
+def build_from_ranks(ranks: Mapping[bytes, int], pattern: str, *, first_id: int = 0, normalize_nfc: bool = False,
+                     where: str) -> tokenizers.Tokenizer:
     """A tokenizer whose ids are the ranks plus `first_id`."""
     vocab = {to_chars(token): rank + first_id for token, rank in ranks.items()}
-    merges = [(to_chars(left), to_chars(right)) for left, right in merges_of(ranks)]
-    return build(vocab, merges, pattern, whole_words_first=True, where=where)
+    return build(vocab, merges_of(vocab), pattern, whole_words_first=True, normalize_nfc=normalize_nfc, where=where)
 
 
 # Special tokens of tekken files up to version 7, which do not list their own:

@@ -4,7 +4,7 @@
 
 Normalizing happens here, over the whole text, because of three facts the tokenizers library cannot express: rules match characters and not
 grapheme clusters, the space put before the text stands there once, and a user-defined piece is cut out after normalizing.
-Fields and rules: https://github.com/google/sentencepiece/blob/31646a467da2d65ad0ee52cffff5fda46fd36fb5/src/sentencepiece_model.proto
+Fields and rules: https://github.com/google/sentencepiece/blob/273449044caa593c2fd7eb7550cb3ab2cff93f1a/src/sentencepiece_model.proto
 and normalizer.cc, unigram_model.cc, bpe_model.cc beside it.
 """
 from __future__ import annotations

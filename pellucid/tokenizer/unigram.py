@@ -3,7 +3,7 @@
 "aaaaa" is "aaaa"+"a" or "a"+"aaaa", equally likely: SentencePiece decides by the rounding of a float32 sum over all the text before. The
 tokenizers library sums in float64 and decides otherwise, hence this file. About 300 thousand characters a second.
 Source: EncodeOptimized,
-  https://github.com/google/sentencepiece/blob/31646a467da2d65ad0ee52cffff5fda46fd36fb5/src/unigram_model.cc#L885-L988
+  https://github.com/google/sentencepiece/blob/273449044caa593c2fd7eb7550cb3ab2cff93f1a/src/unigram_model.cc#L889-L1020
 """
 from __future__ import annotations
 

@@ -118,11 +118,20 @@ def test_a_known_file_brings_its_pattern_and_special_tokens(ranks: dict[bytes, i
     assert ours.eos_id == len(ranks) + 1
 
 
+def test_a_known_file_is_known_with_the_line_ends_of_windows(ranks: dict[bytes, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path / "x.tiktoken", ranks)
+    monkeypatch.setitem(KNOWN, hashlib.sha256(file.read_bytes()).hexdigest(), next(k for k in KNOWN.values() if k.name == "Llama 3"))
+    expected = load_tokenizer(file).encode("It's 12345 <|eot_id|>")
+    file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    assert load_tokenizer(file).encode("It's 12345 <|eot_id|>") == expected
+
+
 def test_a_config_renames_the_reserved_tokens_of_a_known_file(ranks: dict[bytes, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path / "qwen.tiktoken", ranks)
     monkeypatch.setitem(KNOWN, hashlib.sha256(file.read_bytes()).hexdigest(), next(k for k in KNOWN.values() if k.name == "Qwen"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {str(len(ranks) + 5): {"content": "<img>", "special": True}}}))
     ours = load_tokenizer(tmp_path)
+    assert ours.encode("e\u0301te\u0301") == ours.encode("\u00e9t\u00e9")  # Qwen's code puts text into NFC first
     assert ours.encode_rendered("<img><|im_end|>") == [len(ranks) + 5, len(ranks) + 2]
     assert ours.id_of("<|extra_2|>") is None
     assert (ours.bos_id, ours.eos_id, ours.adds_bos, ours.n_vocab) == (None, len(ranks), False, len(ranks) + 208)
