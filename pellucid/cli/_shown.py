@@ -32,6 +32,8 @@ def summary(completion: Any) -> str:
     reused = f", {usage.reused_tokens:,} of them from memory" if usage.reused_tokens else ""
     why = {"stop": "stopped", "length": "max tokens reached", "context": "context full"}[completion.finish_reason]
     speed = f" · {rate:,.1f} tokens/s" if rate is not None else ""
+    first = completion.prefill_seconds
+    waited = f"{first:.2f} s" if first >= 0.1 else f"{1000 * first:.0f} ms"
     seed = f" · seed {completion.seed}" if completion.settings["temperature"] else ""  # a greedy run has no use for one
     return (f"{usage.completion_tokens:,} tokens, {why}{speed} · prompt {usage.prompt_tokens:,} tokens{reused}, first token after "
-            f"{completion.prefill_seconds:.2f} s{seed}")
+            f"{waited}{seed}")

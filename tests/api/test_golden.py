@@ -81,9 +81,24 @@ def test_a_record_replays_to_the_same_ids(model, golden, tmp_path):
     assert found.completion.token_ids == done.token_ids
 
 
-def test_logits_equal_transformers(folder, model, golden):
+@pytest.fixture(scope="module")
+def theirs(folder: Path):
     from transformers import LlamaForCausalLM
-    theirs = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize(("ours", "hf"), [
+    ({}, {}), ({"repetition_penalty": 1.3}, {"repetition_penalty": 1.3}), ({"repetition_penalty": 0.8}, {"repetition_penalty": 0.8}),
+    ({"logit_bias": {403: -50.0, 432: 2.0}}, {"sequence_bias": {(403,): -50.0, (432,): 2.0}})])
+def test_greedy_generation_equals_transformers_generate(model, theirs, ours, hf):
+    """Token by token, where penalties look back at prompt and output."""
+    prompt = model.prompt_ids("Lily and Tom went to the")
+    done = model.generate(prompt, temperature=0, max_tokens=120, **ours)
+    expected = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=120, eos_token_id=2, pad_token_id=0, **hf)[0, len(prompt):]
+    assert list(done.token_ids) == expected.tolist()
+
+
+def test_logits_equal_transformers(theirs, model, golden):
     ids = torch.tensor(golden["token_ids"])
     with torch.no_grad():
         expected = theirs(ids[None]).logits[0]

@@ -228,6 +228,13 @@ def test_a_supplied_template_takes_the_models_place(tmp_path, abc_folder):
     assert model.settings["chat_template"] == str(tmp_path / "t.jinja")
 
 
+def test_tools_documents_and_arguments_reach_the_template(tmp_path, abc_folder):
+    (tmp_path / "t.jinja").write_text("{{ tools[0].name }}|{{ documents[0].text }}|{{ mood }}|{{ messages[0].content }}")
+    model = pellucid.load(abc_folder, chat_template=str(tmp_path / "t.jinja"))
+    done = model.chat([{"role": "user", "content": "a"}], tools=[{"name": "T"}], documents=[{"text": "D"}], template_args={"mood": "M"}, temperature=0)
+    assert (model.tokenizer.decode(done.prompt_ids), done.text) == ("T|D|M|a", "bcdefghijkl")
+
+
 def test_a_template_that_is_neither_file_nor_name_is_refused(abc_folder):
     with pytest.raises(BadTemplate, match="nowhere"):
         pellucid.load(abc_folder, chat_template="nowhere.jinja")

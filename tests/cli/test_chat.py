@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
@@ -29,6 +30,14 @@ from tests.cli.conftest import Said, environment
 
 Say = Callable[..., Said]
 THOUGHT = ["\n", "<think>", "h", "m", "</think>", "o", "k"]
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    """A command sets torch's threads for its process, which here is that of the tests."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

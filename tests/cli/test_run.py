@@ -1,24 +1,35 @@
 """`pellucid run`: text to stdout, the rest to stderr, one JSON object, records; and what bad input is told."""
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from pellucid.cli import _options, chat, run
 from pellucid.cli._shown import harmless, show
 from pellucid.records import Record
+from pellucid.weights import hub_cache
 from tests.api.scripted import scripted_model
 from tests.cli.conftest import Said
 from tests.conftest import SHARED
 
 Say = Callable[..., Said]
 STORIES = str(SHARED / "stories260k")
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    """A command sets torch's threads for its process, which here is that of the tests."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +55,7 @@ def test_text_goes_to_stdout_and_the_rest_to_stderr(say: Say, abc: str) -> None:
     assert (done.code, done.out) == (0, "bcdefghijkl\n")
     lines = done.err.splitlines()
     assert lines[0].startswith("abc      family llama · 1 layers")
-    assert re.fullmatch(r"12 tokens, stopped · [\d,.]+ tokens/s · prompt 1 tokens, first token after [\d.]+ s", lines[-2])
+    assert re.fullmatch(r"12 tokens, stopped · [\d,.]+ tokens/s · prompt 1 tokens, first token after [\d.]+ m?s", lines[-2])
     assert lines[-1] == f"next: pellucid chat {abc}"
 
 
@@ -54,6 +65,11 @@ def test_a_drawn_seed_is_said(say: Say, abc: str) -> None:
 
 def test_quiet_leaves_stderr_empty(say: Say, abc: str) -> None:
     assert say("run", abc, "-p", "a", "--max-tokens", "2", "--quiet") == (0, "bc\n", "")
+
+
+def test_without_a_model_the_shipped_one_runs() -> None:
+    assert _options.SHIPPED == hub_cache.SHIPPED
+    assert inspect.signature(run.command).parameters["model"].default == inspect.signature(chat.command).parameters["model"].default == hub_cache.SHIPPED
 
 
 def test_json_is_one_object(say: Say, abc: str) -> None:
@@ -194,10 +210,14 @@ def test_half_precision_runs(say: Say, abc: str) -> None:
         assert say("run", abc, "-p", "a", "-q", "--temperature", "0", "--dtype", dtype).out == "bcdefghijkl\n"
 
 
-def test_threads_are_set(say: Say, abc: str) -> None:
-    before = torch.get_num_threads()
-    try:
-        assert say("run", abc, "-p", "a", "-q", "--threads", "1").code == 0
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)
+def test_threads_are_set_and_a_small_model_takes_few(say: Say, abc: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(3)
+    done = say("run", abc, "-p", "a")
+    assert "threads  1: a model of this size gains nothing from more (--threads N)\n" in done.err
+    assert torch.get_num_threads() == 1
+    assert "threads" not in say("run", abc, "-p", "a", "--threads", "2").err
+    assert torch.get_num_threads() == 2
+    monkeypatch.setattr(_options, "PARAMETERS_PER_THREAD", 50_000)  # 78,000 numbers for a token: two threads of three, and two of two
+    assert "threads" not in say("run", abc, "-p", "a").err
+    torch.set_num_threads(3)
+    assert "threads  2: " in say("run", abc, "-p", "a").err
