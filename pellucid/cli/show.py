@@ -16,7 +16,7 @@ from pellucid.errors import BadTokenizer, PellucidError
 from pellucid.families._describe import Description, describe
 from pellucid.model.report import binary, count
 from pellucid.records import sha256_of
-from pellucid.spec import DecoderSpec, Experts, FeedForward, LatentAttention, Layer
+from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Layer
 from pellucid.weights.checkpoint import Checkpoint, open_checkpoint
 from pellucid.weights.hub import resolve
 from pellucid.weights.inputs import TOKENIZER_FILES, has_tokenizer, input_files
@@ -165,7 +165,6 @@ def _tensors(n: int) -> str:
 def _layer(layer: Layer) -> str:
     """One kind of layer in a line."""
     mixer, mlp = layer.mixer, layer.mlp
-    each = mlp.each if isinstance(mlp, Experts) else mlp
     if isinstance(mixer, LatentAttention):
         facts = [f"attention of {mixer.n_heads} heads, {mixer.d_plain + mixer.rope.d_rotary} channels each, out of a latent of {mixer.d_latent}"]
     else:
@@ -173,10 +172,13 @@ def _layer(layer: Layer) -> str:
     if mixer.rope is not None:
         scaled = f", {type(mixer.rope.scaling).__name__.lower()}-scaled" if mixer.rope.scaling else ""
         facts.append(f"rope theta {mixer.rope.theta:,.0f}{scaled}")
-    if not isinstance(mixer, LatentAttention) and mixer.window is not None:
+    if isinstance(mixer, Attention) and mixer.window is not None:
         facts.append(f"window {mixer.window:,}")
-    experts = f"{mlp.n_active} of {mlp.n_experts} experts, each " if isinstance(mlp, Experts) else ""
-    facts.append(f"{experts}{_feed_forward(each)}")
+    if isinstance(mlp, Experts):
+        shared = f" and one for all, {_feed_forward(mlp.shared)}" if mlp.shared else ""
+        facts.append(f"{mlp.n_active} of {mlp.n_experts} experts, each {_feed_forward(mlp.each)}{shared}")
+    else:
+        facts.append(_feed_forward(mlp))
     return " · ".join(facts)
 
 

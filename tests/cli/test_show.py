@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pellucid
+from pellucid.cli import show
+from pellucid.spec import Attention, Experts, FeedForward, LatentAttention, Layer, Linear, Norm, Rope
 from tests.api.scripted import scripted_model
 from tests.cli.conftest import ROOT, Said
 from tests.conftest import SHARED
@@ -60,6 +63,19 @@ def test_the_human_form_is_a_table(say: Say, folder: Path) -> None:
         assert row in done.out
     assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() in done.out
     assert done.err == f"next: pellucid chat {folder}\n"
+
+
+def test_every_kind_of_layer_has_its_line() -> None:
+    rope, norm, mlp = Rope(theta=1e6, d_rotary=8, scaling=Linear(factor=2.0)), Norm(eps=1e-6), FeedForward(d_ff=96, act="gelu", gated=False)
+    plain = Attention(n_heads=4, n_kv_heads=2, d_head=16, scale=0.25)
+    latent = LatentAttention(n_heads=4, d_plain=16, d_value=16, d_latent=32, d_query_latent=None, scale=0.2, rope=rope, norm=norm)
+    experts = Experts(n_experts=8, n_active=2, renormalize=True, each=FeedForward(d_ff=24), shared=FeedForward(d_ff=48))
+    assert show._layer(Layer(mixer=plain, mlp=mlp)) == "attention of 4 heads / 2 kv, 16 channels each · feed-forward 96 gelu"
+    assert show._layer(Layer(mixer=replace(plain, rope=rope, window=4096), mlp=mlp)) == (
+        "attention of 4 heads / 2 kv, 16 channels each · rope theta 1,000,000, linear-scaled · window 4,096 · feed-forward 96 gelu")
+    assert show._layer(Layer(mixer=latent, mlp=experts)) == (
+        "attention of 4 heads, 24 channels each, out of a latent of 32 · rope theta 1,000,000, linear-scaled · 2 of 8 experts, each feed-forward 24 silu gated "
+        "and one for all, feed-forward 48 silu gated")
 
 
 def test_left_out_and_unplaced_tensors_are_said(say: Say, folder: Path) -> None:
