@@ -48,6 +48,12 @@ def latent_attention(c: Config, *, pairing: Literal["half", "adjacent"] = "adjac
                            latent_bias=bias, out_bias=bias)
 
 
+def head_width(c: Config, absent: int) -> int:
+    """head_dim of a family that has a number for it where config.json is silent, and divides d_model among the heads where it says null."""
+    width = c.nullable("head_dim", absent=absent)
+    return int(width if width is not None else c("hidden_size") // c("num_attention_heads"))
+
+
 def whole_rope(c: Config, d_head: int, **how: Any) -> Rope:
     """`Config.rope` for a family that turns every channel. Raises UnsupportedModel for a config that says otherwise."""
     rope = c.rope(d_head, **how)
@@ -96,6 +102,12 @@ def corrected_experts(c: Config, *, n_dense: int = 0, bias: bool = False, **fact
         raise BadConfig(f"{c.where}: n_routed_experts, num_experts_per_tok, n_group and topk_group do not go together: {e}. Which one is wrong?") from None
     dense, n_dense = feed_forward(c, bias=bias), c("first_k_dense_replace", default=n_dense)
     return [dense if i < n_dense else mixture for i in range(c("num_hidden_layers"))]
+
+
+def multipliers(c: Config) -> dict[str, Any]:
+    """Granite's fixed factors, as fields of DecoderSpec."""
+    return {"logit_scale": 1.0 / c("logits_scaling", default=1.0), "embed_scale": float(c("embedding_multiplier", default=1.0)),
+            "residual_scale": float(c("residual_multiplier", default=1.0))}
 
 
 def decoder(c: Config, layers: Iterable[Layer], *, eps: float = 1e-6, tied: bool = False, **facts: Any) -> DecoderSpec:

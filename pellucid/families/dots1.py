@@ -11,6 +11,7 @@ WEIGHTS: dict[str, Rule] = qwen3_moe.WEIGHTS | {
 
 
 def spec(c: Config) -> DecoderSpec:
+    c.expect(scoring_func="sigmoid", topk_method="noaux_tc", moe_layer_freq=1)
     c.inert(use_sliding_window="sliding_window and max_window_layers say it")
     norm = Norm(eps=c("rms_norm_eps", default=1e-6))
     mixers = [_parts.attention(c, heads_default=False, qk_norm=norm, window=window) for window in _parts.late_windows(c, used=True, first=62)]

@@ -8,6 +8,4 @@ from pellucid.spec import DecoderSpec, Layer
 def spec(c: Config) -> DecoderSpec:
     mixer = _parts.attention(c, scale=float(c("attention_multiplier", default=1.0)))
     mlp = _parts.feed_forward(c, bias=c("mlp_bias", default=False))
-    return _parts.decoder(c, [Layer(mixer=mixer, mlp=mlp)] * c("num_hidden_layers"), logit_scale=1.0 / c("logits_scaling", default=1.0),
-                          embed_scale=float(c("embedding_multiplier", default=1.0)),
-                          residual_scale=float(c("residual_multiplier", default=1.0)))
+    return _parts.decoder(c, [Layer(mixer=mixer, mlp=mlp)] * c("num_hidden_layers"), **_parts.multipliers(c))

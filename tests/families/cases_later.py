@@ -1,7 +1,9 @@
 """Llama's later descendants and their mixtures: every value of every switch that is published or that transformers implements."""
 from __future__ import annotations
 
-from tests.families.case import WINDOW, Case, yarn
+from typing import Any
+
+from tests.families.case import LINEAR, LLAMA3, WINDOW, YARN, Case, Json, flat_rope, rope, yarn
 from tests.families.cases_llama import EVERY_OTHER, PLAIN, of
 
 qwen2_moe = of("qwen2_moe")
@@ -30,4 +32,86 @@ DOTS1 = [
         "rope_parameters": yarn(), "rms_norm_eps": 3e-4}),
 ]
 
-CASES: list[Case] = [*QWEN2_MOE, *DOTS1]
+glm, glm4_moe = of("glm"), of("glm4_moe")
+GLM = [
+    glm("9b", "q, k and v biases, half of each head rotates, adjacent pairs", {
+        "head_dim": 12, "rope_parameters": rope("default", 500.0, partial_rotary_factor=0.5)}),
+    glm("no_bias", "attention_bias=false, a quarter of each head rotates, linear scaling, tied, gelu", {
+        "head_dim": 16, "attention_bias": False, "rope_parameters": LINEAR | {"partial_rotary_factor": 0.25}, "tie_word_embeddings": True,
+        "hidden_act": "gelu", "rms_norm_eps": 3e-5}),
+    glm4_moe("4_5", "norms on queries and keys, one dense layer, one shared expert, half of each head rotates", {
+        "head_dim": 12, "n_routed_experts": 8, "num_experts_per_tok": 3, "n_shared_experts": 1, "moe_intermediate_size": 20,
+        "use_qk_norm": True, "attention_bias": True, "routed_scaling_factor": 2.5, "num_hidden_layers": 2, "rms_norm_eps": 3e-4,
+        "rope_parameters": rope("default", 500.0, partial_rotary_factor=0.5)}),
+    glm4_moe("air", "no norms on queries and keys, groups, two dense layers, two shared experts, shares as they are, tied, yarn", {
+        "head_dim": 12, "n_routed_experts": 10, "num_experts_per_tok": 3, "n_shared_experts": 2, "moe_intermediate_size": 20, "n_group": 5,
+        "topk_group": 2, "first_k_dense_replace": 2, "norm_topk_prob": False, "tie_word_embeddings": True, "num_hidden_layers": 3,
+        "rope_parameters": yarn(partial_rotary_factor=0.5)}),
+]
+
+FACTORS = {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.2, "logits_scaling": 8.0}
+SMALL = {"num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 20, "num_hidden_layers": 2}
+granitemoe, granitemoeshared = of("granitemoe"), of("granitemoeshared")
+GRANITEMOE = [
+    granitemoe("released", "four multipliers, a softmax over the chosen experts, tied", {
+        **FACTORS, **SMALL, "tie_word_embeddings": True, "rope_parameters": PLAIN, "rms_norm_eps": 3e-5}, without=("head_dim",)),
+    granitemoe("biases", "attention_bias, no multipliers, llama3 scaling, gelu", {
+        **SMALL, "attention_bias": True, "rope_parameters": LLAMA3, "hidden_act": "gelu"}, spread=1.0),
+    granitemoeshared("shared", "a shared expert", {**FACTORS, **SMALL, "shared_intermediate_size": 36, "rope_parameters": PLAIN, "rms_norm_eps": 3e-5}),
+    granitemoeshared("alone", "shared_intermediate_size=0, attention_bias, tied", {
+        **SMALL, "attention_multiplier": 0.2, "attention_bias": True, "tie_word_embeddings": True, "rope_parameters": LINEAR}, without=("head_dim",)),
+]
+
+minimax_m2 = of("minimax_m2")
+MINIMAX_M2 = [
+    minimax_m2("released", "part of each head rotates, norms over whole queries and keys, corrected sigmoid scores", {
+        **SMALL, "head_dim": 12, "rope_parameters": rope("default", 500.0, partial_rotary_factor=0.5), "rms_norm_eps": 3e-4},
+        old=lambda raw: flat_rope(raw, fraction_key="rotary_dim") | {"rotary_dim": 6}),
+    minimax_m2("yarn", "all of each head rotates, tied, yarn, gelu", {
+        **SMALL, "rope_parameters": yarn(), "tie_word_embeddings": True, "hidden_act": "gelu"}),
+]
+
+
+def old_olmo3(raw: Json) -> Json:
+    """OLMo 3's config.json as transformers 4 wrote it: one base, and a scaling for the full layers alone."""
+    full = raw["rope_parameters"]["full_attention"]
+    assert full["rope_theta"] == raw["rope_parameters"]["sliding_attention"]["rope_theta"]
+    old = flat_rope(raw | {"rope_parameters": full})
+    if scaling := old["rope_scaling"]:
+        scaling["rope_type"] = scaling.pop("type")  # the oldest spelling was gone by then
+    return old
+
+
+def two_ropes(**full: Any) -> Json:
+    """Both kinds of layers with the base of the release, the full ones scaled."""
+    return {"full_attention": {"rope_theta": 5e5, **full}, "sliding_attention": rope("default", 5e5)}
+
+
+olmo3, exaone4, ernie4_5, seed_oss = (of(family) for family in ("olmo3", "exaone4", "ernie4_5", "seed_oss"))
+DENSE = [
+    olmo3("released", "three windowed layers per full one", {
+        "sliding_window": WINDOW, "num_hidden_layers": 5, "rms_norm_eps": 3e-4, "rope_parameters": two_ropes(rope_type="default")},
+        without=("head_dim",), old=old_olmo3),
+    olmo3("long", "yarn in the full layers alone, layer_types, attention_bias, tied, gelu", {
+        "sliding_window": WINDOW, "layer_types": EVERY_OTHER, "attention_bias": True, "tie_word_embeddings": True, "hidden_act": "gelu",
+        "rms_norm_eps": 3e-4, "rope_parameters": two_ropes(**YARN | {"rope_theta": 5e5})}, old=old_olmo3),
+    olmo3("two_bases", "a base for each kind of layer", {
+        "sliding_window": WINDOW, "layer_types": EVERY_OTHER, "rope_parameters": {
+            "full_attention": rope("linear", 700.0, factor=3.0), "sliding_attention": rope("default", 90.0)}}, old=None),
+    exaone4("32b", "three windowed layers with rope, a full one without", {
+        "sliding_window": WINDOW, "num_hidden_layers": 5, "rope_parameters": LLAMA3, "rms_norm_eps": 3e-4}, without=("head_dim",)),
+    exaone4("1_2b", "no windows, rope everywhere, tied", {
+        "sliding_window": None, "sliding_window_pattern": None, "layer_types": ["full_attention"] * 4, "tie_word_embeddings": True,
+        "rope_parameters": PLAIN}),
+    exaone4("layer_types", "windows where layer_types says, yarn, gelu", {
+        "sliding_window": WINDOW, "layer_types": EVERY_OTHER, "rope_parameters": yarn(), "hidden_act": "gelu"}),
+    ernie4_5("released", "adjacent pairs, tied", {"rope_parameters": PLAIN, "rms_norm_eps": 3e-5}),
+    ernie4_5("biases", "use_bias, untied, linear scaling, gelu", {
+        "use_bias": True, "tie_word_embeddings": False, "rope_parameters": LINEAR, "hidden_act": "gelu"}),
+    seed_oss("released", "q, k and v biases", {"rope_parameters": PLAIN, "rms_norm_eps": 3e-5}),
+    seed_oss("biases", "attention_out_bias, mlp_bias, tied, llama3 scaling, gelu", {
+        "attention_out_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "rope_parameters": LLAMA3, "hidden_act": "gelu"}),
+    seed_oss("no_bias", "attention_bias=false, yarn", {"attention_bias": False, "rope_parameters": yarn(), "num_hidden_layers": 2}),
+]
+
+CASES: list[Case] = [*QWEN2_MOE, *DOTS1, *GLM, *GRANITEMOE, *MINIMAX_M2, *DENSE]

@@ -23,11 +23,22 @@ def changed(case: str, **settings: Any) -> Json:
 @pytest.mark.parametrize(("case", "settings", "message"), [
     ("dots1-groups", {"topk_group": 1}, "n_routed_experts, num_experts_per_tok, n_group and topk_group do not go together: "
      "3 active experts are more than 1 groups of 2 have. Which one is wrong?"),
+    ("dots1-groups", {"scoring_func": "softmax"}, "scoring_func='softmax' (only 'sigmoid')"),
+    ("minimax_m2-released", {"attn_type_list": [0, 1]}, "attn_type_list=[0, 1] (only [1, 1])"),
+    ("minimax_m2-released", {"shared_intermediate_size": 8}, "shared_intermediate_size=8 (only 0)"),
+    ("exaone4-32b", {"attention_bias": True}, "attention_bias=True (only False)"),
+    ("olmo3-released", {"sliding_window": None}, "layer_types has windowed layers and there is no window"),
 ])
 def test_a_setting_that_is_not_implemented_is_refused_by_name(case, settings, message):
     with pytest.raises(PellucidError) as refusal:
         read_spec(changed(case, **settings))
     assert message in str(refusal.value)
+
+
+def test_a_pattern_of_windows_may_be_spelled_in_letters():
+    raw = changed("exaone4-32b", layer_types=..., sliding_window_pattern="LLLG")
+    assert read_spec(raw) == build(CASE["exaone4-32b"]).spec
+    assert [layer.mixer.window for layer in read_spec(raw | {"sliding_window_pattern": "LG"}).layers] == [11, None, 11, None, 11]
 
 
 def test_what_corrects_a_choice_of_experts_stays_float32_in_a_half_precision_model(tmp_path):

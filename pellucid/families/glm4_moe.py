@@ -1,0 +1,16 @@
+"""GLM-4.5 to 4.7: half of each head rotates; experts by corrected sigmoid scores beside shared ones, after a few dense layers. https://arxiv.org/abs/2508.06471"""
+from pellucid.families import _parts, dots1
+from pellucid.families._config import Config
+from pellucid.spec import DecoderSpec, Layer, Norm
+
+WEIGHTS = dots1.WEIGHTS
+
+
+def spec(c: Config) -> DecoderSpec:
+    c.expect(scoring_func="sigmoid", topk_method="noaux_tc", moe_layer_freq=1)
+    c.inert(num_mtp_layers="those layers are left out, and the load report says so")
+    norm = Norm(eps=c("rms_norm_eps", default=1e-5))
+    mixer = _parts.attention(c, fraction=0.5, heads_default=False, qkv_bias=c("attention_bias", default=False),
+                             qk_norm=norm if c("use_qk_norm", default=False) else None)
+    mlps = _parts.corrected_experts(c, n_dense=1, renormalize=c("norm_topk_prob", default=True))
+    return _parts.decoder(c, [Layer(mixer=mixer, mlp=mlp) for mlp in mlps], norm=norm)
