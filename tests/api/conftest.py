@@ -7,6 +7,7 @@ import pytest
 
 import pellucid
 from pellucid.api import Model
+from tests.families.conftest import one_thread  # noqa: F401, a fixture: tiny models
 
 from .scripted import scripted_model
 

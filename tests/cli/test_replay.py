@@ -17,8 +17,9 @@ Say = Callable[..., Said]
 
 @pytest.fixture(autouse=True)
 def _threads_as_before() -> Iterator[None]:
-    """A command sets torch's threads for its process, which here is that of the tests."""
+    """A command sets torch's threads for its process, which here is that of the tests; their models are too small for two."""
     before = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 

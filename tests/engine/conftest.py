@@ -7,6 +7,7 @@ import torch
 from pellucid.model.decoder import Decoder
 from pellucid.ops.choose import choose
 from pellucid.spec import Attention, DecoderSpec, FeedForward, Layer, Norm, Rope
+from tests.families.conftest import one_thread  # noqa: F401, a fixture: tiny models
 
 N_VOCAB, N_CTX = 61, 40
 
