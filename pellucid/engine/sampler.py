@@ -44,6 +44,7 @@ class Sampler:
         self.generators = [None if s.greedy else torch.Generator().manual_seed(s.seed) for s in settings]
         self._greedy_B = self._column([s.greedy for s in settings], torch.bool)[:, 0]
         self._all_greedy = all(s.greedy for s in settings)
+        self._wide = torch.float32 if self.device.type == "mps" else torch.float64  # mps has no float64
         self._any_greedy = any(s.greedy for s in settings)
         self._temperature_B1 = self._column([s.temperature or 1.0 for s in settings])
         self._truncate = Truncation([s.top_k for s in settings], [s.top_p for s in settings], [s.min_p for s in settings], n_vocab, self.device)
@@ -82,7 +83,7 @@ class Sampler:
         """One id a row (B,) from logits whose largest is 0."""
         logits_BN, ids_BN = self._truncate(logits_BV / self._temperature_B1)
         u = [0.0 if g is None else torch.rand(1, dtype=torch.float64, generator=g).item() for g in self.generators]
-        place_B1 = invert(logits_BN, torch.tensor(u, dtype=torch.float64)[:, None])
+        place_B1 = invert(logits_BN, torch.tensor(u, dtype=torch.float64)[:, None], self._wide)
         return (place_B1 if ids_BN is None else ids_BN.gather(1, place_B1))[:, 0]
 
     def _biases(self, requests: Sequence[Request], n_vocab: int) -> Tensor | None:
@@ -160,12 +161,12 @@ class Truncation:
         return torch.where(self.top_k_B1 <= n, logits_BN.logsumexp(-1, keepdim=True), whole_B1) if self.ks_differ else whole_B1
 
 
-def invert(logits_BN: Tensor, u_B1: Tensor) -> Tensor:
-    """Where the cumulative distribution of softmax(logits) passes u in [0, 1): (B, 1), int64. A candidate at -inf is never met.
+def invert(logits_BN: Tensor, u_B1: Tensor, wide: torch.dtype = torch.float64) -> Tensor:
+    """Where the cumulative distribution of softmax(logits), summed in `wide`, passes u in [0, 1): (B, 1), int64.
 
-    The largest logit of a row must be near 0.
+    The largest logit of a row must be near 0. A candidate at -inf is never met.
     """
-    wide, below_1 = (torch.float32, 1 - 2**-20) if logits_BN.device.type == "mps" else (torch.float64, 1 - 2**-40)  # mps has no float64
     cdf_BN = logits_BN.exp().cumsum(-1, dtype=wide)
-    # Without below_1 the product may round up to the total itself, past the last candidate with any share.
-    return torch.searchsorted(cdf_BN, u_B1.to(cdf_BN) * (cdf_BN[:, -1:] * below_1), right=True)
+    # A narrower u may have rounded up to 1, past the last candidate with any share; below 1, no product rounds up to the total.
+    u_B1 = u_B1.to(cdf_BN).clamp(max=1 - torch.finfo(wide).eps / 2)
+    return torch.searchsorted(cdf_BN, u_B1 * cdf_BN[:, -1:], right=True)

@@ -58,7 +58,8 @@ def test_every_end_id_of_generation_config_stops(tmp_path):
 
 
 @pytest.mark.parametrize(("stop", "text", "met"), [
-    ("def", "bc", "def"), (["zz", "ef"], "bcd", "ef"), ("f", "bcde", "f"), (["fg", "f"], "bcde", "f"), ("zz", "bcdefghijkl", None)])
+    ("def", "bc", "def"), (["zz", "ef"], "bcd", "ef"), ("f", "bcde", "f"), (["fg", "f"], "bcde", "f"), ("zz", "bcdefghijkl", None),
+    (["klm", "l?"], "bcdefghijkl", None)])
 def test_stop_strings_span_tokens(abc, stop, text, met):
     done = abc.generate("a", temperature=0, stop=stop)
     assert (done.text, done.finish_reason) == (text, "stop")

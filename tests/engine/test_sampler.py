@@ -177,12 +177,14 @@ def test_greedy_and_drawn_rows_share_a_batch(logits_BV):
     assert chosen[:, 2].tolist() == [17] * 20
 
 
-def test_the_inverse_never_lands_on_a_token_without_probability():
-    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, -1.0, -torch.inf]])
+@pytest.mark.parametrize("wide", [torch.float64, torch.float32])
+@pytest.mark.parametrize("second", [-1.0, -10.0, 0.0])  # totals of 1.37, a little above 1, and 2
+def test_the_inverse_never_lands_on_a_token_without_probability(wide, second):
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, second, -torch.inf]])
     last = torch.nextafter(torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)).item()
-    share = 1 / (1 + torch.tensor(-1.0, dtype=torch.float64).exp().item())
-    for u, place in [(0.0, 1), (share - 1e-6, 1), (share + 1e-6, 3), (last, 3)]:
-        assert invert(logits, torch.tensor([[u]], dtype=torch.float64)).item() == place
+    share = 1 / (1 + torch.tensor(second, dtype=torch.float64).exp().item())
+    for u, place in [(0.0, 1), (share - 1e-6, 1), (min(share + 1e-6, last), 3), (last, 3)]:
+        assert invert(logits, torch.tensor([[u]], dtype=torch.float64), wide).item() == place
 
 
 def test_extreme_temperatures_neither_overflow_nor_vanish():
