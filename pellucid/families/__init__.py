@@ -1,9 +1,10 @@
-"""One file a family, named after config.json's model_type (hyphens as underscores) and discovered, not registered."""
+"""One file a family, named after config.json's model_type (hyphens as underscores, PanguEmbedded as pangu_embedded) and discovered, not registered."""
 from __future__ import annotations
 
 import difflib
 import importlib
 import pkgutil
+import re
 from types import ModuleType
 
 from pellucid.errors import UnsupportedModel
@@ -13,7 +14,7 @@ NAMES: tuple[str, ...] = tuple(sorted(m.name for m in pkgutil.iter_modules(__pat
 
 def family(model_type: str) -> ModuleType:
     """The module of a family. Raises UnsupportedModel with the nearest names for one that has no file."""
-    name = model_type.replace("-", "_")
+    name = re.sub("(?<=[a-z])(?=[A-Z][a-z])", "_", model_type).replace("-", "_").lower()
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, n=3, cutoff=0.4)
         hint = f"Nearest: {', '.join(near)}." if near else f"Known: {', '.join(NAMES)}."

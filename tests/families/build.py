@@ -1,4 +1,4 @@
-"""Tiny random models, written to disk by transformers and read back by us: each built once a run."""
+"""Tiny random models, written to disk by transformers (or as their authors publish them) and read back by us: each built once a run."""
 from __future__ import annotations
 
 import copy
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pellucid import families
@@ -37,29 +37,35 @@ class Built:
     """One case on both sides: transformers' model, the files it wrote, and what we made of them."""
 
     case: Case
-    theirs: Any
+    theirs: Any  # None where a reference judges
     raw: Json
     files: dict[str, Tensor]
     module: ModuleType
     spec: DecoderSpec
     tensors: dict[str, Tensor]
     tokens_T: Tensor
-    logits_TV: Tensor  # transformers', float32
+    logits_TV: Tensor  # transformers', float32; a reference's were float64
 
 
 @functools.cache
 def build(case: Case) -> Built:
     """The case's model from disk. Raises whatever our loader raises."""
-    theirs = randomized(case)
+    theirs = randomized(case) if case.reference is None else None
     with tempfile.TemporaryDirectory() as folder:
-        theirs.save_pretrained(folder)
+        if theirs is None:
+            publish(case, Path(folder))
+        else:
+            theirs.save_pretrained(folder)
         raw = json.loads((Path(folder) / "config.json").read_text())
         files = {name: tensor for path in sorted(Path(folder).glob("*.safetensors")) for name, tensor in load_file(path).items()}
     spec = read_spec(raw)
     module = families.family(raw["model_type"])
     tokens_T = torch.randint(3, spec.n_vocab, (case.length,), generator=torch.Generator().manual_seed(1))
-    with torch.inference_mode():
-        logits_TV = theirs(tokens_T[None], use_cache=False).logits[0]
+    if theirs is None:
+        logits_TV = judged(case, raw, files, tokens_T)
+    else:
+        with torch.inference_mode():
+            logits_TV = theirs(tokens_T[None], use_cache=False).logits[0]
     return Built(case, theirs, raw, files, module, spec, assembled(module, files, spec), tokens_T, logits_TV)
 
 
@@ -86,6 +92,28 @@ def randomized(case: Case) -> Any:
     if case.adjust is not None:
         case.adjust(theirs)
     return theirs
+
+
+def publish(case: Case, folder: Path) -> None:
+    """Random files under the names that the family's authors publish, as its reference lists them; gains away from one, biases away from zero."""
+    assert case.reference is not None
+    raw = {"model_type": case.model_type, **case.kwargs()}
+    noise, files = torch.Generator().manual_seed(0), {}
+    for name, shape in case.reference.shapes(case.reference.DEFAULTS | raw).items():
+        random = torch.randn(shape, generator=noise)
+        gain = len(shape) == 1 and "bias" not in name
+        files[name] = random * case.spread * shape[-1] ** -0.5 if len(shape) > 1 else random * 0.4 + gain
+    if case.adjust is not None:
+        case.adjust(files)
+    (folder / "config.json").write_text(json.dumps(raw))
+    save_file(files, folder / "model.safetensors")
+
+
+def judged(case: Case, raw: Json, files: dict[str, Tensor], tokens_T: Tensor) -> Tensor:
+    """(T, V): the logits of these files by the case's reference, computed in float64."""
+    assert case.reference is not None
+    wide = {name: tensor.double().numpy() for name, tensor in files.items()}
+    return torch.from_numpy(case.reference.logits(case.reference.DEFAULTS | raw, wide, tokens_T.numpy())).float()
 
 
 def read_spec(raw: Json) -> DecoderSpec:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 Json = dict[str, Any]
@@ -19,13 +20,16 @@ TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 @dataclass(frozen=True, eq=False)  # each is itself: a key of the cache of built models
 class Case:
-    """One model: `config` are the keyword arguments of transformers' config class, on top of SIZES less `without`.
+    """One model: `config` are the keyword arguments of transformers' config class, on top of SIZES less `without`; or, where transformers lacks the
+    family, the keys of its published config.json.
 
     why:     the switch values that this case proves.
     length:  tokens of a full pass.
     spread:  standard deviation of a matrix product's output for a normalized input; wilder weights show finer facts.
     old:     config.json rewritten into the transformers 4 dialect; None where that dialect never existed for the family.
-    adjust:  called with the random transformers model before it is saved, for a fact that plain noise would hide.
+    adjust:  called with the random transformers model (with a reference: its tensors, by name) before it is saved, for a fact that plain noise
+             would hide.
+    reference: a module of tests/references, which judges in place of transformers; None where transformers 5.23 has the family.
     """
 
     family: str
@@ -37,6 +41,7 @@ class Case:
     spread: float = 1.5
     old: Callable[[Json], Json] | None = None
     adjust: Callable[[Any], None] | None = None
+    reference: ModuleType | None = None
 
     @property
     def model_type(self) -> str:

@@ -1,0 +1,27 @@
+"""Published config.json files of families that transformers lacks, as read: where from is said beside each."""
+from __future__ import annotations
+
+from tests.families.case import Json
+
+CONFIGS: dict[str, Json] = {
+    # internlm2-chat-1_8b's, as quoted in a public repository; read in November 2026
+    "internlm2-chat-1_8b": {
+        "architectures": ["InternLM2ForCausalLM"], "attn_implementation": "eager", "auto_map": {
+            "AutoConfig": "configuration_internlm2.InternLM2Config", "AutoModelForCausalLM": "modeling_internlm2.InternLM2ForCausalLM",
+            "AutoModel": "modeling_internlm2.InternLM2ForCausalLM"},
+        "bias": False, "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+        "intermediate_size": 8192, "max_position_embeddings": 32768, "model_type": "internlm2", "num_attention_heads": 16, "num_hidden_layers": 24,
+        "num_key_value_heads": 8, "pad_token_id": 2, "rms_norm_eps": 1e-05, "rope_scaling": {"type": "dynamic", "factor": 2.0},
+        "rope_theta": 1000000, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.41.0", "use_cache": True,
+        "vocab_size": 92544, "pretraining_tp": 1},
+    # github.com/wujing215/OpenPangu7B-on-NVIDIA @ 1d101f9f, a copy of openPangu-Embedded-7B-V1.1's repository
+    "openPangu-Embedded-7B-V1.1": {
+        "architectures": ["PanguEmbeddedForCausalLM"], "auto_map": {
+            "AutoConfig": "configuration_openpangu_dense.PanguEmbeddedConfig", "AutoModel": "modeling_openpangu_dense.PanguEmbeddedModel",
+            "AutoModelForCausalLM": "modeling_openpangu_dense.PanguEmbeddedForCausalLM"},
+        "bias": True, "attention_dropout": 0.0, "bos_token_id": 1, "pad_token_id": 0, "eos_token_id": 45892, "hidden_act": "silu",
+        "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 12800, "max_position_embeddings": 32768,
+        "model_type": "PanguEmbedded", "num_attention_heads": 32, "num_hidden_layers": 34, "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
+        "rope_theta": 16000000.0, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.53.2", "use_cache": True,
+        "vocab_size": 153376},
+}

@@ -1,0 +1,47 @@
+"""MiniCPM in float64, after its published code: modeling_minicpm.py and configuration_minicpm.py of the MiniCPM repositories, as carried by
+wxthu/nas_tuner @ fa57d0ce. The multipliers: https://arxiv.org/abs/2404.06395, table 7."""
+from __future__ import annotations
+
+import numpy as np
+
+from tests.references.arithmetic import Config, Shapes, Tensors, angles, attended, rms, silu, turned_halves
+
+DEFAULTS = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+            "num_key_value_heads": None, "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
+            "rope_theta": 10000.0, "rope_scaling": None, "attention_bias": False, "scale_emb": 1, "dim_model_base": 1, "scale_depth": 1}
+N_CTX = "max_position_embeddings"
+
+
+def shapes(c: Config) -> Shapes:
+    D, F, H, V = c["hidden_size"], c["intermediate_size"], c["num_attention_heads"], c["vocab_size"]
+    heads = {"q": H, "k": c["num_key_value_heads"] or H, "v": c["num_key_value_heads"] or H}
+    out: Shapes = {"model.embed_tokens.weight": (V, D), "model.norm.weight": (D,)}
+    for i in range(c["num_hidden_layers"]):
+        p = f"model.layers.{i}."
+        out |= {p + "input_layernorm.weight": (D,), p + "post_attention_layernorm.weight": (D,), p + "self_attn.o_proj.weight": (D, D)}
+        out |= {p + f"self_attn.{m}_proj.weight": (n * (D // H), D) for m, n in heads.items()}
+        out |= {p + "mlp.gate_proj.weight": (F, D), p + "mlp.up_proj.weight": (F, D), p + "mlp.down_proj.weight": (D, F)}
+        if c["attention_bias"]:
+            out |= {p + f"self_attn.{m}_proj.bias": (n * (D // H),) for m, n in heads.items()} | {p + "self_attn.o_proj.bias": (D,)}
+    return out if c["tie_word_embeddings"] else out | {"lm_head.weight": (V, D)}
+
+
+def logits(c: Config, w: Tensors, tokens: np.ndarray) -> np.ndarray:
+    D, H, T, eps = c["hidden_size"], c["num_attention_heads"], len(tokens), c["rms_norm_eps"]
+    scaling, depth = c["rope_scaling"] or {"type": "default"}, c["scale_depth"] / np.sqrt(c["num_hidden_layers"])
+    turn = angles(c["rope_theta"], D // H, T) / (scaling["factor"] if scaling["type"] == "linear" else 1)
+    assert scaling["type"] != "dynamic" or c["max_position_embeddings"] >= T  # up to there it is plain
+    x = w["model.embed_tokens.weight"][tokens] * c["scale_emb"]
+    for i in range(c["num_hidden_layers"]):
+        p = f"model.layers.{i}."
+
+        def linear(h: np.ndarray, name: str, p: str = p) -> np.ndarray:
+            return h @ w[p + name + ".weight"].T + w.get(p + name + ".bias", 0)
+
+        h = rms(x, w[p + "input_layernorm.weight"], eps)
+        q, k, v = (linear(h, f"self_attn.{m}_proj").reshape(T, -1, D // H) for m in "qkv")
+        x = x + linear(attended(turned_halves(q, turn), turned_halves(k, turn), v, (D // H) ** -0.5), "self_attn.o_proj") * depth
+        h = rms(x, w[p + "post_attention_layernorm.weight"], eps)
+        x = x + linear(silu(linear(h, "mlp.gate_proj")) * linear(h, "mlp.up_proj"), "mlp.down_proj") * depth
+    h = rms(x, w["model.norm.weight"], eps) / (D / c["dim_model_base"])
+    return h @ w["model.embed_tokens.weight" if c["tie_word_embeddings"] else "lm_head.weight"].T
