@@ -67,7 +67,19 @@ class Yarn:
     gain: float
 
 
-RopeScaling = Linear | Dynamic | Llama3 | Yarn
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LongRope:
+    """Rope scaling: every pair stretched by a factor of its own, in rows of up to `original` tokens by the short ones, in longer rows by the
+    long ones, at all their positions; `gain` multiplies cos and sin. https://arxiv.org/abs/2402.13753
+    """
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original: int
+    gain: float
+
+
+RopeScaling = Linear | Dynamic | Llama3 | Yarn | LongRope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +90,10 @@ class Rope:
     d_rotary: int  # leading channels of each head that rotate; the rest pass through
     pairing: Literal["half", "adjacent"] = "half"  # channel c pairs with c + R/2, or with c + 1
     scaling: RopeScaling | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.scaling, LongRope) and {len(self.scaling.short), len(self.scaling.long)} != {self.d_rotary // 2}:
+            raise ValueError(f"{len(self.scaling.short)} short and {len(self.scaling.long)} long factors are not those of {self.d_rotary // 2} pairs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,7 +39,15 @@ class Memory:
             n += 1
         del self.ids[n:]
         self.cache.truncate(0, n)
-        return n
+        self.plan(len(prompt_ids))
+        return len(self.ids)
+
+    def plan(self, n_tokens: int) -> list[int]:
+        """Says that the sequence is going to be so long; the ids that were forgotten for it, because the rope of so long a one is another."""
+        forgotten: list[int] = []
+        if not self.cache.plan(0, n_tokens):
+            forgotten, self.ids = self.ids, []
+        return forgotten
 
 
 class Generation(Iterator[int]):
@@ -100,7 +108,7 @@ class Generation(Iterator[int]):
     # inference_mode is entered for a step at a time: held across yields it would leak into the caller's code.
     @torch.inference_mode()
     def _step(self) -> int:
-        logits_1V = self._feed(self._last_1, self.ids[-1:]) if self.ids else self._prefill()
+        logits_1V = self._next() if self.ids else self._prefill()
         self._last_1 = self.sampler(logits_1V)
         chosen = int(self._last_1)
         if self.request.logprobs:
@@ -111,10 +119,19 @@ class Generation(Iterator[int]):
         """Logits (1, V) after the prompt, computed in chunks from where the memory ends."""
         ids = self.request.prompt_ids
         start = self.n_reused = self.memory.keep(ids)
-        for i in range(start, len(ids), self.chunk):
+        return self._feed_in_chunks(ids[start:])
+
+    def _feed_in_chunks(self, ids: Sequence[int]) -> Tensor:
+        for i in range(0, len(ids), self.chunk):
             part = ids[i : i + self.chunk]
             logits_1V = self._feed(torch.tensor(part, dtype=torch.int64, device=self.device), part)
         return logits_1V
+
+    def _next(self) -> Tensor:
+        """Logits (1, V) after the newest id."""
+        if forgotten := self.memory.plan(len(self.memory.ids) + 1):
+            return self._feed_in_chunks([*forgotten, self.ids[-1]])
+        return self._feed(self._last_1, self.ids[-1:])
 
     def _feed(self, ids_T: Tensor, ids: Sequence[int]) -> Tensor:
         """Logits (1, V) after these tokens, which the memory now holds."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from pellucid.errors import BadConfig, UnsupportedModel
 from pellucid.families._inert import INERT
-from pellucid.spec import Activation, Dynamic, Linear, Llama3, Rope, RopeScaling, Yarn
+from pellucid.spec import Activation, Dynamic, Linear, Llama3, LongRope, Rope, RopeScaling, Yarn
 
 # Hugging Face's spellings of activations. https://github.com/huggingface/transformers/blob/main/src/transformers/activations.py
 ACTIVATIONS: dict[str, Activation] = {
@@ -104,18 +104,20 @@ class Config:
 
     def rope(self, d_head: int, *, pairing: Literal["half", "adjacent"] = "half", layer_type: str | None = None,
              fraction: float = 1.0, theta: float = 10_000.0, theta_key: str = "rope_theta", fraction_key: str = "partial_rotary_factor",
-             scaled: bool = True) -> Rope:
+             scaled: bool = True, called: Mapping[str, str] | None = None) -> Rope:
         """The rope that both dialects describe; `layer_type` picks one of several, where layers differ.
 
         Args:
             d_head: channels of a head; `fraction` of them rotate, unless the config says otherwise.
             theta, theta_key, fraction_key: the family's defaults, and its old spellings of those keys.
             scaled: whether rope_scaling, of the transformers 4 dialect, is about this type of layer.
+            called: this family's own names of scalings.
         """
         theta = self(theta_key, *(() if layer_type else ("rope_theta",)), default=theta)
         fraction = self(fraction_key, "partial_rotary_factor", default=fraction)
         facts = self._rope_facts(layer_type, scaled)
         theta, fraction = facts.pop("rope_theta", theta), facts.pop("partial_rotary_factor", fraction)
+        facts["rope_type"] = (called or {}).get(facts["rope_type"], facts["rope_type"])
         return Rope(theta=float(theta), d_rotary=int(d_head * fraction), pairing=pairing, scaling=self._scaling(facts))
 
     def rope_fact(self, name: str) -> Any:
@@ -180,6 +182,15 @@ def _yarn(facts: dict[str, Any], c: Config) -> Yarn:
                 whole_pairs=facts.pop("truncate", True), gain=gain)
 
 
+def _longrope(facts: dict[str, Any], c: Config) -> LongRope:
+    original = _original(facts, c)
+    factor = facts.pop("factor", None) or c("max_position_embeddings") / original
+    gain = facts.pop("attention_factor", None)
+    if gain is None:
+        gain = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return LongRope(short=tuple(map(float, facts.pop("short_factor"))), long=tuple(map(float, facts.pop("long_factor"))), original=original, gain=gain)
+
+
 def temperature(factor: float, by: float = 1.0) -> float:
     """What stretching a rope does to the scores. https://arxiv.org/abs/2309.00071, eq. 22; `by` is DeepSeek-V2's generalization."""
     return 0.1 * by * math.log(factor) + 1.0 if factor > 1 else 1.0
@@ -197,4 +208,5 @@ _SCALINGS: dict[str, Callable[[dict[str, Any], Config], RopeScaling | None]] = {
     "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,
+    "longrope": _longrope,
 }

@@ -1,8 +1,8 @@
-"""Phi-3 and Phi-4: Llama with q, k and v stored as one matrix, gate and up as another. https://arxiv.org/abs/2404.14219"""
+"""Phi-3 and Phi-4: Llama with q, k and v stored as one matrix, gate and up as another; longrope in the 128k ones. https://arxiv.org/abs/2404.14219"""
 from pellucid.errors import UnsupportedModel
 from pellucid.families import _parts, llama
 from pellucid.families._config import Config
-from pellucid.spec import DecoderSpec, Layer
+from pellucid.spec import DecoderSpec, Layer, LongRope
 from pellucid.weights.names import Rule, to
 
 WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if not any(
@@ -15,10 +15,11 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if not any(
 def spec(c: Config) -> DecoderSpec:
     c.expect(attention_bias=False, mlp_bias=False, lm_head_bias=False, full_attn_mod=1, interpolate_factor=1)
     c.inert(original_max_position_embeddings="read by longrope only")
-    mixer = _parts.attention(c, fraction=1.0, window=c("sliding_window", default=None))
-    if mixer.rope and mixer.rope.scaling:
-        # 'su' and 'yarn' in files of 2024 both mean longrope: configuration_phi3.py, convert_rope_params_to_dict
-        kind = type(mixer.rope.scaling).__name__.lower()
-        raise UnsupportedModel(f"{c.where} has a rope scaling this family does not implement: {kind} "
-                               f"(only none; what these files call 'yarn' is longrope)")
+    c.raw = {"original_max_position_embeddings": 4096, **c.raw}
+    d_head = c("head_dim", default=c("hidden_size") // c("num_attention_heads"))
+    # Files of 2024 call longrope 'su', and transformers takes their 'yarn' for it too: configuration_phi3.py, convert_rope_params_to_dict
+    rope = c.rope(d_head, called={"su": "longrope", "yarn": "longrope"})
+    if not isinstance(rope.scaling, LongRope | None):
+        raise UnsupportedModel(f"{c.where} has a rope scaling this family does not implement: {type(rope.scaling).__name__.lower()} (only longrope)")
+    mixer = _parts.attention(c, d_head=d_head, rope=rope, window=c("sliding_window", default=None))
     return _parts.decoder(c, [Layer(mixer=mixer, mlp=_parts.feed_forward(c))] * c("num_hidden_layers"), eps=1e-5)

@@ -6,16 +6,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pellucid.errors import BadRequest
+from pellucid.model.rope import switches
 from pellucid.spec import DecoderSpec
 
 GROWTH = 256  # tokens: a buffer starts here and doubles, so that appending costs constant time on average
 
 
 class Cache:
-    """Memory of `n_rows` sequences. A forward pass extends it; `lengths` says how many tokens each row holds."""
+    """Memory of `n_rows` sequences. A forward pass extends it; `lengths` says how many tokens each row holds.
+
+    Of a model whose rope depends on a row's length, what a row holds is right for one side of the switch only. `plan` says how long a row
+    is going to be before its first pass; a row that would cross unplanned is refused.
+    """
 
     def __init__(self, spec: DecoderSpec, n_rows: int = 1) -> None:
         self.lengths = [0] * n_rows
+        self.planned = [0] * n_rows  # tokens; each row's rope is the one for so many
+        self._switches = switches(spec)
         self._buffers: list[list[tuple[Tensor, ...] | None]] = [[None] * n_rows for _ in spec.layers]
 
     def extend(self, layer: int, rows: Sequence[int], q_lengths: Sequence[int], *new: Tensor) -> tuple[Tensor, ...]:
@@ -32,14 +40,39 @@ class Cache:
             held.append([buffer[:stop] for buffer in buffers])
         return tuple(held[0]) if len(held) == 1 else tuple(torch.cat(rows) for rows in zip(*held, strict=True))
 
+    def plan(self, row: int, length: int) -> bool:
+        """Says that this row is going to hold so many tokens. False if what it held was turned for a row of another kind, and is forgotten."""
+        stays = self.lengths[row] == 0 or self._side(self.planned[row]) == self._side(length)
+        if not stays:
+            self.lengths[row] = 0
+        self.planned[row] = length
+        return stays
+
+    def planned_lengths(self, rows: Sequence[int], q_lengths: Sequence[int]) -> list[int]:
+        """How long each row is taken to be in a pass that brings so many new tokens. Raises BadRequest for one that would cross a switch."""
+        for row, n in zip(rows, q_lengths, strict=True):
+            stop = max(self.planned[row], self.lengths[row] + n)
+            if self.lengths[row] and self._side(stop) != self._side(self.planned[row]):
+                original = self._switches[self._side(stop) - 1]
+                raise BadRequest(f"a row of {stop} tokens was begun as one of up to {original}, and this model's longrope turns the keys of longer "
+                                 f"rows by other angles. Cache.plan(row, length) says it in time; or start the row anew.", field="prompt")
+            self.planned[row] = stop
+        return [self.planned[row] for row in rows]
+
+    def _side(self, length: int) -> int:
+        """How many switches a row of this length has passed."""
+        return sum(length > switch for switch in self._switches)
+
     def advance(self, rows: Sequence[int], q_lengths: Sequence[int]) -> None:
         """Counts the tokens that every layer has now seen."""
         for row, n in zip(rows, q_lengths, strict=True):
             self.lengths[row] += n
 
     def truncate(self, row: int, length: int) -> None:
-        """Forgets everything of a row past `length` tokens."""
+        """Forgets everything of a row past `length` tokens; with none left, what was planned too."""
         self.lengths[row] = min(self.lengths[row], length)
+        if not self.lengths[row]:
+            self.planned[row] = 0
 
     def _room(self, layer: int, row: int, stop: int, new: Sequence[Tensor]) -> tuple[Tensor, ...]:
         held = self._buffers[layer][row]

@@ -22,7 +22,7 @@ from pellucid.model.cache import Cache
 from pellucid.model.latent import CompressedAttention
 from pellucid.model.parts import Embed, Normalize, Project, Rows, Tables
 from pellucid.ops.interface import Ops
-from pellucid.spec import Attention, DecoderSpec, Dynamic, Experts, FeedForward, LatentAttention, Layer, Rope
+from pellucid.spec import Attention, DecoderSpec, Dynamic, Experts, FeedForward, LatentAttention, Layer, LongRope, Rope
 
 
 def kept_in(name: str, dtype: torch.dtype) -> torch.dtype:
@@ -197,6 +197,7 @@ class Decoder(nn.Module):
         if spec.tied:
             self.unembed.weight = self.embed.weight
         self._reach = reach(spec)
+        self._switches = rotary.switches(spec)
         self._ropes = {layer.mixer.rope for layer in spec.layers if layer.mixer.rope is not None}
         self._frequencies: dict[Rope, tuple[Tensor, float]] = {}
 
@@ -210,6 +211,7 @@ class Decoder(nn.Module):
         if sum(rows.lengths) != tokens.shape[0]:
             raise BadRequest(f"rows count {sum(rows.lengths)} tokens and {tokens.shape[0]} were given", field="rows")
         self._check_reach(positions_T, rows, cache)
+        lengths = self._lengths(positions_T, rows, cache) if self._switches else ()
         if positions_T is None:
             positions_T = self.next_positions(rows, cache, tokens.device)
         if self.deterministic and len(rows.lengths) > 1:
@@ -221,7 +223,7 @@ class Decoder(nn.Module):
             x_TD = x_TD * torch.tensor(self.spec.embed_scale, dtype=x_TD.dtype, device=x_TD.device)
         if self.pos_embed is not None:
             x_TD = x_TD + self.pos_embed(positions_T + self.spec.position_offset)
-        tables = {r: rotary.tables(*self.frequencies(r, positions_T.device), positions_T, r.pairing) for r in self._ropes}
+        tables = self.tables(positions_T, rows, lengths)
         for block in self.blocks:
             x_TD = block(x_TD, tables, rows, cache)
         if cache is not None:
@@ -239,6 +241,23 @@ class Decoder(nn.Module):
         limit, why = self._reach
         if n > limit:
             raise BadRequest(f"a row of {n} tokens, and this model goes to {limit}: {why}. Shorten the input.", field="prompt")
+
+    def _lengths(self, positions_T: Tensor | None, rows: Rows, cache: Cache | None) -> Sequence[int]:
+        """How long each row is, or is planned to be: what chooses among the ropes of one layer."""
+        if cache is not None:
+            return cache.planned_lengths(rows.slots, rows.lengths)
+        return rows.lengths if positions_T is None else [int(part.max()) + 1 for part in positions_T.split(rows.lengths)]
+
+    def tables(self, positions_T: Tensor, rows: Rows, lengths: Sequence[int]) -> Tables:
+        """cos and sin of every rope in use, once for all layers."""
+        out: Tables = {}
+        for rope in self._ropes:
+            frequency, gain = self.frequencies(rope, positions_T.device)
+            if isinstance(rope.scaling, LongRope):
+                is_long = torch.tensor([int(n > rope.scaling.original) for n in lengths], device=positions_T.device)
+                frequency = frequency[is_long.repeat_interleave(torch.tensor(rows.lengths, device=positions_T.device))]
+            out[rope] = rotary.tables(frequency, gain, positions_T, rope.pairing)
+        return out
 
     def next_positions(self, rows: Rows, cache: Cache | None, device: torch.device) -> Tensor:
         """(T,): each row counts on from what its cache row holds."""

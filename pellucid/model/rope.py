@@ -7,14 +7,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pellucid.spec import Dynamic, Linear, Llama3, Rope, Yarn
+from pellucid.spec import DecoderSpec, Dynamic, Linear, Llama3, LongRope, Rope, Yarn
 
 
 def frequencies(rope: Rope) -> tuple[Tensor, float]:
     """Radians per position for each rotating pair, shape (R/2,), float32, and the gain for cos and sin.
 
+    LongRope's are (2, R/2): those of short rows, then those of long ones.
+
     Sources: linear https://arxiv.org/abs/2306.15595; llama3 https://github.com/meta-llama/llama-models (apply_scaling);
-    yarn https://arxiv.org/abs/2309.00071, section 3.2. Same numbers as transformers 5.23.
+    yarn https://arxiv.org/abs/2309.00071, section 3.2; longrope https://arxiv.org/abs/2402.13753. Same numbers as transformers 5.23.
     """
     R, scaling = rope.d_rotary, rope.scaling
     freq = 1.0 / rope.theta ** (torch.arange(0, R, 2, dtype=torch.float32) / R)
@@ -27,6 +29,8 @@ def frequencies(rope: Rope) -> tuple[Tensor, float]:
             turns = scaling.original * freq / (2 * math.pi)
             keep = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
             return freq * (keep + (1 - keep) / scaling.factor), 1.0
+        case LongRope():
+            return freq / torch.tensor([scaling.short, scaling.long]), scaling.gain
         case Yarn():
             stretch = _yarn_ramp(rope, scaling)
             return freq / scaling.factor * stretch + freq * (1 - stretch), scaling.gain
@@ -46,8 +50,17 @@ def _yarn_ramp(rope: Rope, scaling: Yarn) -> Tensor:
     return ((torch.arange((rope.d_rotary + 1) // 2, dtype=torch.float32) - first) / (last - first or 1e-3)).clamp(0, 1)
 
 
+def switches(spec: DecoderSpec) -> tuple[int, ...]:
+    """The lengths past which a row of this model turns by other angles, at all its positions."""
+    ropes = (layer.mixer.rope for layer in spec.layers)
+    return tuple(sorted({rope.scaling.original for rope in ropes if rope is not None and isinstance(rope.scaling, LongRope)}))
+
+
 def tables(frequency_R: Tensor, gain: float, positions_T: Tensor, pairing: Literal["half", "adjacent"] = "half") -> tuple[Tensor, Tensor]:
-    """cos and sin for `Ops.rotate`: (T, R) each, float32, times the gain; one number a channel, a pair's first sine negated."""
+    """cos and sin for `Ops.rotate`: (T, R) each, float32, times the gain; one number a channel, a pair's first sine negated.
+
+    The frequencies are (R/2,), or (T, R/2) where tokens turn by different ones.
+    """
     angle_TP = positions_T[:, None].float() * frequency_R  # P = R/2 pairs
     cos_TP, sin_TP = angle_TP.cos() * gain, angle_TP.sin() * gain
     if pairing == "half":

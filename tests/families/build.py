@@ -155,6 +155,7 @@ def logits(decoder: Decoder, tokens_T: Tensor, rows: Rows | None = None, cache: 
 def in_chunks(decoder: Decoder, tokens_T: Tensor, *sizes: int) -> Tensor:
     """The logits of one row through the cache: chunks of these sizes, then token by token."""
     cache, rest = Cache(decoder.spec), tokens_T.shape[0] - sum(sizes)
+    cache.plan(0, tokens_T.shape[0])
     return torch.cat([logits(decoder, chunk, cache=cache) for chunk in tokens_T.split([*sizes, *[1] * rest])])
 
 

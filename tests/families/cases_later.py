@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.families.case import LINEAR, LLAMA3, WINDOW, YARN, Case, Json, flat_rope, rope, yarn
+from tests.families.case import LINEAR, LLAMA3, ORIGINAL, WINDOW, YARN, Case, Json, flat_rope, rope, yarn
 from tests.families.cases_llama import EVERY_OTHER, PLAIN, of
 
 qwen2_moe = of("qwen2_moe")
@@ -114,4 +114,34 @@ DENSE = [
     seed_oss("no_bias", "attention_bias=false, yarn", {"attention_bias": False, "rope_parameters": yarn(), "num_hidden_layers": 2}),
 ]
 
-CASES: list[Case] = [*QWEN2_MOE, *DOTS1, *GLM, *GRANITEMOE, *MINIMAX_M2, *DENSE]
+phi3 = of("phi3")
+
+
+def longrope(n: int, **facts: Any) -> Json:
+    """longrope over n pairs, every factor another."""
+    return rope("longrope", 500.0, short_factor=[1.0 + 0.1 * i for i in range(n)], long_factor=[1.5 + 0.7 * i for i in range(n)], **facts)
+
+
+def old_phi3(raw: Json) -> Json:
+    """transformers 4 kept the context before stretching outside of the scaling alone."""
+    old = flat_rope(raw)
+    old["rope_scaling"].pop("original_max_position_embeddings")
+    return old
+
+
+PHI3 = [
+    phi3("128k", "longrope, past its original context: the long factors at all positions", {
+        "hidden_size": 96, "original_max_position_embeddings": ORIGINAL, "rope_parameters": longrope(8), "rms_norm_eps": 3e-5},
+        without=("head_dim",), old=old_phi3),
+    phi3("short", "longrope, up to its original context: the short factors; a window", {
+        "hidden_size": 96, "original_max_position_embeddings": 29, "max_position_embeddings": 58, "rope_parameters": longrope(8),
+        "sliding_window": WINDOW}, length=29, without=("head_dim",), old=old_phi3),
+    phi3("4_mini", "longrope over three quarters of each head, its attention_factor, tied", {
+        "hidden_size": 96, "original_max_position_embeddings": ORIGINAL, "tie_word_embeddings": True,
+        "rope_parameters": longrope(6, partial_rotary_factor=0.75, attention_factor=1.3)}, without=("head_dim",), old=old_phi3),
+    phi3("factor", "longrope's factor in place of the ratio of the contexts", {
+        "hidden_size": 96, "num_hidden_layers": 2, "original_max_position_embeddings": ORIGINAL, "rope_parameters": longrope(8, factor=7.0)},
+        without=("head_dim",), old=old_phi3),
+]
+
+CASES: list[Case] = [*PHI3, *QWEN2_MOE, *DOTS1, *GLM, *GRANITEMOE, *MINIMAX_M2, *DENSE]

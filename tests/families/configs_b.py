@@ -110,6 +110,13 @@ CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
         "resid_pdrop": 0.1, "rope_scaling": None, "rope_theta": 10000.0, "tie_word_embeddings": False, "torch_dtype": "float16",
         "transformers_version": "4.37.0", "use_cache": True, "vocab_size": 51200}, 2_779_683_840),
     "microsoft/Phi-3-mini-4k-instruct": (PHI3, 3_821_079_552),
+    "microsoft/Phi-3-mini-128k-instruct": (PHI3 | {
+        "max_position_embeddings": 131072, "sliding_window": 262144,
+        "rope_scaling": {"long_factor": [1.08] * 48, "short_factor": [1.0] * 48, "type": "longrope"}}, 3_821_079_552),
+    "microsoft/Phi-4-mini-instruct": (PHI3 | {
+        "full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "mlp_bias": False, "max_position_embeddings": 131072,
+        "num_attention_heads": 24, "num_key_value_heads": 8, "partial_rotary_factor": 0.75, "tie_word_embeddings": True,
+        "vocab_size": 200064, "rope_scaling": {"long_factor": [1.0] * 48, "short_factor": [1.0] * 48, "type": "longrope"}}, 3_836_021_760),
     "microsoft/phi-4": ({
         "_name_or_path": "microsoft/phi-4", "architectures": ["Phi3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
         "bos_token_id": 100257, "embd_pdrop": 0.0, "eos_token_id": 100265, "hidden_act": "silu", "hidden_size": 5120,
@@ -212,12 +219,4 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "tiiuae/falcon-rw-1b": (FALCON | {
         "alibi": True, "bias": True, "hidden_size": 2048, "multi_query": False, "num_attention_heads": 32, "num_hidden_layers": 24,
         "parallel_attn": False, "vocab_size": 50304}, "alibi=True"),
-    "microsoft/Phi-3-mini-128k-instruct": (PHI3 | {
-        "max_position_embeddings": 131072, "sliding_window": 262144,
-        "rope_scaling": {"long_factor": [1.08] * 48, "short_factor": [1.0] * 48, "type": "longrope"}}, "rope_type='longrope'"),
-    "microsoft/Phi-4-mini-instruct": (PHI3 | {
-        "full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "mlp_bias": False, "max_position_embeddings": 131072,
-        "num_attention_heads": 24, "num_key_value_heads": 8, "partial_rotary_factor": 0.75, "tie_word_embeddings": True,
-        "vocab_size": 200064, "rope_scaling": {"long_factor": [1.0] * 48, "short_factor": [1.0] * 48, "type": "longrope"}},
-        "rope_type='longrope'"),
 }

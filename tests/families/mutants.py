@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterator
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pellucid.spec import Attention, DecoderSpec, Dynamic, Experts, FeedForward, LatentAttention, Layer, Linear, Llama3, Mixer, Norm, Rope, Yarn
+from pellucid.spec import Attention, DecoderSpec, Dynamic, Experts, FeedForward, LatentAttention, Layer, Linear, Llama3, LongRope, Mixer, Norm, Rope, Yarn
 
 Change = tuple[str, Any]  # where and what, and the changed value
 
@@ -26,6 +26,7 @@ INSTEAD_OF_NONE: dict[Any, Any] = {
     Dynamic: Dynamic(original=9),
     Llama3: Llama3(factor=3.0, low=0.5, high=3.0, original=17),
     Yarn: Yarn(factor=3.0, original=17, gain=1.2),
+    LongRope: LongRope(short=(1.1, 1.3), long=(2.0, 3.0), original=17, gain=1.2),
     Experts: Experts(n_experts=3, n_active=1, renormalize=False, each=FeedForward(d_ff=7)),
     FeedForward: FeedForward(d_ff=7),
     Attention: Attention(n_heads=2, n_kv_heads=1, d_head=6, scale=0.5),
@@ -151,7 +152,7 @@ def _mlp_essence(mlp: FeedForward | Experts) -> FeedForward | Experts:
 
 def _attention_essence(mixer: Mixer, length: int) -> Mixer:
     if isinstance(mixer, LatentAttention):
-        return dataclasses.replace(mixer, rope=_rope_essence(mixer.rope), norm=_norm_essence(mixer.norm))
+        return dataclasses.replace(mixer, rope=_rope_essence(mixer.rope, length), norm=_norm_essence(mixer.norm))
     mutes: dict[str, Any] = {}
     if mixer.window is not None and mixer.window >= length:
         mutes["window"] = None  # no token lies outside
@@ -162,16 +163,18 @@ def _attention_essence(mixer: Mixer, length: int) -> Mixer:
     if mixer.qk_norm is not None:
         mutes["qk_norm"] = _norm_essence(mixer.qk_norm)
     if mixer.rope is not None:
-        mutes["rope"] = _rope_essence(mixer.rope)
+        mutes["rope"] = _rope_essence(mixer.rope, length)
     return dataclasses.replace(mixer, **mutes)
 
 
-def _rope_essence(rope: Rope) -> Rope:
+def _rope_essence(rope: Rope, length: int) -> Rope:
     mutes: dict[str, Any] = {}
     if rope.d_rotary == 2:
         mutes["pairing"] = "half"  # the only pair there is
     if isinstance(rope.scaling, Yarn):
         mutes["scaling"] = (rope.scaling.factor, rope.scaling.gain, _yarn_ramp(rope, rope.scaling))
+    if isinstance(rope.scaling, LongRope):
+        mutes["scaling"] = (rope.scaling.gain, rope.scaling.long if length > rope.scaling.original else rope.scaling.short)
     return dataclasses.replace(rope, **mutes)
 
 

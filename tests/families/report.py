@@ -1,6 +1,6 @@
 """Writes docs/families.md: what is run, and how closely, as measured now. `python -m tests.families.report [FAMILY ...]`
 
-With names, only those families are measured; of the others the rows that the page has are kept, and missing ones are measured.
+With names, only those families are measured, and those whose first line or number of cases is not what the page says; other rows are kept.
 """
 from __future__ import annotations
 
@@ -44,8 +44,10 @@ A row without numbers runs another family's decoder under tensor names of its ow
 def main(*names: str) -> None:
     torch.set_num_threads(1)
     page = PAGE.read_text(encoding="utf8").splitlines() if PAGE.exists() and names else []
-    kept = {line.split(" | ")[0][2:]: line for line in page if line.startswith("| ") and line.split(" | ")[0][2:] not in names}
-    rows = [kept.get(name) or row(name, [case for case in CASES if case.family == name]) for name in families.NAMES]
+    kept = {tuple(line[2:].split(" | ")[:3]): line for line in page if line.startswith("| ")}
+    cases = {name: [case for case in CASES if case.family == name] for name in families.NAMES}
+    known = {name: kept.get((name, summary(name), str(len(cases[name]) or "–"))) for name in families.NAMES if name not in names}
+    rows = [known.get(name) or row(name, cases[name]) for name in families.NAMES]
     head = HEAD.format(date=datetime.datetime.now(datetime.UTC).date(), torch=torch.__version__, transformers=transformers.__version__,
                        backends=", ".join(BACKENDS), tolerance=TOLERANCE)
     table = "| model_type | what it is | cases | logit error | cached | mutants |\n| --- | --- | --- | --- | --- | --- |\n"

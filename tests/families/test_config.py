@@ -46,8 +46,9 @@ ONLY_FULL = "layer_types with 'chunked_attention' (only 'full_attention' and 'sl
     ("qwen2-plain", {"use_mrope": True}, UnsupportedModel, "does not implement: use_mrope=True (only False)"),
     ("gemma2-caps", {"sliding_window_size": 12}, UnsupportedModel, "does not implement: sliding_window_size=12 (only 11)"),
     # rope
-    ("llama-biases", {"rope_parameters": LONGROPE}, UnsupportedModel,
-     "config.json has a rope scaling Pellucid does not implement: rope_type='longrope' (known: default, linear, dynamic, llama3, yarn)"),
+    ("llama-biases", {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}}, UnsupportedModel,
+     "config.json has a rope scaling Pellucid does not implement: rope_type='proportional' (known: default, linear, dynamic, llama3, yarn, longrope)"),
+    ("llama-biases", {"rope_parameters": LONGROPE}, BadConfig, "ValueError: 1 short and 1 long factors are not those of 7 pairs"),
     ("llama-biases", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, BadConfig,
      "rope scaling 'linear' lacks 'factor'. Is the file whole?"),
     ("llama-biases", {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, BadConfig,

@@ -41,6 +41,13 @@ def test_a_pattern_of_windows_may_be_spelled_in_letters():
     assert [layer.mixer.window for layer in read_spec(raw | {"sliding_window_pattern": "LG"}).layers] == [11, None, 11, None, 11]
 
 
+@pytest.mark.parametrize("kind", ["su", "yarn"])
+def test_longrope_under_its_older_names(kind):
+    raw = changed("phi3-128k")
+    called = raw | {"rope_parameters": raw["rope_parameters"] | {"rope_type": kind}}
+    assert read_spec(called) == build(CASE["phi3-128k"]).spec
+
+
 def test_what_corrects_a_choice_of_experts_stays_float32_in_a_half_precision_model(tmp_path):
     theirs = randomized(CASE["dots1-groups"])
     theirs.save_pretrained(tmp_path)

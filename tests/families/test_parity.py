@@ -65,6 +65,8 @@ def test_rows_of_a_flat_batch_are_what_each_is_alone(built, ops):
     rows_tokens = [built.tokens_T.roll(b)[:n] for b, n in enumerate(lengths)]
     together_TV = logits(decoder, torch.cat(rows_tokens), Rows.of(*lengths))
     cache, slots = Cache(built.spec, 6), (4, 0, 3, 1)
+    for slot, n in zip(slots, lengths, strict=True):
+        cache.plan(slot, n)
     first = [(n + 1) // 2 for n in lengths]  # two passes into cache rows out of order, the second resuming each
     parts = []
     for bounds in ([(0, k) for k in first], [(k, n) for k, n in zip(first, lengths, strict=True)]):

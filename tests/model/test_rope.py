@@ -29,6 +29,20 @@ def agree(d_head: int, n_ctx: int, rope_parameters: dict) -> None:
 
 
 @settings(max_examples=20, deadline=None)
+@given(HEADS.filter(lambda n: n < 64), THETAS, st.one_of(st.none(), FACTORS), LENGTHS, LENGTHS, st.one_of(st.none(), st.floats(0.5, 2.0)), st.data())
+def test_longrope(d_head, theta, factor, n_ctx, original, gain, data):
+    short, long = (data.draw(st.lists(st.floats(0.5, 60.0), min_size=d_head // 2, max_size=d_head // 2)) for _ in range(2))
+    how = {"rope_type": "longrope", "rope_theta": theta, "short_factor": short, "long_factor": long, "original_max_position_embeddings": original}
+    how |= {key: value for key, value in (("factor", factor), ("attention_factor", gain)) if value is not None}
+    facts = {"hidden_size": 2 * d_head, "num_attention_heads": 2, "head_dim": d_head, "max_position_embeddings": n_ctx, "rope_parameters": how}
+    found_2R, found_gain = frequencies(Config(facts).rope(d_head))
+    for found_R, n in zip(found_2R, (original, original + 1), strict=True):
+        expected_R, expected_gain = ROPE_INIT_FUNCTIONS["longrope"](LlamaConfig(**facts), None, seq_len=n)
+        assert torch.allclose(found_R, expected_R, rtol=2e-6, atol=0)
+        assert abs(found_gain - expected_gain) < 1e-9 * expected_gain
+
+
+@settings(max_examples=20, deadline=None)
 @given(HEADS, THETAS, FACTORS, LENGTHS)
 def test_linear(d_head, theta, factor, n_ctx):
     agree(d_head, n_ctx, {"rope_type": "linear", "rope_theta": theta, "factor": factor})
