@@ -40,8 +40,10 @@ def flops_per_token(spec: DecoderSpec, n_context: int) -> int:
 
 
 def seen(mixer: Mixer, n_context: int) -> int:
-    """Tokens a query of this layer attends to when `n_context` are there."""
-    return n_context if isinstance(mixer, LatentAttention) or mixer.window is None else min(n_context, mixer.window)
+    """Tokens a query of this layer attends to when `n_context` are there; where rows are cut into chunks, at the end of a chunk."""
+    if isinstance(mixer, LatentAttention):
+        return n_context
+    return min(x for x in (n_context, mixer.window, mixer.chunk) if x is not None)
 
 
 def cache_bytes_per_token(spec: DecoderSpec, bytes_per_number: int) -> int:
@@ -82,7 +84,7 @@ def _small(D: int, mixer: Mixer) -> int:
     gains = 0
     if mixer.qk_norm is not None:
         gains = sum(_norm(mixer.qk_norm, C if mixer.qk_norm_over == "head" else n * C) for n in (H, K))
-    return out + ((H + 2 * K) * C if mixer.qkv_bias else 0) + gains
+    return out + ((H + 2 * K) * C if mixer.qkv_bias else 0) + gains + (H if mixer.sinks else 0)
 
 
 def _pair(mixer: Mixer) -> int:

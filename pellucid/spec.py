@@ -97,6 +97,18 @@ class Rope:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Temperature:
+    """Scores sharpen with position: a query at p is multiplied by 1 + by * log(1 + floor((p + first) / every)). https://arxiv.org/abs/2501.19399"""
+
+    every: int  # tokens
+    by: float
+    first: int  # what the first position counts as
+
+    def __post_init__(self) -> None:
+        _positive(every=self.every)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
     """The mixer of a layer: softmax attention with grouped key/value heads."""
 
@@ -106,19 +118,26 @@ class Attention:
     scale: float  # multiplies q . k
     rope: Rope | None = None  # None = no rotary position in this layer
     window: int | None = None  # tokens a query may see, itself included; None = all
+    chunk: int | None = None  # a row is cut into chunks of so many tokens, and a query sees nothing before its own
+    sinks: bool = False  # a learned score for each head takes part in the softmax and brings no value
     softcap: float | None = None  # scores become cap * tanh(scores / cap)
     qkv_bias: bool = False
     out_bias: bool = False
     clip: float | None = None  # q, k and v are clamped to [-clip, clip] before they are split into heads
     qk_norm: Norm | None = None  # normalize queries and keys before they rotate
     qk_norm_over: Literal["head", "each_head", "width"] = "head"  # one gain for all heads, one gain a head, all heads together
+    qk_norm_late: bool = False  # after they rotated instead
+    temperature: Temperature | None = None
 
     def __post_init__(self) -> None:
-        _positive(n_heads=self.n_heads, n_kv_heads=self.n_kv_heads, d_head=self.d_head, window=1 if self.window is None else self.window)
+        _positive(n_heads=self.n_heads, n_kv_heads=self.n_kv_heads, d_head=self.d_head, window=1 if self.window is None else self.window,
+                  chunk=1 if self.chunk is None else self.chunk)
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"{self.n_heads} query heads cannot share {self.n_kv_heads} key/value heads evenly")
         if self.rope is not None and not 0 < self.rope.d_rotary <= self.d_head:
             raise ValueError(f"{self.rope.d_rotary} channels cannot rotate in heads of {self.d_head}")
+        if self.qk_norm_late and self.qk_norm_over == "width":
+            raise ValueError("a norm over all heads together stands before the rope, and qk_norm_late says after")
 
     @property
     def n_cached(self) -> int:
@@ -170,9 +189,16 @@ class FeedForward:
     act: Activation = "silu"
     gated: bool = True
     bias: bool = False
+    slope: float = 1.0  # silu's: x * sigmoid(slope * x)
+    limit: float | None = None  # the gate is clamped from above, and up on both sides
+    up_offset: float = 0.0  # added to up
 
     def __post_init__(self) -> None:
         _positive(d_ff=self.d_ff)
+        if self.slope != 1.0 and self.act != "silu":
+            raise ValueError(f"a slope of {self.slope:g} is silu's, and the activation is {self.act}")
+        if not self.gated and (self.slope != 1.0 or self.limit is not None or self.up_offset):
+            raise ValueError("slope, limit and up_offset are about a gated feed-forward, and this one is not")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

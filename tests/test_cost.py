@@ -26,7 +26,7 @@ LATENT = LatentAttention(n_heads=5, d_plain=10, d_value=12, d_latent=20, d_query
 LATENTS = [dataclasses.replace(LATENT, **facts) for facts in ({}, {"d_query_latent": None}, {"latent_bias": True}, {"out_bias": True}, {"norm": LAYER},
                                                               {"d_query_latent": None, "latent_bias": True})]
 MIXERS = [*LATENTS] + [dataclasses.replace(MIXER, **facts) for facts in (
-    {}, {"qkv_bias": True}, {"out_bias": True}, {"window": 5}, *({"qk_norm": norm, "qk_norm_over": over} for norm in (RMS, LAYER)
+    {}, {"qkv_bias": True}, {"out_bias": True}, {"window": 5}, {"chunk": 5}, {"sinks": True}, *({"qk_norm": norm, "qk_norm_over": over} for norm in (RMS, LAYER)
                                                                 for over in ("head", "each_head", "width")))]
 MLPS = [FeedForward(d_ff=72, gated=gated, bias=bias) for gated, bias in itertools.product((False, True), repeat=2)]
 WIRINGS = [{"tied": True}, {"unembed_bias": True}, {"learned_positions": 33}, {"norm": LAYER}, {"norm": Norm(eps=1e-5, weight=False)},

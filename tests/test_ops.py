@@ -65,6 +65,17 @@ def test_attend(ops, H, K, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("H", "K"), [(6, 3), (4, 1), (5, 5)])
+def test_attend_in_chunks_and_with_sinks(ops, H, K, dtype):
+    for (q_lengths, k_lengths), window, chunk, sinks in itertools.product(ROWS, (None, 2), (None, 1, 3, 50), (None, random(H, dtype=dtype, seed=3))):
+        q, k, v = (random(n, heads, width, dtype=dtype, seed=i) for i, (n, heads, width) in enumerate(
+            [(sum(q_lengths), H, C), (sum(k_lengths), K, C), (sum(k_lengths), K, V)]))
+        how = {"q_lengths": q_lengths, "k_lengths": k_lengths, "scale": 0.4, "window": window, "softcap": None, "chunk": chunk}
+        expected = REFERENCE.attend(q.float(), k.float(), v.float(), **how, sinks_H=None if sinks is None else sinks.float())
+        near(ops.attend(q, k, v, **how, sinks_H=sinks), expected, dtype, 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 def test_normalize(ops, kind, dtype):
     gains = {"none": None, "one": random(C, dtype=dtype, seed=1), "a head": random(6, C, dtype=dtype, seed=1)}
@@ -94,6 +105,9 @@ def test_matmul_embed_activate_and_gated(ops, dtype):
     for act in ACTIVATIONS:
         near(ops.activate(x, act), ACTIVATIONS[act](x.float()), dtype, 2)
         near(ops.gated(x, x.flip(0), act), ACTIVATIONS[act](x.float()) * x.flip(0).float(), dtype, 2)
+    for slope, limit, up_offset in itertools.product((1.0, 1.7), (None, 0.5), (0.0, 1.0)):
+        how = {"slope": slope, "limit": limit, "up_offset": up_offset}
+        near(ops.gated(x, x.flip(0), "silu", **how), REFERENCE.gated(x.float(), x.flip(0).float(), "silu", **how), dtype, 4)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -109,23 +123,26 @@ def test_route(ops, dtype):
 # The reference itself, against loops over plain Python numbers.
 
 
+@pytest.mark.parametrize("sinks", [None, [0.3, -1.0, 2.0, 0.0, 4.0, -3.0]])
 @pytest.mark.parametrize("softcap", [None, 2.0])
-@pytest.mark.parametrize("window", [None, 1, 3])
+@pytest.mark.parametrize(("window", "chunk"), [(None, None), (1, None), (3, None), (None, 4), (3, 4)])
 @pytest.mark.parametrize(("q_lengths", "k_lengths"), ROWS)
-def test_the_reference_attends_as_the_formula_says(q_lengths, k_lengths, window, softcap):
+def test_the_reference_attends_as_the_formula_says(q_lengths, k_lengths, window, chunk, softcap, sinks):
     H, K = 6, 3
     q, k, v = random(sum(q_lengths), H, C), random(sum(k_lengths), K, C, seed=1), random(sum(k_lengths), K, V, seed=2)
-    found = REFERENCE.attend(q, k, v, q_lengths=q_lengths, k_lengths=k_lengths, scale=0.4, window=window, softcap=softcap)
+    found = REFERENCE.attend(q, k, v, q_lengths=q_lengths, k_lengths=k_lengths, scale=0.4, window=window, softcap=softcap, chunk=chunk,
+                             sinks_H=None if sinks is None else torch.tensor(sinks))
     expected, t0, s0 = torch.zeros_like(found), 0, 0
     for T, S in zip(q_lengths, k_lengths, strict=True):
         for t, h in itertools.product(range(T), range(H)):
             at, kv = S - T + t, h // (H // K)  # the query's own position among the row's keys; its key head
-            seen = [s for s in range(at + 1) if window is None or at - s < window]
+            seen = [s for s in range(at + 1) if (window is None or at - s < window) and (chunk is None or s // chunk == at // chunk)]
             scores = [0.4 * sum(a * b for a, b in zip(q[t0 + t, h].tolist(), k[s0 + s, kv].tolist(), strict=True)) for s in seen]
             if softcap is not None:
                 scores = [softcap * math.tanh(x / softcap) for x in scores]
-            shares = [math.exp(x - max(scores)) for x in scores]
-            expected[t0 + t, h] = sum(w / sum(shares) * v[s0 + s, kv] for w, s in zip(shares, seen, strict=True))
+            shares = [math.exp(x) for x in scores]
+            whole = sum(shares) + (0.0 if sinks is None else math.exp(sinks[h]))
+            expected[t0 + t, h] = sum(w / whole * v[s0 + s, kv] for w, s in zip(shares, seen, strict=True))
         t0, s0 = t0 + T, s0 + S
     assert torch.allclose(found, expected, atol=2e-6)
 
@@ -176,6 +193,16 @@ def test_renormalized_shares_are_a_softmax_over_the_chosen_alone():
     logits = random(6, 8) * 2
     share, expert = REFERENCE.route(logits, None, routing(n_active=3, renormalize=True))
     assert torch.allclose(share, logits.gather(-1, expert).softmax(-1), atol=1e-6)
+
+
+@pytest.mark.parametrize("limit", [None, 0.75])
+@pytest.mark.parametrize(("slope", "up_offset"), [(1.0, 0.0), (1.702, 1.0)])
+def test_the_reference_gates_as_the_formula_says(slope, up_offset, limit):
+    gate, up = random(3, 5), random(3, 5, seed=1)
+    found = REFERENCE.gated(gate, up, "silu", slope=slope, limit=limit, up_offset=up_offset)
+    for g, u, out in zip(gate.flatten().tolist(), up.flatten().tolist(), found.flatten().tolist(), strict=True):
+        g, u = (g, u) if limit is None else (min(g, limit), max(-limit, min(u, limit)))
+        assert out == pytest.approx(g / (1 + math.exp(-slope * g)) * (u + up_offset), abs=1e-6)
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

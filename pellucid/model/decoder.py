@@ -64,6 +64,7 @@ class SoftmaxAttention(nn.Module):
             shape = {"head": lambda n: (C,), "each_head": lambda n: (n, C), "width": lambda n: (n * C,)}[mixer.qk_norm_over]
             self.q_norm = Normalize(ops, mixer.qk_norm, *shape(H))
             self.k_norm = Normalize(ops, mixer.qk_norm, *shape(K))
+        self.sinks = nn.Parameter(torch.empty(H)) if mixer.sinks else None
 
     def forward(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Cache | None) -> Tensor:
         mixer = self.mixer
@@ -73,19 +74,24 @@ class SoftmaxAttention(nn.Module):
         if mixer.clip is not None:
             q_TE, k_TE, v_TE = (x.clamp(-mixer.clip, mixer.clip) for x in (q_TE, k_TE, v_TE))
         q_THC, k_TKC, v_TKC = (x.unflatten(-1, (-1, mixer.d_head)) for x in (q_TE, k_TE, v_TE))
-        if mixer.qk_norm is not None and mixer.qk_norm_over != "width":
+        by_head = mixer.qk_norm is not None and mixer.qk_norm_over != "width"
+        if by_head and not mixer.qk_norm_late:
             q_THC, k_TKC = self.q_norm(q_THC), self.k_norm(k_TKC)
         if mixer.rope is not None:
             cos_TR, sin_TR = tables[mixer.rope]
             q_THC = self.ops.rotate(q_THC, cos_TR, sin_TR, pairing=mixer.rope.pairing)
             k_TKC = self.ops.rotate(k_TKC, cos_TR, sin_TR, pairing=mixer.rope.pairing)
+        if by_head and mixer.qk_norm_late:
+            q_THC, k_TKC = self.q_norm(q_THC), self.k_norm(k_TKC)
+        if mixer.temperature is not None:
+            q_THC = (q_THC * tables[mixer.temperature][0]).to(q_THC.dtype)
         k_lengths: Sequence[int] = rows.lengths
         k_SKC, v_SKC = k_TKC, v_TKC
         if cache is not None:
             k_lengths = [cache.lengths[slot] + n for slot, n in zip(rows.slots, rows.lengths, strict=True)]
             k_SKC, v_SKC = cache.extend(self.index, rows.slots, rows.lengths, k_TKC, v_TKC)
         out_THC = self.ops.attend(q_THC, k_SKC, v_SKC, q_lengths=rows.lengths, k_lengths=k_lengths,
-                                  scale=mixer.scale, window=mixer.window, softcap=mixer.softcap)
+                                  scale=mixer.scale, window=mixer.window, softcap=mixer.softcap, chunk=mixer.chunk, sinks_H=self.sinks)
         return self.o(out_THC.flatten(1))
 
 
@@ -102,7 +108,8 @@ class Mlp(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         if self.gate is None:
             return self.down(self.ops.activate(self.up(x_TD), self.mlp.act))
-        return self.down(self.ops.gated(self.gate(x_TD), self.up(x_TD), self.mlp.act))
+        mlp = self.mlp
+        return self.down(self.ops.gated(self.gate(x_TD), self.up(x_TD), mlp.act, slope=mlp.slope, limit=mlp.limit, up_offset=mlp.up_offset))
 
 
 class Router(Project):
@@ -199,6 +206,7 @@ class Decoder(nn.Module):
         self._reach = reach(spec)
         self._switches = rotary.switches(spec)
         self._ropes = {layer.mixer.rope for layer in spec.layers if layer.mixer.rope is not None}
+        self._temperatures = {mixer.temperature for layer in spec.layers if isinstance(mixer := layer.mixer, Attention) and mixer.temperature is not None}
         self._frequencies: dict[Rope, tuple[Tensor, float]] = {}
 
     def forward(self, tokens: Tensor, positions_T: Tensor | None = None, rows: Rows | None = None, cache: Cache | None = None) -> Tensor:
@@ -249,8 +257,8 @@ class Decoder(nn.Module):
         return rows.lengths if positions_T is None else [int(part.max()) + 1 for part in positions_T.split(rows.lengths)]
 
     def tables(self, positions_T: Tensor, rows: Rows, lengths: Sequence[int]) -> Tables:
-        """cos and sin of every rope in use, once for all layers."""
-        out: Tables = {}
+        """cos and sin of every rope in use and the factors of every temperature, once for all layers."""
+        out: Tables = {t: (rotary.sharpness(t, positions_T),) for t in self._temperatures}
         for rope in self._ropes:
             frequency, gain = self.frequencies(rope, positions_T.device)
             if isinstance(rope.scaling, LongRope):

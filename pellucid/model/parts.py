@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.ops.interface import Ops
-from pellucid.spec import Norm, Rope
+from pellucid.spec import Norm, Rope, Temperature
 
-Tables = dict[Rope, tuple[Tensor, Tensor]]  # cos and sin of this pass's positions, once for each rope in use
+# What this pass's positions say, once for each fact that asks: cos and sin of a rope, the factor of a temperature.
+Tables = dict[Rope | Temperature, tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Rotary positions: the frequencies of each scaling, and the tables a forward pass turns queries and keys with."""
+"""Rotary positions: the frequencies of each scaling, the tables a forward pass turns queries and keys with, and how scores sharpen with position."""
 from __future__ import annotations
 
 import math
@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pellucid.spec import DecoderSpec, Dynamic, Linear, Llama3, LongRope, Rope, Yarn
+from pellucid.spec import DecoderSpec, Dynamic, Linear, Llama3, LongRope, Rope, Temperature, Yarn
 
 
 def frequencies(rope: Rope) -> tuple[Tensor, float]:
@@ -68,3 +68,6 @@ def tables(frequency_R: Tensor, gain: float, positions_T: Tensor, pairing: Liter
     return torch.stack([cos_TP, cos_TP], -1).flatten(-2), torch.stack([-sin_TP, sin_TP], -1).flatten(-2)
 
 
+def sharpness(t: Temperature, positions_T: Tensor) -> Tensor:
+    """What queries are multiplied by, (T, 1, 1), float32."""
+    return 1 + t.by * torch.log1p(torch.floor((positions_T[:, None, None].float() + t.first) / t.every))

@@ -34,25 +34,41 @@ class Fused(Reference):
         return F.rms_norm(x, x.shape[-1:], weight, eps)
 
     def attend(self, q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, q_lengths: Sequence[int], k_lengths: Sequence[int],
-               scale: float, window: int | None, softcap: float | None) -> Tensor:
+               scale: float, window: int | None, softcap: float | None, chunk: int | None = None, sinks_H: Tensor | None = None) -> Tensor:
         if softcap is not None:
             return super().attend(q_THC, k_SKC, v_SKC, q_lengths=q_lengths, k_lengths=k_lengths,
-                                  scale=scale, window=window, softcap=softcap)
+                                  scale=scale, window=window, softcap=softcap, chunk=chunk, sinks_H=sinks_H)
         B, T, S = len(q_lengths), q_lengths[0], k_lengths[0]
         if any(t != T for t in q_lengths) or any(s != S for s in k_lengths):
             # Ragged: row by row, so that a row's arithmetic does not depend on its neighbours' lengths.
             q, k, v = q_THC.split(list(q_lengths)), k_SKC.split(list(k_lengths)), v_SKC.split(list(k_lengths))
             return torch.cat([self.attend(q[b], k[b], v[b], q_lengths=[q_lengths[b]], k_lengths=[k_lengths[b]], scale=scale,
-                                          window=window, softcap=None) for b in range(B)])
+                                          window=window, softcap=None, chunk=chunk, sinks_H=sinks_H) for b in range(B)])
         q_BHTC, k_BKSC, v_BKSC = (x.unflatten(0, (B, -1)).transpose(1, 2) for x in (q_THC, k_SKC, v_SKC))
         grouped = q_BHTC.shape[1] != k_BKSC.shape[1]
-        windowed = window is not None and window < S
-        if T == 1 and windowed:
-            k_BKSC, v_BKSC, windowed = k_BKSC[:, :, -window:], v_BKSC[:, :, -window:], False  # type: ignore[operator]
-        mask_TS = visible(T, S, window, q_THC.device) if windowed or 1 < T < S else None
+        narrow = min(x for x in (window, chunk, S) if x is not None) < S
+        if T == 1 and narrow:
+            first = max(0 if window is None else S - window, 0 if chunk is None else (S - 1) // chunk * chunk)
+            k_BKSC, v_BKSC, narrow = k_BKSC[:, :, first:], v_BKSC[:, :, first:], False
+        mask_TS = visible(T, S, window, chunk, q_THC.device) if narrow or 1 < T < S or (sinks_H is not None and T > 1) else None
+        if sinks_H is not None:
+            q_BHTC, k_BKSC, v_BKSC = with_sink(q_BHTC, k_BKSC, v_BKSC, sinks_H / scale)
+            mask_TS = None if mask_TS is None else F.pad(mask_TS, (1, 0), value=True)
         out_BHTC = F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, attn_mask=mask_TS, scale=scale, enable_gqa=grouped,
-                                                  is_causal=mask_TS is None and T > 1)
+                                                  is_causal=mask_TS is None and T > 1)[..., : v_SKC.shape[-1]]
         return out_BHTC.transpose(1, 2).flatten(0, 1)
+
+
+def with_sink(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, sinks_H: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values with one more key before the others, whose value is zero and whose product with head h's queries is sinks_H[h].
+
+    It needs a channel of its own, and kernels want widths in eights: the other seven are zeros.
+    """
+    B, H, T, _ = q_BHTC.shape
+    sink_BHT8 = F.pad(sinks_H.to(q_BHTC.dtype).view(1, H, 1, 1).expand(B, H, T, 1), (0, 7))
+    k_BKSC, v_BKSC, C = F.pad(k_BKSC, (0, 8, 1, 0)), F.pad(v_BKSC, (0, 8, 1, 0)), q_BHTC.shape[-1]
+    k_BKSC[:, :, 0, C] = 1
+    return torch.cat([q_BHTC, sink_BHT8], -1), k_BKSC, v_BKSC
 
 
 def rms_in_place(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

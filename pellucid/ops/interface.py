@@ -48,15 +48,16 @@ class Ops(Protocol):
         ...
 
     def attend(self, q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, q_lengths: Sequence[int], k_lengths: Sequence[int],
-               scale: float, window: int | None, softcap: float | None) -> Tensor:
+               scale: float, window: int | None, softcap: float | None, chunk: int | None = None, sinks_H: Tensor | None = None) -> Tensor:
         """Causal attention inside each row, (T, H, C). A row's last q_lengths[b] keys are its queries' own.
 
-        A query sees keys in (t - window, t]; scores are scaled, then soft-capped.
+        A query sees keys in (t - window, t], and of those the ones in its own chunk, counted from the row's first key; scores are scaled, then
+        soft-capped. A head's sink is one more score, of a key whose value is zero.
         """
         ...
 
-    def gated(self, gate_TF: Tensor, up_TF: Tensor, act: Activation) -> Tensor:
-        """act(gate) * up."""
+    def gated(self, gate_TF: Tensor, up_TF: Tensor, act: Activation, *, slope: float = 1.0, limit: float | None = None, up_offset: float = 0.0) -> Tensor:
+        """act(gate) * (up + up_offset), the gate clamped to at most the limit, and up to between its negative and it; slope is silu's."""
         ...
 
     def activate(self, x_TF: Tensor, act: Activation) -> Tensor:

@@ -63,12 +63,16 @@ class Reference:
         return torch.cat([turned_THR, rest], -1) if rest.shape[-1] else turned_THR
 
     def attend(self, q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, q_lengths: Sequence[int], k_lengths: Sequence[int],
-               scale: float, window: int | None, softcap: float | None) -> Tensor:
+               scale: float, window: int | None, softcap: float | None, chunk: int | None = None, sinks_H: Tensor | None = None) -> Tensor:
         rows = zip(q_THC.split(list(q_lengths)), k_SKC.split(list(k_lengths)), v_SKC.split(list(k_lengths)), strict=True)
-        return torch.cat([attend_row(q, k, v, scale=scale, window=window, softcap=softcap) for q, k, v in rows])
+        how = {"scale": scale, "window": window, "softcap": softcap, "chunk": chunk, "sinks_H": sinks_H}
+        return torch.cat([attend_row(q, k, v, **how) for q, k, v in rows])
 
-    def gated(self, gate_TF: Tensor, up_TF: Tensor, act: Activation) -> Tensor:
-        return self.activate(gate_TF, act) * up_TF
+    def gated(self, gate_TF: Tensor, up_TF: Tensor, act: Activation, *, slope: float = 1.0, limit: float | None = None, up_offset: float = 0.0) -> Tensor:
+        if limit is not None:
+            gate_TF, up_TF = gate_TF.clamp(max=limit), up_TF.clamp(-limit, limit)
+        active_TF = self.activate(gate_TF, act) if slope == 1.0 else gate_TF * torch.sigmoid(slope * gate_TF)
+        return active_TF * (up_TF + up_offset if up_offset else up_TF)
 
     def activate(self, x_TF: Tensor, act: Activation) -> Tensor:
         return ACTIVATIONS[act](x_TF)
@@ -93,22 +97,28 @@ def in_best_groups(choice_TX: Tensor, experts: Experts) -> Tensor:
     return choice_TNX.masked_fill(~active_TN[..., None], -torch.inf).flatten(-2)
 
 
-def attend_row(q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, scale: float, window: int | None, softcap: float | None) -> Tensor:
+def attend_row(q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, scale: float, window: int | None, softcap: float | None, chunk: int | None,
+               sinks_H: Tensor | None) -> Tensor:
     """Causal attention of one row in float32; the last T keys are the queries' own. (T, H, C)"""
     (T, H, C), (S, K, _) = q_THC.shape, k_SKC.shape
     q_TKGC = q_THC.float().view(T, K, H // K, C)
     scores_KGTS = torch.einsum("tkgc,skc->kgts", q_TKGC, k_SKC.float()) * scale
     if softcap is not None:
         scores_KGTS = softcap * torch.tanh(scores_KGTS / softcap)
-    scores_KGTS = scores_KGTS.masked_fill(~visible(T, S, window, q_THC.device), -torch.inf)
-    out_TKGC = torch.einsum("kgts,skc->tkgc", scores_KGTS.softmax(-1), v_SKC.float())
+    scores_KGTS = scores_KGTS.masked_fill(~visible(T, S, window, chunk, q_THC.device), -torch.inf)
+    if sinks_H is not None:
+        scores_KGTS = torch.cat([scores_KGTS, sinks_H.float().view(K, H // K, 1, 1).expand(-1, -1, T, 1)], -1)
+    out_TKGC = torch.einsum("kgts,skc->tkgc", scores_KGTS.softmax(-1)[..., :S], v_SKC.float())
     return out_TKGC.reshape(T, H, v_SKC.shape[-1]).to(q_THC.dtype)
 
 
-def visible(T: int, S: int, window: int | None, device: torch.device) -> Tensor:
+def visible(T: int, S: int, window: int | None, chunk: int | None, device: torch.device) -> Tensor:
     """(T, S), true where query t may see key s."""
     query_T1 = torch.arange(S - T, S, device=device)[:, None]
     key_1S = torch.arange(S, device=device)[None, :]
     seen = key_1S <= query_T1
-    # Keys in (t - window, t]: the query itself counts, as transformers has it and Mistral's paper does not.
-    return seen if window is None else seen & (key_1S > query_T1 - window)
+    if window is not None:
+        seen &= key_1S > query_T1 - window  # keys in (t - window, t]: the query itself counts, as transformers has it and Mistral's paper does not
+    if chunk is not None:
+        seen &= key_1S >= query_T1 // chunk * chunk
+    return seen

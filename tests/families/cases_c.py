@@ -1,7 +1,7 @@
 """The big mixtures: every value of every switch that is published or that transformers implements."""
 from __future__ import annotations
 
-from tests.families.case import LINEAR, Case, Json, yarn
+from tests.families.case import LINEAR, LLAMA3, WINDOW, Case, Json, yarn
 from tests.families.cases_llama import PLAIN, of
 
 # A latent wider than a head's channels: a whole pass then expands it, and decoding absorbs it, as at real sizes.
@@ -35,4 +35,27 @@ DEEPSEEK_V3 = [
         "tie_word_embeddings": True, "num_hidden_layers": 2, "first_k_dense_replace": 2, "rope_parameters": PLAIN}, without=NO_HEAD),
 ]
 
-CASES: list[Case] = [*DEEPSEEK_V2, *DEEPSEEK_V3]
+llama4 = of("llama4_text")
+CHUNK = {"attention_chunk_size": 9, "intermediate_size": 20, "intermediate_size_mlp": 72, "num_local_experts": 8, "floor_scale": 7, "attn_scale": 0.4}
+LLAMA4 = [
+    llama4("scout", "every layer sparse, one expert a token, every fourth layer whole and without rope; q/k norms, temperature, llama3 scaling", {
+        **CHUNK, "rope_parameters": LLAMA3, "rms_norm_eps": 3e-4}),
+    llama4("maverick", "every other layer sparse, no q/k norms, every second layer without rope, no scaling", {
+        **CHUNK, "interleave_moe_layer_step": 2, "no_rope_layer_interval": 2, "use_qk_norm": False, "num_experts_per_tok": 2, "rope_parameters": PLAIN}),
+    llama4("mixed", "moe_layers, no_rope_layers and layer_types of their own, no temperature, q/k norms that undo yarn's gain, biases, tied, gelu", {
+        **CHUNK, "moe_layers": [1], "no_rope_layers": [0, 1, 1, 0], "attn_temperature_tuning": False, "attention_bias": True, "hidden_act": "gelu",
+        "layer_types": ["chunked_attention", "full_attention", "chunked_attention", "full_attention"], "tie_word_embeddings": True,
+        "rope_parameters": yarn()}, without=NO_HEAD),
+]
+
+gpt_oss = of("gpt_oss")
+SINKS = {"num_local_experts": 8, "num_experts_per_tok": 3, "sliding_window": WINDOW, "num_hidden_layers": 3}
+GPT_OSS = [
+    gpt_oss("released", "every other layer windowed from the first on, gates past their limit, yarn over fractional pairs", {
+        **SINKS, "rope_parameters": yarn(truncate=False), "swiglu_limit": 1.3}, spread=2.0),
+    gpt_oss("switched", "layer_types, no attention_bias, another slope, tied, linear scaling", {
+        **SINKS, "layer_types": ["full_attention", "full_attention", "sliding_attention"], "attention_bias": False, "swiglu_alpha": 1.1,
+        "swiglu_limit": 0.9, "tie_word_embeddings": True, "rope_parameters": LINEAR, "rms_norm_eps": 3e-4}),
+]
+
+CASES: list[Case] = [*DEEPSEEK_V2, *DEEPSEEK_V3, *LLAMA4, *GPT_OSS]

@@ -12,7 +12,23 @@ import types
 from collections.abc import Iterator
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pellucid.spec import Attention, DecoderSpec, Dynamic, Experts, FeedForward, LatentAttention, Layer, Linear, Llama3, LongRope, Mixer, Norm, Rope, Yarn
+from pellucid.spec import (
+    Attention,
+    DecoderSpec,
+    Dynamic,
+    Experts,
+    FeedForward,
+    LatentAttention,
+    Layer,
+    Linear,
+    Llama3,
+    LongRope,
+    Mixer,
+    Norm,
+    Rope,
+    Temperature,
+    Yarn,
+)
 
 Change = tuple[str, Any]  # where and what, and the changed value
 
@@ -22,6 +38,7 @@ INSTEAD_OF_NONE: dict[Any, Any] = {
     int: 3,
     Norm: Norm(eps=1e-5),
     Rope: Rope(theta=100.0, d_rotary=4),
+    Temperature: Temperature(every=5, by=0.7, first=1),
     Linear: Linear(factor=2.0),
     Dynamic: Dynamic(original=9),
     Llama3: Llama3(factor=3.0, low=0.5, high=3.0, original=17),
@@ -145,8 +162,9 @@ def _mlp_essence(mlp: FeedForward | Experts) -> FeedForward | Experts:
     mutes: dict[str, Any] = {}
     if mlp.n_active == mlp.n_experts and mlp.scoring == "softmax":
         mutes["renormalize"] = False  # all shares of a softmax sum to one already
-    if mlp.n_active_groups == mlp.n_groups:
-        mutes |= {"n_groups": 1, "n_active_groups": 1, "group_score": "best"}  # every group is active, however it is scored
+    if mlp.n_active_groups == mlp.n_groups or (mlp.group_score == "best" and mlp.n_active <= mlp.n_active_groups):
+        # Every group is active, however it is scored; or the best experts are too few to lie outside of the groups they make the best.
+        mutes |= {"n_groups": 1, "n_active_groups": 1, "group_score": "best"}
     return dataclasses.replace(mlp, **mutes)
 
 
@@ -156,15 +174,27 @@ def _attention_essence(mixer: Mixer, length: int) -> Mixer:
     mutes: dict[str, Any] = {}
     if mixer.window is not None and mixer.window >= length:
         mutes["window"] = None  # no token lies outside
+    if mixer.chunk is not None and mixer.chunk >= length:
+        mutes["chunk"] = None  # there is only one
+    if mixer.qk_norm is None or mixer.rope is None or _keeps_length(mixer.qk_norm, mixer.rope):
+        mutes["qk_norm_late"] = False  # nothing to come after, or no difference
     if mixer.qk_norm is None:
         mutes["qk_norm_over"] = "head"  # nothing to spread over
-    elif mixer.qk_norm_over == "each_head" and mixer.n_heads == 1:
+    elif mixer.qk_norm_over == "each_head" and (mixer.n_heads == 1 or not (mixer.qk_norm.weight or mixer.qk_norm.bias)):
         mutes["qk_norm_over"] = "head"
     if mixer.qk_norm is not None:
         mutes["qk_norm"] = _norm_essence(mixer.qk_norm)
     if mixer.rope is not None:
-        mutes["rope"] = _rope_essence(mixer.rope, length)
+        rope = mixer.rope
+        if mixer.qk_norm is not None and mixer.qk_norm_late and rope.d_rotary == mixer.d_head and isinstance(rope.scaling, Yarn | LongRope):
+            rope = dataclasses.replace(rope, scaling=dataclasses.replace(rope.scaling, gain=1.0))  # the norm undoes it
+        mutes["rope"] = _rope_essence(rope, length)
     return dataclasses.replace(mixer, **mutes)
+
+
+def _keeps_length(norm: Norm, rope: Rope) -> bool:
+    """Turning by this rope and dividing by the length may change places: a rotation has no gain, and neither has the norm."""
+    return norm.kind == "rms" and not norm.weight and not norm.bias and not (isinstance(rope.scaling, Yarn | LongRope) and rope.scaling.gain != 1.0)
 
 
 def _rope_essence(rope: Rope, length: int) -> Rope:

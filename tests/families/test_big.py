@@ -2,16 +2,24 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
 
 from pellucid import families
 from pellucid.errors import BadConfig, UnsupportedModel
 from pellucid.families._describe import describe
-from tests.families.build import build
-from tests.families.case import Json
-from tests.families.cases_c import CASES
+from pellucid.model.load import load_decoder
+from pellucid.spec import Attention, FeedForward, Norm
+from tests.families.build import TOLERANCE, build, error
+from tests.families.case import LENGTH, LLAMA3, SIZES, Json
+from tests.families.cases_c import CASES, CHUNK
 
 RAW = {str(case): case for case in CASES}
 
@@ -30,6 +38,15 @@ def changed(case: str, **settings: Any) -> Json:
     ("deepseek_v3-released", {"topk_method": "greedy"}, UnsupportedModel, "does not implement: topk_method='greedy' (only 'noaux_tc')"),
     ("deepseek_v3-released", {"kv_lora_rank": 0}, BadConfig, "ValueError: d_latent is 0, and no decoder has fewer than 1"),
     ("deepseek_v3-released", {"n_group": 3}, BadConfig, "do not go together: 8 experts do not make 3 groups of equal size"),
+    ("llama4_text-mixed", {"layer_types": ["sliding_attention"] * 4}, UnsupportedModel,
+     "layer_types with 'sliding_attention' (only 'chunked_attention' and 'full_attention')"),
+    ("llama4_text-mixed", {"no_rope_layers": [1, 0]}, BadConfig, "no_rope_layers names 2 layers, layer_types 4, and num_hidden_layers says 4. Which is right?"),
+    ("llama4_text-mixed", {"layer_types": ["full_attention"] * 3}, BadConfig, "no_rope_layers names 4 layers, layer_types 3, and num_hidden_layers says 4"),
+    ("llama4_text-scout", {"attention_chunk_size": None}, BadConfig, "layer_types has chunked layers and attention_chunk_size is null. Set it, or make"),
+    ("llama4_text-scout", {"attention_chunk_size": 0}, BadConfig, "ValueError: chunk is 0, and no decoder has fewer than 1"),
+    ("llama4_text-scout", {"floor_scale": 0}, BadConfig, "ValueError: every is 0, and no decoder has fewer than 1"),
+    ("gpt_oss-released", {"rope_parameters": ...}, BadConfig, "has no 'rope_parameters' or 'rope_scaling', which this family needs"),
+    ("gpt_oss-released", {"sliding_window": None}, BadConfig, "layer_types has windowed layers and there is no window"),
 ])
 def test_a_refusal_says_what_was_found_and_what_was_expected(case: str, settings: Json, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind) as refusal:
@@ -37,8 +54,39 @@ def test_a_refusal_says_what_was_found_and_what_was_expected(case: str, settings
     assert message in str(refusal.value)
 
 
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: FeedForward(d_ff=5, act="gelu", slope=1.7), "a slope of 1.7 is silu's, and the activation is gelu"),
+    (lambda: FeedForward(d_ff=5, gated=False, limit=7.0), "slope, limit and up_offset are about a gated feed-forward, and this one is not"),
+    (lambda: Attention(n_heads=4, n_kv_heads=2, d_head=6, scale=1.0, qk_norm=Norm(eps=1e-5), qk_norm_over="width", qk_norm_late=True),
+     "a norm over all heads together stands before the rope, and qk_norm_late says after"),
+])
+def test_an_impossible_spec_is_refused(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
+
+
 def test_kimi_k2_is_deepseek_v3_under_a_name_of_its_own() -> None:
     theirs = build(RAW["deepseek_v3-one_group"])
     mine = describe(theirs.raw | {"model_type": "kimi_k2"})
     assert mine.spec == dataclasses.replace(theirs.spec, family="kimi_k2")
     assert families.family("kimi_k2").WEIGHTS == theirs.module.WEIGHTS
+
+
+def test_the_text_model_inside_llama4_equals_transformers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    text = {**SIZES, **CHUNK, "rope_parameters": LLAMA3}
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+              "projector_input_dim": 16, "projector_output_dim": 16, "vision_output_dim": 16}
+    theirs: Any = transformers.Llama4ForConditionalGeneration(transformers.Llama4Config(text_config=text, vision_config=vision)).eval()
+    for name, p in theirs.named_parameters():
+        p.data = torch.randn_like(p) * (1.5 * p.shape[-1] ** -0.5 if p.ndim > 1 else 0.3) + (1.0 if p.ndim == 1 and "norm" in name else 0.0)
+    theirs.save_pretrained(tmp_path)
+    tokens_T = torch.randint(3, 101, (LENGTH,), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected_TV = theirs(input_ids=tokens_T[None]).logits[0]
+        decoder, report = load_decoder(tmp_path)
+        assert error(decoder.unembed(decoder(tokens_T)), expected_TV) < TOLERANCE
+    assert report.family == "llama4_text"
+    assert "the text model of a llama4 checkpoint" in report.notes
+    stored = load_file(tmp_path / "model.safetensors")
+    assert report.left_out == {"vision: tower and projector, only the text model is run": sum(not name.startswith("language_model.") for name in stored)}
