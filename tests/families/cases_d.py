@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.families.case import SIZES, Case, Json
-from tests.references import internlm2, minicpm, pangu_embedded
+from tests.references import chatglm, internlm2, minicpm, pangu_embedded
 
 N_CTX = SIZES["max_position_embeddings"]
 
@@ -44,4 +44,14 @@ PANGU_EMBEDDED = [
         "model_type": "PanguEmbedded", "bias": False, "tie_word_embeddings": True}, without=()),
 ]
 
-CASES: list[Case] = [*INTERNLM2, *MINICPM, *PANGU_EMBEDDED]
+glm = of("chatglm", chatglm)
+NO_SIZES = tuple(SIZES)  # the family has names of its own for all but two
+GLM = {"hidden_size": 48, "num_attention_heads": 6, "padded_vocab_size": 101, "ffn_hidden_size": 72, "num_layers": 3, "kv_channels": 12,
+       "multi_query_attention": True, "multi_query_group_num": 2, "seq_length": 29}
+CHATGLM = [
+    glm("chatglm3", "q, k and v biases, two key heads", {**GLM, "add_qkv_bias": True, "layernorm_epsilon": 3e-5}, without=NO_SIZES),
+    glm("glm4_9b", "rope_ratio, one key head, no biases, heads of another width", {
+        **GLM, "add_qkv_bias": False, "rope_ratio": 500, "kv_channels": 20, "multi_query_group_num": 1, "num_layers": 2}, without=NO_SIZES),
+]
+
+CASES: list[Case] = [*INTERNLM2, *MINICPM, *PANGU_EMBEDDED, *CHATGLM]

@@ -4,6 +4,26 @@ from __future__ import annotations
 from tests.families.case import Json
 
 CONFIGS: dict[str, Json] = {
+    # github.com/zhangbo2008/chatglm3_annotated @ 84fba0f3, a copy of chatglm3-6b's repository
+    "chatglm3-6b": {
+        "_name_or_path": "THUDM/chatglm3-6b", "model_type": "chatglm", "architectures": ["ChatGLMModel"],
+        "auto_map": {"AutoConfig": "configuration_chatglm.ChatGLMConfig", "AutoModel": "modeling_chatglm.ChatGLMForConditionalGeneration"},
+        "add_bias_linear": False, "add_qkv_bias": True, "apply_query_key_layer_scaling": True, "apply_residual_connection_post_layernorm": False,
+        "attention_dropout": 0.0, "attention_softmax_in_fp32": True, "bias_dropout_fusion": True, "ffn_hidden_size": 13696,
+        "fp32_residual_connection": False, "hidden_dropout": 0.0, "hidden_size": 4096, "kv_channels": 128, "layernorm_epsilon": 1e-05,
+        "multi_query_attention": True, "multi_query_group_num": 2, "num_attention_heads": 32, "num_layers": 28, "original_rope": True,
+        "padded_vocab_size": 65024, "post_layer_norm": True, "rmsnorm": True, "seq_length": 8192, "use_cache": True, "torch_dtype": "float16",
+        "transformers_version": "4.30.2", "tie_word_embeddings": False, "eos_token_id": 2, "pad_token_id": 0},
+    # glm-4-9b-chat's, as quoted whole in a public repository's front end; read in November 2026
+    "glm-4-9b-chat": {
+        "model_type": "chatglm", "auto_map": {"AutoModelForCausalLM": "modeling_chatglm.ChatGLMForConditionalGeneration"},
+        "add_bias_linear": False, "add_qkv_bias": True, "apply_query_key_layer_scaling": True, "apply_residual_connection_post_layernorm": False,
+        "attention_dropout": 0.0, "attention_softmax_in_fp32": True, "bias_dropout_fusion": True, "ffn_hidden_size": 13696,
+        "fp32_residual_connection": False, "hidden_dropout": 0.0, "hidden_size": 4096, "kv_channels": 128, "layernorm_epsilon": 1.5625e-07,
+        "multi_query_attention": True, "multi_query_group_num": 2, "num_attention_heads": 32, "num_hidden_layers": 40, "num_layers": 40,
+        "rope_ratio": 500, "original_rope": True, "padded_vocab_size": 151552, "post_layer_norm": True, "rmsnorm": True, "seq_length": 131072,
+        "use_cache": True, "torch_dtype": "bfloat16", "transformers_version": "4.30.2", "tie_word_embeddings": False,
+        "eos_token_id": [151329, 151336, 151338], "pad_token_id": 151329},
     # internlm2-chat-1_8b's, as quoted in a public repository; read in November 2026
     "internlm2-chat-1_8b": {
         "architectures": ["InternLM2ForCausalLM"], "attn_implementation": "eager", "auto_map": {

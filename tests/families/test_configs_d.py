@@ -29,6 +29,14 @@ def test_a_published_config_is_read_whole_and_its_tensors_count_as_the_reference
 @pytest.mark.parametrize(("case", "settings", "message"), [
     ("internlm2-released", {"rope_pos_id_version": "interleaved"}, "rope_pos_id_version='interleaved' (only 'default')"),
     ("minicpm-released", {"sparse_config": {"kernel_size": 32}}, "sparse_config={'kernel_size': 32} (only None)"),
+    ("chatglm-chatglm3", {"position_encoding_2d": True}, "is the first ChatGLM's (position_encoding_2d, inner_hidden_size), another architecture"),
+    ("chatglm-chatglm3", {"inner_hidden_size": 16384}, "of 'chatglm' only ChatGLM 2 and 3 and GLM-4-9B are implemented"),
+    ("chatglm-glm4_9b", {"padded_vocab_size": 65024}, "rope_ratio=500 divides the positions in ChatGLM2-6B-32K and multiplies the base in ChatGLM3-6B"),
+    ("chatglm-chatglm3", {"multi_query_attention": False}, "multi_query_attention=False (only True)"),
+    ("chatglm-chatglm3", {"multi_query_attention": None}, "config.json has no 'multi_query_attention'"),
+    ("chatglm-chatglm3", {"quantization_bit": 4}, "quantization_bit=4 (only 0)"),
+    ("chatglm-chatglm3", {"pre_seq_len": 128}, "pre_seq_len=128 (only None)"),
+    ("chatglm-chatglm3", {"vision_config": {"hidden_size": 4}}, "family 'chatglm' does not read: vision_config="),
     ("minicpm-released", {"num_experts": 8}, "1 key that family 'minicpm' does not read: num_experts=8"),
 ])
 def test_a_setting_that_is_not_computed_is_refused_by_name(case, settings, message):
