@@ -125,7 +125,7 @@ def test_a_null_key_need_not_be_read():
 @pytest.mark.parametrize(("model_type", "message"), [
     ("qwen5", "model_type 'qwen5' is not a family Pellucid runs. Nearest: qwen3, qwen2, "),
     ("olmo-3", "Nearest: olmo3, olmo, olmoe."),
-    ("zzz", "Known: cohere, cohere2, "),
+    ("zzz", f"Known: {families.NAMES[0]}, {families.NAMES[1]}, "),
 ])
 def test_an_unknown_family_names_the_nearest(model_type, message):
     with pytest.raises(UnsupportedModel) as refusal:
