@@ -191,6 +191,12 @@ def test_characters_of_several_tokens_come_whole(tmp_path):
     assert list(model.stream("y", temperature=0)) == ["é", "!"]
 
 
+def test_a_character_cut_short_by_max_tokens_is_one_replacement(tmp_path):
+    model = pellucid.load(scripted_model(tmp_path / "m", [["x", "🧀"]]))
+    assert list(model.stream("x", temperature=0, max_tokens=3)) == ["\ufffd"]
+    assert model.generate("x", temperature=0, max_tokens=3, stop="\ufffd").text == ""
+
+
 # chat
 
 
@@ -255,6 +261,12 @@ def test_thinking_that_the_template_opened_is_thinking(tmp_path, think):
     model = pellucid.load(scripted_model(tmp_path / "m", [THOUGHT[1:]], think=think))
     done = model.chat([{"role": "user", "content": "?"}], temperature=0, template_args={"think_first": True})
     assert (done.thinking, done.text) == ("hm", "ok")
+
+
+def test_thinking_that_never_ends_is_whole(tmp_path):
+    model = pellucid.load(scripted_model(tmp_path / "m", [["\n", "<think>", "h", "<", "/"]], think="plain"))
+    done = model.chat([{"role": "user", "content": "?"}], temperature=0)
+    assert (done.thinking, done.text) == ("h</", "")
 
 
 def test_generate_leaves_thinking_in_the_text(tmp_path):
