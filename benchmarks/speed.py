@@ -93,8 +93,8 @@ def transformers_side(path: str):
     def run(ids: list[int], n: int):
         clock, start = Clock(), time.perf_counter()
         with torch.inference_mode():
-            out = model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False, max_new_tokens=n, min_new_tokens=n,
-                                 streamer=clock, pad_token_id=0)
+            out = model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False, max_new_tokens=n,
+                                 min_new_tokens=n, streamer=clock, pad_token_id=0)
         return out[0, len(ids):].tolist(), clock.first - start, time.perf_counter() - start
     return model.config.vocab_size, run
 
@@ -152,8 +152,15 @@ def versions() -> str:
     import pellucid
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor())
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent).stdout.strip()
-    return (f"pellucid {pellucid.__version__} ({commit}) · transformers {transformers.__version__} · torch {torch.__version__} · tokenizers {tokenizers.__version__} · "
-            f"Python {platform.python_version()} · {os.cpu_count()} cores, {cpu}")
+    return (f"pellucid {pellucid.__version__} ({commit}) · transformers {transformers.__version__} · torch {torch.__version__} · "
+            f"tokenizers {tokenizers.__version__} · Python {platform.python_version()} · {os.cpu_count()} cores, {cpu}")
+
+
+def find(model: str, scratch: Path) -> Path:
+    """The folder of a model; the random one is made where it is not there yet."""
+    if model == "random-1.1b":
+        return make_random(scratch / model)
+    return Path(__file__).parent.parent / "pellucid" / "shipped" if model == "shipped" else Path(model)
 
 
 def main() -> None:
@@ -170,7 +177,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.worker:
         return worker(args.worker, args.model, args.started, args.prompt, args.tokens, args.repeats)
-    path = make_random(args.scratch / "random-1.1b") if args.model == "random-1.1b" else Path(__file__).parent.parent / "pellucid/shipped" if args.model == "shipped" else Path(args.model)
+    path = find(args.model, args.scratch)
     rounds = []
     for i in range(args.rounds):
         order = SIDES if i % 2 == 0 else SIDES[::-1]
@@ -184,7 +191,8 @@ def main() -> None:
     print(f"`python benchmarks/speed.py {' '.join(sys.argv[1:])}`\n\n{versions()}\n")
     print("| | pellucid | transformers | ratio (worst to best round) |\n| --- | --- | --- | --- |")
     for row, r in result.items():
-        print(f"| {row.replace('_', ' ')} | {r['pellucid']:,.2f} | {r['transformers']:,.2f} | **{r['ratio']:.2f}** ({r['ratio_min']:.2f} to {r['ratio_max']:.2f}) |")
+        spread = f"**{r['ratio']:.2f}** ({r['ratio_min']:.2f} to {r['ratio_max']:.2f})"
+        print(f"| {row.replace('_', ' ')} | {r['pellucid']:,.2f} | {r['transformers']:,.2f} | {spread} |")
     print(f"\nGreedy tokens equal on both sides: {min(same)} of {args.tokens}. Prompt {args.prompt} tokens, decode {args.tokens}, {args.rounds} rounds.")
     return None
 

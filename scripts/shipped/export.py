@@ -68,7 +68,8 @@ Pellucid so that every command works before anything is downloaded. It knows no 
 | vocabulary | byte-level BPE of {n_vocab:,} tokens, trained on the training books |
 | data | {train_books} public-domain books, {train_bytes:.0f} MB of text, {train_tokens:.1f} million tokens; archive sha256 `{archive}` |
 | held out | {heldout_books} whole books, never trained on: {titles} |
-| training | {steps:,} steps of {per_step:,} tokens ({seen:.1f} million tokens, {epochs:.2f} passes), {minutes:.0f} minutes on two CPU cores, bfloat16 autocast over float32 weights |
+| training | {steps:,} steps of {per_step:,} tokens: {seen:.1f} million tokens, {epochs:.2f} passes |
+| machine | {minutes:.0f} minutes on one or two shared CPU cores, bfloat16 autocast over float32 weights |
 | recipe | Muon for the matrices, AdamW for the rest, rate {rate:g} with warm-up and a linear fall; `scripts/shipped/` in the repository, seed 0 |
 | held-out loss | {nats:.4f} nats per token, **{bits:.4f} bits per byte** over all {heldout_tokens:,} tokens of the held-out books, in windows of {window} |
 
@@ -110,12 +111,13 @@ def write_card(source: Path, out: Path, decoder: Decoder, state: dict, nats: flo
     bits = nats / math.log(2) * data["heldout"]["tokens"] / data["heldout"]["bytes"]
     seen = state["step"] * TOKENS_PER_STEP
     facts = dict(
-        n_parameters=sum(p.numel() for p in decoder.parameters()), layers=CONFIG["num_hidden_layers"], width=CONFIG["hidden_size"], heads=CONFIG["num_attention_heads"],
-        head=CONFIG["head_dim"], ff=CONFIG["intermediate_size"], context=CONFIG["max_position_embeddings"], megabytes=len(weights) / 1e6,
-        sha256=hashlib.sha256(weights).hexdigest(), n_vocab=CONFIG["vocab_size"], train_books=data["train"]["books"], train_bytes=data["train"]["bytes"] / 1e6,
+        n_parameters=sum(p.numel() for p in decoder.parameters()), layers=CONFIG["num_hidden_layers"], width=CONFIG["hidden_size"],
+        heads=CONFIG["num_attention_heads"], head=CONFIG["head_dim"], ff=CONFIG["intermediate_size"], context=CONFIG["max_position_embeddings"],
+        megabytes=len(weights) / 1e6, sha256=hashlib.sha256(weights).hexdigest(), n_vocab=CONFIG["vocab_size"], train_books=data["train"]["books"], train_bytes=data["train"]["bytes"] / 1e6,
         train_tokens=data["train"]["tokens"] / 1e6, archive=data["archive_sha256"], heldout_books=data["heldout"]["books"],
-        titles="; ".join((source / "heldout_books.txt").read_text().replace("/", ", ").splitlines()), steps=state["step"], per_step=TOKENS_PER_STEP, seen=seen / 1e6,
-        epochs=seen / data["train"]["tokens"], minutes=state["spent"] / 60, rate=LEARNING_RATE, nats=nats, bits=bits, heldout_tokens=data["heldout"]["tokens"], window=WINDOW)
+        titles="; ".join((source / "heldout_books.txt").read_text().replace("/", ", ").splitlines()), steps=state["step"],
+        per_step=TOKENS_PER_STEP, seen=seen / 1e6, epochs=seen / data["train"]["tokens"], minutes=state["spent"] / 60, rate=LEARNING_RATE,
+        nats=nats, bits=bits, heldout_tokens=data["heldout"]["tokens"], window=WINDOW)
     (out / "README.md").write_text(CARD.format(**facts))
     print(f"{facts['n_parameters']:,} parameters, {nats:.4f} nats per token, {bits:.4f} bits per byte, {len(weights) / 1e6:.1f} MB")
 

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -87,6 +88,90 @@ def rate(progress: float, step: int) -> float:
     return min(1.0, (step + 1) / WARMUP_STEPS) * fall
 
 
+class Run:
+    """The model, its optimizers and how far they are; everything that a resumption needs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.step, self.n_seen, self.spent = path, 0, 0, 0.0
+        self.decoder = Decoder(family("llama").spec(Config(CONFIG)), choose())
+        initialize(self.decoder)
+        named = dict(self.decoder.named_parameters())
+        matrices = [p for n, p in named.items() if p.ndim == 2 and n.startswith("blocks.")]
+        rest = [p for n, p in named.items() if not (p.ndim == 2 and n.startswith("blocks."))]
+        self.optimizers = [torch.optim.Muon(matrices, lr=LEARNING_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+                           torch.optim.AdamW(rest, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
+
+    def load(self) -> None:
+        state = torch.load(self.path, weights_only=True)
+        self.decoder.load_state_dict(state["decoder"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.n_seen, self.spent = state["step"], state["n_seen"], state["spent"]
+
+    def save(self) -> None:
+        """Whole or not at all: written beside, then renamed."""
+        beside = self.path.with_suffix(".tmp")
+        torch.save(dict(decoder=self.decoder.state_dict(), optimizers=[o.state_dict() for o in self.optimizers], step=self.step,
+                        n_seen=self.n_seen, spent=self.spent), beside)
+        beside.replace(self.path)
+
+    def update(self, loss: Tensor, factor: float) -> None:
+        """One step down the gradient of `loss`, at this factor of the learning rate."""
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = LEARNING_RATE * factor
+            optimizer.step()
+            optimizer.zero_grad()
+        self.step += 1
+
+
+def take(stream: Iterator[tuple[int, int]], run: Run, n_ids: int, length: int) -> list[int]:
+    """First tokens of the next step's windows; those that would run past the last book are passed over."""
+    starts: list[int] = []
+    while len(starts) < TOKENS_PER_STEP // length:
+        number, first = next(stream)
+        run.n_seen = number + 1
+        if first + length + 1 <= n_ids:
+            starts.append(first)
+    return starts
+
+
+def train(run: Run, train_ids: np.ndarray, heldout_ids: np.ndarray, bytes_per_token: float, budget: float, seed: int, log: TextIO) -> None:
+    """Trains until `budget` seconds are spent, over every resumption; a line to stdout and to the log every 25 steps."""
+    compiled = torch.compile(losses)  # twice as fast here: the elementwise work between the products is fused
+    stream, saved = windows(train_ids, seed, run.n_seen), run.spent
+    started, before, recent = time.monotonic(), run.spent, []
+    while run.spent < budget:
+        progress = run.spent / budget
+        length = 1024 if progress >= LONG_FROM else 512
+        starts, factor = take(stream, run, len(train_ids), length), rate(progress, run.step)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = compiled(run.decoder, *batch(train_ids, starts, length)) / TOKENS_PER_STEP
+        if not torch.isfinite(loss):
+            raise SystemExit(f"loss is {loss.item()} at step {run.step}, windows {starts}")
+        run.update(loss, factor)
+        run.spent = before + time.monotonic() - started
+        recent.append(loss.item())
+        if run.step % 25 == 0:
+            line = dict(step=run.step, tokens=run.step * TOKENS_PER_STEP, loss=round(sum(recent) / len(recent), 4), rate=round(LEARNING_RATE * factor, 6),
+                        minutes=round(run.spent / 60, 2), tokens_per_second=round(run.step * TOKENS_PER_STEP / run.spent))
+            recent = []
+            if run.step % 250 == 0:
+                line |= heldout(run.decoder, heldout_ids, bytes_per_token)
+            print(json.dumps(line), flush=True)
+            print(json.dumps(line), file=log, flush=True)
+        if run.spent - saved > SAVE_EVERY_SECONDS:
+            run.save()
+            saved = run.spent
+    run.save()
+
+
+def heldout(decoder: Decoder, ids: np.ndarray, bytes_per_token: float, n_windows: int = 48) -> dict[str, float]:
+    nats = heldout_loss(decoder, ids, n_windows)
+    return dict(heldout_nats_per_token=round(nats, 4), heldout_bits_per_byte=round(nats / math.log(2) / bytes_per_token, 4))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -99,70 +184,13 @@ def main() -> None:
     train_ids, heldout_ids = (np.memmap(args.folder / f"{part}.bin", dtype="<u2", mode="r") for part in ("train", "heldout"))
     facts = json.loads((args.folder / "data.json").read_text())["heldout"]
     bytes_per_token = facts["bytes"] / facts["tokens"]
-
-    decoder = Decoder(family("llama").spec(Config(CONFIG)), choose())
-    initialize(decoder)
-    matrices = [p for n, p in decoder.named_parameters() if p.ndim == 2 and n.startswith("blocks.")]
-    rest = [p for n, p in decoder.named_parameters() if not (p.ndim == 2 and n.startswith("blocks."))]
-    optimizers = [torch.optim.Muon(matrices, lr=LEARNING_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-                  torch.optim.AdamW(rest, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
-    step = n_seen = 0
-    spent, path = 0.0, args.folder / "state.pt"
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        decoder.load_state_dict(state["decoder"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        step, n_seen, spent = state["step"], state["n_seen"], state["spent"]
-        print(f"resumed at step {step}, {spent / 60:.1f} min spent", flush=True)
-
-    def save() -> None:
-        torch.save(dict(decoder=decoder.state_dict(), optimizers=[o.state_dict() for o in optimizers], step=step, n_seen=n_seen, spent=spent), path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").replace(path)
-
-    compiled = torch.compile(losses)  # twice as fast here: the elementwise work between the products is fused
-    stream, last_save, budget = windows(train_ids, args.seed, n_seen), spent, args.minutes * 60
-    started, before, shown = time.monotonic(), spent, [0.0, 0]
+    run = Run(args.folder / "state.pt")
+    if run.path.exists():
+        run.load()
+        print(f"resumed at step {run.step}, {run.spent / 60:.1f} min spent", flush=True)
     with (args.folder / "log.jsonl").open("a") as log:
-        while spent < budget:
-            length = 1024 if spent / budget >= LONG_FROM else 512
-            starts: list[int] = []
-            while len(starts) < TOKENS_PER_STEP // length:
-                number, first = next(stream)
-                n_seen = number + 1
-                if first + length + 1 <= len(train_ids):
-                    starts.append(first)
-            factor = rate(spent / budget, step)
-            for optimizer in optimizers:
-                optimizer.param_groups[0]["lr"] = LEARNING_RATE * factor
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = compiled(decoder, *batch(train_ids, starts, length)) / TOKENS_PER_STEP
-            if not torch.isfinite(loss):
-                raise SystemExit(f"loss is {loss.item()} at step {step}, windows {starts}")
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            step += 1
-            spent = before + time.monotonic() - started
-            shown = [shown[0] + loss.item(), shown[1] + 1]
-            if step % 25 == 0:
-                line = dict(step=step, tokens=step * TOKENS_PER_STEP, loss=round(shown[0] / shown[1], 4), rate=round(LEARNING_RATE * factor, 6),
-                            minutes=round(spent / 60, 2), tokens_per_second=round((step * TOKENS_PER_STEP) / spent))
-                shown = [0.0, 0]
-                if step % 250 == 0 or spent >= budget:
-                    nats = heldout_loss(decoder, heldout_ids)
-                    line |= dict(heldout_nats_per_token=round(nats, 4), heldout_bits_per_byte=round(nats / math.log(2) / bytes_per_token, 4))
-                print(json.dumps(line), flush=True)
-                log.write(json.dumps(line) + "\n")
-                log.flush()
-            if spent - last_save > SAVE_EVERY_SECONDS:
-                save()
-                last_save = spent
-        save()
-        nats = heldout_loss(decoder, heldout_ids, 192)
-        print(json.dumps(dict(step=step, final=True, heldout_nats_per_token=nats, heldout_bits_per_byte=nats / math.log(2) / bytes_per_token)), flush=True)
+        train(run, train_ids, heldout_ids, bytes_per_token, args.minutes * 60, args.seed, log)
+    print(json.dumps(dict(step=run.step, final=True) | heldout(run.decoder, heldout_ids, bytes_per_token, 192)), flush=True)
 
 
 if __name__ == "__main__":
