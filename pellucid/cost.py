@@ -13,16 +13,16 @@ from pellucid.spec import DecoderSpec, Experts, FeedForward, LatentAttention, La
 
 def parameters(spec: DecoderSpec) -> int:
     """Numbers in the weights; a tied embedding counts once. Equal to the count on the real decoder."""
-    D, V = spec.d_model, spec.n_vocab
-    ends = V * D + spec.learned_positions * D + (0 if spec.tied else V * D) + (V if spec.unembed_bias else 0)
-    return ends + _norm(spec.norm, D) + sum(_block(spec, layer) for layer in spec.layers)
+    D, V, E = spec.d_model, spec.n_vocab, spec.d_embed or spec.d_model
+    ends = V * E + spec.learned_positions * D + (0 if spec.tied else V * E) + (V if spec.unembed_bias else 0) + _ends(spec)
+    return ends + (spec.embed_norm + spec.final_norm) * _norm(spec.norm, D) + sum(_block(spec, layer) for layer in spec.layers)
 
 
 def active_parameters(spec: DecoderSpec) -> int:
     """Numbers one token is multiplied with or looks up: of experts only the active ones, of tables no unread row."""
     idle = sum((layer.mlp.n_experts - layer.mlp.n_active) * _feed_forward(spec.d_model, layer.mlp.each)
                for layer in spec.layers if isinstance(layer.mlp, Experts))
-    tables = 0 if spec.tied else spec.n_vocab * spec.d_model  # a tied table is read whole, as the unembedding
+    tables = 0 if spec.tied else spec.n_vocab * (spec.d_embed or spec.d_model)  # a tied table is read whole, as the unembedding
     return parameters(spec) - idle - tables - spec.learned_positions * spec.d_model
 
 
@@ -33,7 +33,7 @@ def flops_per_token(spec: DecoderSpec, n_context: int) -> int:
     activations, softmax (about 1 in 100), looking up an embedding. The well-known 2 x parameters leaves out attention and counts the tables.
     """
     D = spec.d_model
-    total = 2 * spec.n_vocab * D
+    total = 2 * spec.n_vocab * (spec.d_embed or D) + 2 * _ends(spec)
     for layer in spec.layers:
         total += 2 * _matrices(D, layer) + 2 * _pair(layer.mixer) * seen(layer.mixer, n_context)
     return total
@@ -51,9 +51,14 @@ def cache_bytes_per_token(spec: DecoderSpec, bytes_per_number: int) -> int:
     return sum(layer.mixer.n_cached for layer in spec.layers) * bytes_per_number
 
 
+def _ends(spec: DecoderSpec) -> int:
+    """Numbers of the two matrices between an embedding of its own width and the stream."""
+    return 0 if spec.d_embed is None else 2 * spec.d_embed * spec.d_model
+
+
 def _block(spec: DecoderSpec, layer: Layer) -> int:
     D = spec.d_model
-    n_norms = (spec.norm_in + (spec.norm_in and not spec.shared_norm)) + 2 * spec.norm_out
+    n_norms = (spec.norm_in + (spec.norm_in and not spec.shared_norm)) + 2 * spec.norm_out + 2 * (spec.norm_stream is not None)
     return _projections(D, layer.mixer) + _small(D, layer.mixer) + n_norms * _norm(spec.norm, D) + _mlp(D, layer.mlp)
 
 

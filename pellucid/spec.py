@@ -109,6 +109,20 @@ class Temperature:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Alibi:
+    """A bias on the scores that falls with distance: head h loses its slope for every token back. https://arxiv.org/abs/2108.12409"""
+
+    steepness: float = 8.0  # the last of a power of two heads has the slope 2 ** -steepness
+    gain: float = 1.0  # multiplies every slope
+
+    def slopes(self, n_heads: int) -> tuple[float, ...]:
+        """One a head. Past a power of two, n, the slopes of 2 n heads fill in, every other one from the first."""
+        n = 1 << n_heads.bit_length() - 1  # the largest power of two that is not above n_heads
+        exponents = [i / n for i in range(1, n + 1)] + [i / (2 * n) for i in range(1, 2 * (n_heads - n), 2)]
+        return tuple(self.gain * 2 ** (-self.steepness * e) for e in exponents)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
     """The mixer of a layer: softmax attention with grouped key/value heads."""
 
@@ -117,6 +131,7 @@ class Attention:
     d_head: int
     scale: float  # multiplies q . k
     rope: Rope | None = None  # None = no rotary position in this layer
+    alibi: Alibi | None = None
     window: int | None = None  # tokens a query may see, itself included; None = all
     chunk: int | None = None  # a row is cut into chunks of so many tokens, and a query sees nothing before its own
     sinks: bool = False  # a learned score for each head takes part in the softmax and brings no value
@@ -262,18 +277,28 @@ class DecoderSpec:
     shared_norm: bool = False  # a parallel block that normalizes once, for both
     norm_in: bool = True  # normalize what a sublayer reads
     norm_out: bool = False  # normalize what a sublayer writes
+    norm_stream: Literal["before", "after"] | None = None  # instead of both: normalize the residual stream itself, before or after each sublayer
     residual_scale: float = 1.0  # multiplies what a sublayer adds to the residual stream
     # the two ends
+    d_embed: int | None = None  # width of the embedding, where projections lead from it into the stream and back; None = d_model
     learned_positions: int = 0  # rows in the position table; 0 = none
+    sinusoidal_positions: bool = False  # computed, and added as learned ones are
     position_offset: int = 0  # OPT stores position p in row p + 2
     embed_scale: float = 1.0
+    embed_norm: bool = False  # normalize what enters the first block
+    final_norm: bool = True  # normalize what leaves the last
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     tied: bool = False  # the embedding is the unembedding
     unembed_bias: bool = False
 
     def __post_init__(self) -> None:
-        _positive(n_vocab=self.n_vocab, n_ctx=self.n_ctx, d_model=self.d_model, n_layers=len(self.layers))
+        _positive(n_vocab=self.n_vocab, n_ctx=self.n_ctx, d_model=self.d_model, n_layers=len(self.layers),
+                  d_embed=1 if self.d_embed is None else self.d_embed)
+        if self.norm_stream and (self.norm_in or self.norm_out or self.parallel):
+            raise ValueError(f"norm_stream={self.norm_stream!r} normalizes the stream itself: norm_in, norm_out and parallel must be off")
+        if self.learned_positions and self.sinusoidal_positions:
+            raise ValueError("positions cannot be learned and sinusoidal at once")
 
 
 def _positive(**sizes: int) -> None:

@@ -31,6 +31,8 @@ MIXERS = [*LATENTS] + [dataclasses.replace(MIXER, **facts) for facts in (
 MLPS = [FeedForward(d_ff=72, gated=gated, bias=bias) for gated, bias in itertools.product((False, True), repeat=2)]
 WIRINGS = [{"tied": True}, {"unembed_bias": True}, {"learned_positions": 33}, {"norm": LAYER}, {"norm": Norm(eps=1e-5, weight=False)},
            {"parallel": True}, {"parallel": True, "shared_norm": True}, {"norm_out": True}, {"norm_in": False, "norm_out": True},
+           {"norm_in": False, "norm_stream": "before"}, {"norm_in": False, "norm_stream": "after", "norm": LAYER, "final_norm": False},
+           {"embed_norm": True, "norm": LAYER}, {"d_embed": 20}, {"d_embed": 20, "tied": True, "sinusoidal_positions": True},
            {"layers": (WIDE, MIXED, WIDE)}, {"layers": (SHARING,)}, {"layers": (dataclasses.replace(
                SHARING, mlp=dataclasses.replace(SHARING.mlp, shared_gate=False, correction=False)),)}]
 SPECS = ([BASE] + [dataclasses.replace(BASE, layers=(Layer(mixer=mixer, mlp=MLP), WIDE)) for mixer in MIXERS]
@@ -47,11 +49,13 @@ def test_parameters_are_those_of_the_real_decoder(spec: DecoderSpec) -> None:
 def test_active_parameters_leave_out_idle_experts_and_tables() -> None:
     assert cost.active_parameters(BASE) == cost.parameters(BASE) - 101 * 48
     assert cost.active_parameters(dataclasses.replace(BASE, tied=True)) == cost.active_parameters(BASE)
+    narrow = dataclasses.replace(BASE, d_embed=20)
+    assert cost.active_parameters(narrow) == cost.parameters(narrow) - 101 * 20
     mixed = dataclasses.replace(BASE, layers=(MIXED,))
     assert cost.parameters(mixed) - cost.active_parameters(mixed) == 101 * 48 + 3 * 3 * 48 * 20
 
 
-@pytest.mark.parametrize("spec", [BASE, dataclasses.replace(BASE, layers=(WIDE, MIXED, SHARING), tied=True),
+@pytest.mark.parametrize("spec", [BASE, dataclasses.replace(BASE, layers=(WIDE, MIXED, SHARING), tied=True), dataclasses.replace(BASE, d_embed=20),
                                   dataclasses.replace(BASE, layers=(Layer(mixer=dataclasses.replace(MIXER, window=5), mlp=MLP),)),
                                   *(dataclasses.replace(BASE, layers=(Layer(mixer=mixer, mlp=MLP),)) for mixer in LATENTS[:3])])
 def test_flops_are_what_torch_counts(spec: DecoderSpec) -> None:

@@ -15,6 +15,7 @@ from pellucid.errors import BadRequest
 from pellucid.families._config import ACTIVATIONS as SPELLINGS
 from pellucid.model.rope import tables
 from pellucid.ops.choose import BACKENDS, choose
+from pellucid.ops.fused import BLOCK
 from pellucid.ops.reference import ACTIVATIONS, Reference
 from pellucid.spec import Experts, FeedForward
 
@@ -57,20 +58,32 @@ def ops(request):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("H", "K"), [(6, 3), (4, 1), (5, 5)])
 def test_attend(ops, H, K, dtype):
-    for (q_lengths, k_lengths), window, softcap in itertools.product(ROWS, (None, 1, 3, 50), (None, 2.0)):
+    slopes = random(H, seed=3).abs()
+    for (q_lengths, k_lengths), window, softcap, slopes_H in itertools.product(ROWS, (None, 1, 3, 50), (None, 2.0), (None, slopes)):
         q, k, v = (random(n, heads, width, dtype=dtype, seed=i) for i, (n, heads, width) in enumerate(
             [(sum(q_lengths), H, C), (sum(k_lengths), K, C), (sum(k_lengths), K, V)]))
-        how = {"q_lengths": q_lengths, "k_lengths": k_lengths, "scale": 0.4, "window": window, "softcap": softcap}
+        how = {"q_lengths": q_lengths, "k_lengths": k_lengths, "scale": 0.4, "window": window, "softcap": softcap, "slopes_H": slopes_H}
+        near(ops.attend(q, k, v, **how), REFERENCE.attend(q.float(), k.float(), v.float(), **how), dtype, 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("q_lengths", "k_lengths"), [((BLOCK + 44,), (BLOCK + 74,)), ((BLOCK + 1, BLOCK + 1), (BLOCK + 1, BLOCK + 1))])
+def test_attend_with_slopes_is_the_same_in_blocks_of_queries(ops, q_lengths, k_lengths, dtype):
+    q, k, v = (random(n, heads, C, dtype=dtype, seed=i) for i, (n, heads) in enumerate([(sum(q_lengths), 4), (sum(k_lengths), 2), (sum(k_lengths), 2)]))
+    for window in (None, 70):
+        how = {"q_lengths": q_lengths, "k_lengths": k_lengths, "scale": 0.4, "window": window, "softcap": None,
+               "slopes_H": torch.tensor([0.5, 0.01, 0.1, 0.004])}
         near(ops.attend(q, k, v, **how), REFERENCE.attend(q.float(), k.float(), v.float(), **how), dtype, 2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("H", "K"), [(6, 3), (4, 1), (5, 5)])
-def test_attend_in_chunks_and_with_sinks(ops, H, K, dtype):
-    for (q_lengths, k_lengths), window, chunk, sinks in itertools.product(ROWS, (None, 2), (None, 1, 3, 50), (None, random(H, dtype=dtype, seed=3))):
+def test_attend_in_chunks_with_sinks_and_with_slopes(ops, H, K, dtype):
+    variants = itertools.product(ROWS, (None, 2), (None, 1, 3, 50), (None, random(H, dtype=dtype, seed=3)), (None, random(H, seed=4).abs()))
+    for (q_lengths, k_lengths), window, chunk, sinks, slopes in variants:
         q, k, v = (random(n, heads, width, dtype=dtype, seed=i) for i, (n, heads, width) in enumerate(
             [(sum(q_lengths), H, C), (sum(k_lengths), K, C), (sum(k_lengths), K, V)]))
-        how = {"q_lengths": q_lengths, "k_lengths": k_lengths, "scale": 0.4, "window": window, "softcap": None, "chunk": chunk}
+        how = {"q_lengths": q_lengths, "k_lengths": k_lengths, "scale": 0.4, "window": window, "softcap": None, "chunk": chunk, "slopes_H": slopes}
         expected = REFERENCE.attend(q.float(), k.float(), v.float(), **how, sinks_H=None if sinks is None else sinks.float())
         near(ops.attend(q, k, v, **how, sinks_H=sinks), expected, dtype, 2)
 
@@ -124,14 +137,15 @@ def test_route(ops, dtype):
 
 
 @pytest.mark.parametrize("sinks", [None, [0.3, -1.0, 2.0, 0.0, 4.0, -3.0]])
+@pytest.mark.parametrize("slopes", [None, (0.5, 0.0, 1.5, 0.03, 0.7, 0.2)])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize(("window", "chunk"), [(None, None), (1, None), (3, None), (None, 4), (3, 4)])
 @pytest.mark.parametrize(("q_lengths", "k_lengths"), ROWS)
-def test_the_reference_attends_as_the_formula_says(q_lengths, k_lengths, window, chunk, softcap, sinks):
+def test_the_reference_attends_as_the_formula_says(q_lengths, k_lengths, window, chunk, softcap, sinks, slopes):
     H, K = 6, 3
     q, k, v = random(sum(q_lengths), H, C), random(sum(k_lengths), K, C, seed=1), random(sum(k_lengths), K, V, seed=2)
     found = REFERENCE.attend(q, k, v, q_lengths=q_lengths, k_lengths=k_lengths, scale=0.4, window=window, softcap=softcap, chunk=chunk,
-                             sinks_H=None if sinks is None else torch.tensor(sinks))
+                             sinks_H=None if sinks is None else torch.tensor(sinks), slopes_H=None if slopes is None else torch.tensor(slopes))
     expected, t0, s0 = torch.zeros_like(found), 0, 0
     for T, S in zip(q_lengths, k_lengths, strict=True):
         for t, h in itertools.product(range(T), range(H)):
@@ -140,6 +154,8 @@ def test_the_reference_attends_as_the_formula_says(q_lengths, k_lengths, window,
             scores = [0.4 * sum(a * b for a, b in zip(q[t0 + t, h].tolist(), k[s0 + s, kv].tolist(), strict=True)) for s in seen]
             if softcap is not None:
                 scores = [softcap * math.tanh(x / softcap) for x in scores]
+            if slopes is not None:
+                scores = [x - slopes[h] * (at - s) for x, s in zip(scores, seen, strict=True)]
             shares = [math.exp(x) for x in scores]
             whole = sum(shares) + (0.0 if sinks is None else math.exp(sinks[h]))
             expected[t0 + t, h] = sum(w / whole * v[s0 + s, kv] for w, s in zip(shares, seen, strict=True))

@@ -37,7 +37,7 @@ def _fields(node: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any, An
 
 def _fault(name: str, value: Any, hint: Any) -> str:
     """What was expected of a value that does not fit its declared type; empty for one that does."""
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if value is None and type(None) in kinds:
         return ""
     if bool in kinds:

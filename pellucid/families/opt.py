@@ -1,4 +1,8 @@
-"""OPT: learned positions that start two rows late, LayerNorm, ReLU. https://arxiv.org/abs/2205.01068"""
+"""OPT and Galactica: learned positions that start two rows late, LayerNorm, ReLU or GELU. https://arxiv.org/abs/2205.01068
+
+350M alone normalizes the stream after each sublayer, and is wider than its embedding; Galactica is https://arxiv.org/abs/2211.09085.
+Facts: https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/models/opt/modeling_opt.py
+"""
 from pellucid.families._config import Config
 from pellucid.spec import Attention, DecoderSpec, FeedForward, Layer, Norm
 from pellucid.weights.names import Rule, left_out
@@ -6,6 +10,8 @@ from pellucid.weights.names import Rule, left_out
 WEIGHTS: dict[str, Rule] = {  # 125M to 66B were saved from the bare decoder, without the `model.` prefix
     "[model.]decoder.embed_tokens.weight": "embed.weight",
     "[model.]decoder.embed_positions.weight": "pos_embed.weight",
+    "[model.]decoder.project_in.weight": "embed_in.weight",
+    "[model.]decoder.project_out.weight": "embed_out.weight",
     "[model.]decoder.version": left_out("buffer: a version number of fairseq"),
     "lm_head.weight": "unembed.weight",
 }
@@ -24,11 +30,14 @@ WEIGHTS |= {f"[model.]decoder.{theirs}.{p}": f"{ours}.{p}" for p in ("weight", "
 
 def spec(c: Config) -> DecoderSpec:
     d_model, n_heads, n_ctx = c("hidden_size"), c("num_attention_heads"), c("max_position_embeddings")
-    c.expect(do_layer_norm_before=True, enable_bias=True, layer_norm_elementwise_affine=True, _remove_final_layer_norm=False,
-             word_embed_proj_dim=d_model)
+    c.expect(learned_embeddings=True, scale_embeddings=False)  # what Galactica's files say of themselves
+    d_embed, bias, before = c("word_embed_proj_dim", default=d_model), c("enable_bias", default=True), c("do_layer_norm_before", default=True)
+    affine, removed = c("layer_norm_elementwise_affine", default=True), c("_remove_final_layer_norm", default=False)
     d_head = d_model // n_heads
-    mixer = Attention(n_heads=n_heads, n_kv_heads=n_heads, d_head=d_head, scale=d_head ** -0.5, qkv_bias=True, out_bias=True)
-    mlp = FeedForward(d_ff=c("ffn_dim"), act=c.activation("activation_function", default="relu"), gated=False, bias=True)
+    mixer = Attention(n_heads=n_heads, n_kv_heads=n_heads, d_head=d_head, scale=d_head ** -0.5, qkv_bias=bias, out_bias=bias)
+    mlp = FeedForward(d_ff=c("ffn_dim"), act=c.activation("activation_function", default="relu"), gated=False, bias=bias)
     return DecoderSpec(family=c("model_type"), n_vocab=c("vocab_size"), n_ctx=n_ctx, d_model=d_model,
-                       layers=(Layer(mixer=mixer, mlp=mlp),) * c("num_hidden_layers"), norm=Norm(kind="layer", bias=True, eps=1e-5),
+                       layers=(Layer(mixer=mixer, mlp=mlp),) * c("num_hidden_layers"), norm=Norm(kind="layer", weight=affine, bias=affine, eps=1e-5),
+                       norm_in=before, norm_stream=None if before else "after", final_norm=before and not removed,
+                       d_embed=None if d_embed == d_model else d_embed,
                        learned_positions=n_ctx + 2, position_offset=2, tied=c("tie_word_embeddings", default=True))

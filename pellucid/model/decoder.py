@@ -7,7 +7,9 @@ Shape letters, the same everywhere in this package:
 Rows are ragged and lie one after another without padding: T counts all tokens of all rows. That one shape serves
 a single prompt, a continuous batch, packed training and chunked losses.
 
-    tokens or embeddings ─ embed ─ + positions ─ block 0 … block L-1 ─ final_norm ─> hidden ─ unembed ─> logits
+    tokens or embeddings ─ embed ─ embed_in ─ + positions ─ embed_norm ─ block 0 … block L-1 ─ final_norm ─ embed_out ─> hidden ─ unembed ─> logits
+
+Of these a model has what its spec says; most have neither embed_in, embed_norm nor embed_out.
 """
 from __future__ import annotations
 
@@ -21,6 +23,7 @@ from pellucid.model import rope as rotary
 from pellucid.model.cache import Cache
 from pellucid.model.latent import CompressedAttention
 from pellucid.model.parts import Embed, Normalize, Project, Rows, Tables
+from pellucid.model.positions import sinusoids
 from pellucid.ops.interface import Ops
 from pellucid.spec import Attention, DecoderSpec, Dynamic, Experts, FeedForward, LatentAttention, Layer, LongRope, Rope
 
@@ -37,7 +40,7 @@ class Unembed(Project):
     """
 
     def __init__(self, ops: Ops, spec: DecoderSpec, *, deterministic: bool) -> None:
-        super().__init__(ops, spec.d_model, spec.n_vocab, spec.unembed_bias)
+        super().__init__(ops, spec.d_embed or spec.d_model, spec.n_vocab, spec.unembed_bias)
         self.scale, self.softcap, self.deterministic = spec.logit_scale, spec.logit_softcap, deterministic
 
     def forward(self, x_TD: Tensor) -> Tensor:
@@ -60,6 +63,7 @@ class SoftmaxAttention(nn.Module):
         self.k = Project(ops, d_model, K * C, mixer.qkv_bias)
         self.v = Project(ops, d_model, K * C, mixer.qkv_bias)
         self.o = Project(ops, H * C, d_model, mixer.out_bias)
+        self._slopes: Tensor | None = None
         if mixer.qk_norm is not None:
             shape = {"head": lambda n: (C,), "each_head": lambda n: (n, C), "width": lambda n: (n * C,)}[mixer.qk_norm_over]
             self.q_norm = Normalize(ops, mixer.qk_norm, *shape(H))
@@ -91,8 +95,15 @@ class SoftmaxAttention(nn.Module):
             k_lengths = [cache.lengths[slot] + n for slot, n in zip(rows.slots, rows.lengths, strict=True)]
             k_SKC, v_SKC = cache.extend(self.index, rows.slots, rows.lengths, k_TKC, v_TKC)
         out_THC = self.ops.attend(q_THC, k_SKC, v_SKC, q_lengths=rows.lengths, k_lengths=k_lengths,
-                                  scale=mixer.scale, window=mixer.window, softcap=mixer.softcap, chunk=mixer.chunk, sinks_H=self.sinks)
+                                  scale=mixer.scale, window=mixer.window, softcap=mixer.softcap, chunk=mixer.chunk, sinks_H=self.sinks,
+                                  slopes_H=self.slopes(x_TD.device))
         return self.o(out_THC.flatten(1))
+
+    def slopes(self, device: torch.device) -> Tensor | None:
+        """ALiBi's slopes, (H,), float32, made once and kept on the device."""
+        if self.mixer.alibi is not None and (self._slopes is None or self._slopes.device != device):
+            self._slopes = torch.tensor(self.mixer.alibi.slopes(self.mixer.n_heads), device=device)
+        return self._slopes
 
 
 class Mlp(nn.Module):
@@ -154,7 +165,10 @@ class Block(nn.Module):
         sequential   x ─ x + attn(norm(x)) ─ x + mlp(norm(x))
         parallel     x ─ x + attn(norm(x)) + mlp(norm(x))
 
-    `norm_in` and `norm_out` say on which side of a sublayer the norms stand.
+    `norm_in` and `norm_out` say on which side of a sublayer the norms stand; `norm_stream` puts them on the line between the sublayers instead:
+
+        before       x ─ norm ─ x + attn(x) ─ norm ─ x + mlp(x)
+        after        x ─ x + attn(x) ─ norm ─ x + mlp(x) ─ norm
     """
 
     def __init__(self, ops: Ops, spec: DecoderSpec, layer: Layer, index: int) -> None:
@@ -164,16 +178,23 @@ class Block(nn.Module):
         def norm(used: bool) -> nn.Module:
             return Normalize(ops, spec.norm, spec.d_model) if used else nn.Identity()
 
-        self.attn_norm = norm(spec.norm_in)
+        self.attn_norm = norm(spec.norm_in or spec.norm_stream is not None)
         self.attn = (CompressedAttention(ops, spec.d_model, layer.mixer, index) if isinstance(layer.mixer, LatentAttention)
                      else SoftmaxAttention(ops, spec.d_model, layer.mixer, index))
         self.attn_out_norm = norm(spec.norm_out)
-        self.mlp_norm = norm(spec.norm_in and not spec.shared_norm)
+        self.mlp_norm = norm((spec.norm_in and not spec.shared_norm) or spec.norm_stream is not None)
         self.mlp = (MixtureOfExperts(ops, spec.d_model, layer.mlp) if isinstance(layer.mlp, Experts)
                     else Mlp(ops, spec.d_model, layer.mlp))
         self.mlp_out_norm = norm(spec.norm_out)
 
     def forward(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Cache | None) -> Tensor:
+        if self.spec.norm_stream == "before":
+            x_TD = self.attn_norm(x_TD)
+            x_TD = self.mlp_norm(x_TD + self.scaled(self.attn(x_TD, tables, rows, cache)))
+            return x_TD + self.scaled(self.mlp(x_TD))
+        if self.spec.norm_stream == "after":
+            x_TD = self.attn_norm(x_TD + self.scaled(self.attn(x_TD, tables, rows, cache)))
+            return self.mlp_norm(x_TD + self.scaled(self.mlp(x_TD)))
         h_TD = self.attn_norm(x_TD)
         attn_TD = self.scaled(self.attn_out_norm(self.attn(h_TD, tables, rows, cache)))
         if self.spec.parallel:
@@ -196,10 +217,14 @@ class Decoder(nn.Module):
     def __init__(self, spec: DecoderSpec, ops: Ops, *, deterministic: bool = False) -> None:
         super().__init__()
         self.spec, self.ops, self.deterministic = spec, ops, deterministic
-        self.embed = Embed(ops, spec.n_vocab, spec.d_model)
+        d_embed = spec.d_embed or spec.d_model
+        self.embed = Embed(ops, spec.n_vocab, d_embed)
+        self.embed_in = Project(ops, d_embed, spec.d_model, bias=False) if spec.d_embed is not None else nn.Identity()
         self.pos_embed = Embed(ops, spec.learned_positions, spec.d_model) if spec.learned_positions else None
+        self.embed_norm = Normalize(ops, spec.norm, spec.d_model) if spec.embed_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(ops, spec, layer, i) for i, layer in enumerate(spec.layers))
-        self.final_norm = Normalize(ops, spec.norm, spec.d_model)
+        self.final_norm = Normalize(ops, spec.norm, spec.d_model) if spec.final_norm else nn.Identity()
+        self.embed_out = Project(ops, spec.d_model, d_embed, bias=False) if spec.d_embed is not None else nn.Identity()
         self.unembed = Unembed(ops, spec, deterministic=deterministic)
         if spec.tied:
             self.unembed.weight = self.embed.weight
@@ -210,7 +235,7 @@ class Decoder(nn.Module):
         self._frequencies: dict[Rope, tuple[Tensor, float]] = {}
 
     def forward(self, tokens: Tensor, positions_T: Tensor | None = None, rows: Rows | None = None, cache: Cache | None = None) -> Tensor:
-        """Hidden states (T, D) after the final norm, ready for `unembed`.
+        """Hidden states (T, D) after the final norm, ready for `unembed`; as wide as the embedding, where that has a width of its own.
 
         tokens: ids (T,), int64, or embeddings (T, D) to be used in their place. positions_T defaults to each row's
         next positions: after what its cache row holds. rows defaults to one row of all tokens.
@@ -229,14 +254,18 @@ class Decoder(nn.Module):
         if self.spec.embed_scale != 1.0:
             # Rounded to the stream's dtype first: bfloat16 models were trained with the rounded factor.
             x_TD = x_TD * torch.tensor(self.spec.embed_scale, dtype=x_TD.dtype, device=x_TD.device)
+        x_TD = self.embed_in(x_TD)
         if self.pos_embed is not None:
             x_TD = x_TD + self.pos_embed(positions_T + self.spec.position_offset)
+        if self.spec.sinusoidal_positions:
+            x_TD = x_TD + sinusoids(positions_T + self.spec.position_offset, self.spec.d_model).to(x_TD.dtype)
+        x_TD = self.embed_norm(x_TD)
         tables = self.tables(positions_T, rows, lengths)
         for block in self.blocks:
             x_TD = block(x_TD, tables, rows, cache)
         if cache is not None:
             cache.advance(rows.slots, rows.lengths)
-        return self.final_norm(x_TD)
+        return self.embed_out(self.final_norm(x_TD))
 
     def _check_reach(self, positions_T: Tensor | None, rows: Rows, cache: Cache | None) -> None:
         """Raises BadRequest for a position this model has no number for. Most models have no such limit."""

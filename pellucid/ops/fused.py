@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.ops.reference import Reference, visible
+from pellucid.ops.reference import Reference, falling, visible
 
+BLOCK = 256  # queries: so many at a time where each head has a bias of its own, and the tensor of biases would outgrow the rest
 LARGE = 1 << 16  # numbers: above this, torch's rms_norm on a CPU (which makes a tensor for every step) is slower than working in place
 
 
@@ -34,28 +35,39 @@ class Fused(Reference):
         return F.rms_norm(x, x.shape[-1:], weight, eps)
 
     def attend(self, q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, q_lengths: Sequence[int], k_lengths: Sequence[int],
-               scale: float, window: int | None, softcap: float | None, chunk: int | None = None, sinks_H: Tensor | None = None) -> Tensor:
-        if softcap is not None:
+               scale: float, window: int | None, softcap: float | None, chunk: int | None = None, sinks_H: Tensor | None = None,
+               slopes_H: Tensor | None = None) -> Tensor:
+        if softcap is not None or (slopes_H is not None and not q_THC.is_cpu and q_THC.dtype != torch.float32):
+            # Off the CPU torch wants a bias in the queries' own dtype, and half precision is too coarse for one.
             return super().attend(q_THC, k_SKC, v_SKC, q_lengths=q_lengths, k_lengths=k_lengths,
-                                  scale=scale, window=window, softcap=softcap, chunk=chunk, sinks_H=sinks_H)
+                                  scale=scale, window=window, softcap=softcap, chunk=chunk, sinks_H=sinks_H, slopes_H=slopes_H)
         B, T, S = len(q_lengths), q_lengths[0], k_lengths[0]
-        if any(t != T for t in q_lengths) or any(s != S for s in k_lengths):
+        many = slopes_H is not None and T > BLOCK
+        if any(t != T for t in q_lengths) or any(s != S for s in k_lengths) or (many and B > 1):
             # Ragged: row by row, so that a row's arithmetic does not depend on its neighbours' lengths.
             q, k, v = q_THC.split(list(q_lengths)), k_SKC.split(list(k_lengths)), v_SKC.split(list(k_lengths))
             return torch.cat([self.attend(q[b], k[b], v[b], q_lengths=[q_lengths[b]], k_lengths=[k_lengths[b]], scale=scale,
-                                          window=window, softcap=None, chunk=chunk, sinks_H=sinks_H) for b in range(B)])
+                                          window=window, softcap=None, chunk=chunk, sinks_H=sinks_H, slopes_H=slopes_H) for b in range(B)])
+        if many:
+            stops = [min(start + BLOCK, T) for start in range(0, T, BLOCK)]
+            return torch.cat([self.attend(q_tHC, k_SKC[: S - T + stop], v_SKC[: S - T + stop], q_lengths=[len(q_tHC)], k_lengths=[S - T + stop],
+                                          scale=scale, window=window, softcap=None, chunk=chunk, sinks_H=sinks_H, slopes_H=slopes_H)
+                              for q_tHC, stop in zip(q_THC.split(BLOCK), stops, strict=True)])
         q_BHTC, k_BKSC, v_BKSC = (x.unflatten(0, (B, -1)).transpose(1, 2) for x in (q_THC, k_SKC, v_SKC))
         grouped = q_BHTC.shape[1] != k_BKSC.shape[1]
         narrow = min(x for x in (window, chunk, S) if x is not None) < S
         if T == 1 and narrow:
             first = max(0 if window is None else S - window, 0 if chunk is None else (S - 1) // chunk * chunk)
             k_BKSC, v_BKSC, narrow = k_BKSC[:, :, first:], v_BKSC[:, :, first:], False
-        mask_TS = visible(T, S, window, chunk, q_THC.device) if narrow or 1 < T < S or (sinks_H is not None and T > 1) else None
+        mask = visible(T, S, window, chunk, q_THC.device) if narrow or 1 < T < S or (T > 1 and (sinks_H is not None or slopes_H is not None)) else None
+        if slopes_H is not None:
+            bias_HTS = falling(slopes_H, T, k_BKSC.shape[2])
+            mask = bias_HTS if mask is None else bias_HTS.masked_fill_(~mask, -torch.inf)
         if sinks_H is not None:
             q_BHTC, k_BKSC, v_BKSC = with_sink(q_BHTC, k_BKSC, v_BKSC, sinks_H / scale)
-            mask_TS = None if mask_TS is None else F.pad(mask_TS, (1, 0), value=True)
-        out_BHTC = F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, attn_mask=mask_TS, scale=scale, enable_gqa=grouped,
-                                                  is_causal=mask_TS is None and T > 1)[..., : v_SKC.shape[-1]]
+            mask = None if mask is None else F.pad(mask, (1, 0), value=slopes_H is None)  # seen, or a bias of zero
+        out_BHTC = F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, attn_mask=mask, scale=scale, enable_gqa=grouped,
+                                                  is_causal=mask is None and T > 1)[..., : v_SKC.shape[-1]]
         return out_BHTC.transpose(1, 2).flatten(0, 1)
 
 

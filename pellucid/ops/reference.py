@@ -63,9 +63,10 @@ class Reference:
         return torch.cat([turned_THR, rest], -1) if rest.shape[-1] else turned_THR
 
     def attend(self, q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, q_lengths: Sequence[int], k_lengths: Sequence[int],
-               scale: float, window: int | None, softcap: float | None, chunk: int | None = None, sinks_H: Tensor | None = None) -> Tensor:
+               scale: float, window: int | None, softcap: float | None, chunk: int | None = None, sinks_H: Tensor | None = None,
+               slopes_H: Tensor | None = None) -> Tensor:
         rows = zip(q_THC.split(list(q_lengths)), k_SKC.split(list(k_lengths)), v_SKC.split(list(k_lengths)), strict=True)
-        how = {"scale": scale, "window": window, "softcap": softcap, "chunk": chunk, "sinks_H": sinks_H}
+        how = {"scale": scale, "window": window, "softcap": softcap, "chunk": chunk, "sinks_H": sinks_H, "slopes_H": slopes_H}
         return torch.cat([attend_row(q, k, v, **how) for q, k, v in rows])
 
     def gated(self, gate_TF: Tensor, up_TF: Tensor, act: Activation, *, slope: float = 1.0, limit: float | None = None, up_offset: float = 0.0) -> Tensor:
@@ -98,13 +99,15 @@ def in_best_groups(choice_TX: Tensor, experts: Experts) -> Tensor:
 
 
 def attend_row(q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, scale: float, window: int | None, softcap: float | None, chunk: int | None,
-               sinks_H: Tensor | None) -> Tensor:
+               sinks_H: Tensor | None, slopes_H: Tensor | None) -> Tensor:
     """Causal attention of one row in float32; the last T keys are the queries' own. (T, H, C)"""
     (T, H, C), (S, K, _) = q_THC.shape, k_SKC.shape
     q_TKGC = q_THC.float().view(T, K, H // K, C)
     scores_KGTS = torch.einsum("tkgc,skc->kgts", q_TKGC, k_SKC.float()) * scale
     if softcap is not None:
         scores_KGTS = softcap * torch.tanh(scores_KGTS / softcap)
+    if slopes_H is not None:
+        scores_KGTS = scores_KGTS + falling(slopes_H, T, S).view(K, H // K, T, S)
     scores_KGTS = scores_KGTS.masked_fill(~visible(T, S, window, chunk, q_THC.device), -torch.inf)
     if sinks_H is not None:
         scores_KGTS = torch.cat([scores_KGTS, sinks_H.float().view(K, H // K, 1, 1).expand(-1, -1, T, 1)], -1)
@@ -122,3 +125,10 @@ def visible(T: int, S: int, window: int | None, chunk: int | None, device: torch
     if chunk is not None:
         seen &= key_1S >= query_T1 // chunk * chunk
     return seen
+
+
+def falling(slopes_H: Tensor, T: int, S: int) -> Tensor:
+    """(H, T, S), float32: how much each head lowers the score of query t with key s. Counted from the query, so that it stays exact in long rows."""
+    query_T1 = torch.arange(S - T, S, device=slopes_H.device)[:, None]
+    key_1S = torch.arange(S, device=slopes_H.device)[None, :]
+    return slopes_H.float()[:, None, None] * (key_1S - query_T1)

@@ -35,7 +35,7 @@ def assemble(table: NameTable, checkpoint: Iterable[tuple[str, Tensor]], shapes:
             out.setdefault(place.why, []).append(theirs)
         elif place is not None and spec.tied and place.names == ("unembed.weight",):
             tied_copies.append((theirs, tensor))
-        elif place is None or not shapes.keys() >= set(place.names):
+        elif place is None or not place.rule.holds(spec) or not shapes.keys() >= set(place.names):
             unknown.append(theirs)
         elif place.head is not None:
             gains.setdefault(place.names[0], {})[place.head] = tensor
@@ -58,7 +58,7 @@ def assemble(table: NameTable, checkpoint: Iterable[tuple[str, Tensor]], shapes:
 def layout(table: NameTable, ours: Mapping[str, Tensor], spec: DecoderSpec) -> dict[str, Place]:
     """Checkpoint name -> place of every tensor that saving writes. Raises UnknownTensors when one of ours has no name there."""
     have = {name: tensor.shape[0] for name, tensor in ours.items() if not (spec.tied and name == "unembed.weight")}
-    places = table.saved(have, have)
+    places = {theirs: place for theirs, place in table.saved(have, have).items() if place.rule.holds(spec)}
     written = {name for place in places.values() for name in place.names}
     if lost := sorted(set(have) - written):
         raise UnknownTensors(f"family {spec.family!r} has no checkpoint name for {len(lost)} tensors, first: {', '.join(lost[:3])}")
@@ -72,11 +72,11 @@ def joined(ours: Mapping[str, Tensor], place: Place, spec: DecoderSpec) -> Tenso
         return parts[0][place.head].contiguous()
     if rule.all_experts:
         return torch.stack([joined(ours, one, spec) for one in _experts(place)])
-    if rule.stacked == "by_kv_head" and len(parts) > 1:
-        K = _kv_heads(place, spec)
-        t = torch.cat([_by_head(p, K) for p in parts], 1).flatten(0, 1)
-    elif rule.stacked == "interleaved":
+    if rule.stacked == "interleaved":
         t = torch.stack(parts, 1).flatten(0, 1)
+    elif rule.stacked != "whole" and len(parts) > 1:
+        n = _shares(place, spec)
+        t = torch.cat([_shared(p, n) for p in parts], 1).flatten(0, 1)
     else:
         t = torch.cat(parts) if len(parts) > 1 else parts[0]
     return (t.T if rule.transpose else t).contiguous()
@@ -131,8 +131,8 @@ def _parts(theirs: str, tensor: Tensor, place: Place, shapes: Mapping[str, Shape
         return {name: t[i :: len(rows)] if t.stride(-1) == 1 else t[i :: len(rows)].contiguous() for i, name in enumerate(place.names)}
     if rule.stacked == "whole":
         return dict(zip(place.names, torch.split(t, rows), strict=True))
-    K = _kv_heads(place, spec)
-    groups = torch.split(_by_head(t, K), [r // K for r in rows], 1)
+    n = _shares(place, spec)
+    groups = torch.split(_shared(t, n), [r // n for r in rows], 1)
     return {name: part.flatten(0, 1) for name, part in zip(place.names, groups, strict=True)}
 
 
@@ -152,12 +152,14 @@ def _experts(place: Place) -> list[Place]:
     return [Place(rule, place.names[start : start + n]) for start in range(0, len(place.names), n)]
 
 
-def _by_head(t: Tensor, n_heads: int) -> Tensor:
-    return t.reshape(n_heads, -1, *t.shape[1:])  # a view of what lies in order
+def _shared(t: Tensor, n: int) -> Tensor:
+    return t.reshape(n, -1, *t.shape[1:])  # a view of what lies in order
 
 
-def _kv_heads(place: Place, spec: DecoderSpec) -> int:
-    """How many key/value heads the layer of this place has."""
+def _shares(place: Place, spec: DecoderSpec) -> int:
+    """Into how many equal parts the rows are cut: shards, or key/value heads of the layer of this place."""
+    if isinstance(place.rule.stacked, int):
+        return place.rule.stacked
     return spec.layers[int(place.names[0].split(".")[1])].mixer.n_kv_heads
 
 

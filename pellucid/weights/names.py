@@ -13,11 +13,13 @@ A family's WEIGHTS maps a name in the files to where it goes:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Stacked = Literal["whole", "by_kv_head", "interleaved"]
+from pellucid.spec import DecoderSpec
+
+Stacked = Literal["whole", "by_kv_head", "interleaved"] | int
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +28,11 @@ class To:
 
     transpose:   stored (in, out), as GPT-2's Conv1D does.
     stacked:     "whole" = all rows of the first, then the second; "by_kv_head" = [q… k v] for the first kv head, then the next;
-                 "interleaved" = the first row of each, then the second of each.
+                 "interleaved" = the first row of each, then the second of each; a number = as many shards, each holding its share of the rows of all.
     all_experts: the checkpoint tensor holds every expert along its first axis; its own name has no {e}.
     index:       for a pattern with {h}: this checkpoint tensor is row h of ours (a gain a head, saved head by head).
     written:     saving uses this name; false for other spellings of a name that the table has already.
+    when:        the specs whose checkpoints use this name, where a family calls one tensor by several; None = all.
     """
 
     names: tuple[str, ...]
@@ -38,6 +41,10 @@ class To:
     all_experts: bool = False
     index: bool = False
     written: bool = True
+    when: Callable[[DecoderSpec], bool] | None = None
+
+    def holds(self, spec: DecoderSpec) -> bool:
+        return self.when is None or self.when(spec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +58,9 @@ Rule = str | To | LeftOut
 Table = Mapping[str, Rule]
 
 
-def to(*names: str, transpose: bool = False, stacked: Stacked = "whole", all_experts: bool = False, index: bool = False) -> To:
-    return To(names, transpose, stacked, all_experts, index)
+def to(*names: str, transpose: bool = False, stacked: Stacked = "whole", all_experts: bool = False, index: bool = False,
+       when: Callable[[DecoderSpec], bool] | None = None) -> To:
+    return To(names, transpose, stacked, all_experts, index, when=when)
 
 
 def left_out(why: str) -> LeftOut:

@@ -27,6 +27,7 @@ class Case:
     length:  tokens of a full pass.
     spread:  standard deviation of a matrix product's output for a normalized input; wilder weights show finer facts.
     old:     config.json rewritten into the transformers 4 dialect; None where that dialect never existed for the family.
+    n_ctx:   the key of config.json that says how long the model was made for.
     adjust:  called with the random transformers model (with a reference: its tensors, by name) before it is saved, for a fact that plain noise
              would hide.
     reference: a module of tests/references, which judges in place of transformers; None where transformers 5.23 has the family.
@@ -40,6 +41,7 @@ class Case:
     length: int = LENGTH
     spread: float = 1.5
     old: Callable[[Json], Json] | None = None
+    n_ctx: str = "max_position_embeddings"
     adjust: Callable[[Any], None] | None = None
     reference: ModuleType | None = None
 

@@ -204,19 +204,3 @@ CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
         "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.52.0.dev0", "use_cache": True,
         "vocab_size": 151552}, 32_566_081_536),
 }
-
-# Published variants of these families that are not run yet -> (config.json, what the refusal names).
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "facebook/opt-350m": (OPT | {
-        "do_layer_norm_before": False, "ffn_dim": 4096, "hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 24,
-        "word_embed_proj_dim": 512}, "do_layer_norm_before=False"),
-    "facebook/galactica-125m": (OPT | {
-        "activation_function": "gelu", "enable_bias": False, "layer_norm_elementwise_affine": False, "vocab_size": 50000},
-        "enable_bias=False"),
-    "tiiuae/falcon-40b": (FALCON | {
-        "hidden_size": 8192, "new_decoder_architecture": True, "num_attention_heads": 128, "num_hidden_layers": 60, "num_kv_heads": 8},
-        "new_decoder_architecture=True"),
-    "tiiuae/falcon-rw-1b": (FALCON | {
-        "alibi": True, "bias": True, "hidden_size": 2048, "multi_query": False, "num_attention_heads": 32, "num_hidden_layers": 24,
-        "parallel_attn": False, "vocab_size": 50304}, "alibi=True"),
-}

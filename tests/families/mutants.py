@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pellucid.spec import (
+    Alibi,
     Attention,
     DecoderSpec,
     Dynamic,
@@ -39,6 +40,7 @@ INSTEAD_OF_NONE: dict[Any, Any] = {
     Norm: Norm(eps=1e-5),
     Rope: Rope(theta=100.0, d_rotary=4),
     Temperature: Temperature(every=5, by=0.7, first=1),
+    Alibi: Alibi(steepness=3.0),
     Linear: Linear(factor=2.0),
     Dynamic: Dynamic(original=9),
     Llama3: Llama3(factor=3.0, low=0.5, high=3.0, original=17),
@@ -107,6 +109,8 @@ def _of_union(value: Any, kinds: tuple[Any, ...], path: str) -> Iterator[Change]
         if kind is type(None):
             if value is not None:
                 yield f"{path}: dropped", None
+        elif get_origin(kind) is Literal:
+            yield from changes(value, kind, path)  # every name that is not the value, which may be None
         elif value is not None and isinstance(value, int | float if kind is float else kind):
             yield from changes(value, kind, path)
         elif kind in INSTEAD_OF_NONE:
@@ -147,7 +151,7 @@ def essence(spec: DecoderSpec, length: int) -> DecoderSpec:
     }
     if not spec.norm_in:
         mutes["shared_norm"] = False  # there is no norm to share
-    if not spec.learned_positions:
+    if not spec.learned_positions and not spec.sinusoidal_positions:
         mutes["position_offset"] = 0  # there is no table to be late in
     return dataclasses.replace(spec, **mutes)
 

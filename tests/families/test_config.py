@@ -205,6 +205,11 @@ DECODER = {"family": "x", "n_vocab": 9, "n_ctx": 8, "d_model": 7, "layers": (LAY
     (lambda: FeedForward(d_ff=0), "d_ff is 0, and no decoder has fewer than 1"),
     (lambda: DecoderSpec(**{**DECODER, "n_vocab": 0}), "n_vocab is 0, and no decoder has fewer than 1"),
     (lambda: DecoderSpec(**{**DECODER, "layers": ()}), "n_layers is 0, and no decoder has fewer than 1"),
+    (lambda: DecoderSpec(**DECODER, d_embed=0), "d_embed is 0, and no decoder has fewer than 1"),
+    *((lambda facts=facts: DecoderSpec(**DECODER, **{"norm_in": False, "norm_stream": "after"} | facts),
+       "norm_stream='after' normalizes the stream itself: norm_in, norm_out and parallel must be off")
+      for facts in ({"norm_in": True}, {"norm_out": True}, {"parallel": True})),
+    (lambda: DecoderSpec(**DECODER, learned_positions=8, sinusoidal_positions=True), "positions cannot be learned and sinusoidal at once"),
 ])
 def test_an_impossible_spec_is_refused(make, message):
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -238,3 +238,27 @@ def test_all_experts_of_one_tensor_are_counted() -> None:
             assemble(NameTable(STACKED), {**checkpoint, dense: checkpoint["h.1.bias"]}.items(), EXPERT_SHAPES, SPARSE)
     with pytest.raises(MissingTensors, match=r"lacks 3 of 15 tensors that family 'test' needs, first: h.1.down"):
         assemble(NameTable(STACKED), {k: v for k, v in checkpoint.items() if k != "h.1.down"}.items(), EXPERT_SHAPES, SPARSE)
+
+
+def test_shards_hold_their_share_of_every_tensor() -> None:
+    """Three shards of [q v k], whatever the number of heads: rows of one of ours come from all three."""
+    table = NameTable({"h.{i}.qvk": to(*(f"blocks.{{i}}.attn.{x}.weight" for x in "qvk"), stacked=3)})
+    checkpoint = {f"h.{i}.qvk": torch.arange(24 * 5, dtype=torch.float32).view(24, 5) + i for i in range(2)}
+    shapes = {name: shape for name, shape in SHAPES.items() if name.endswith(("q.weight", "k.weight", "v.weight"))}
+    tensors, _ = assemble(table, checkpoint.items(), shapes, SPEC)
+    shards = checkpoint["h.1.qvk"].view(3, 8, 5)  # each: four rows of q, two of v, two of k
+    for x, rows in {"q": slice(0, 4), "v": slice(4, 6), "k": slice(6, 8)}.items():
+        assert torch.equal(tensors[f"blocks.1.attn.{x}.weight"], shards[:, rows].flatten(0, 1))
+    saved = disassemble(table, tensors, SPEC)
+    assert saved.keys() == checkpoint.keys()
+    assert all(torch.equal(saved[name], checkpoint[name]) for name in saved)
+
+
+def test_a_name_that_holds_for_other_specs_is_neither_read_nor_written() -> None:
+    table = NameTable({"wide.weight": to("embed.weight", when=lambda spec: spec.d_model > 5),
+                       "narrow.weight": to("embed.weight", when=lambda spec: spec.d_model <= 5)})
+    shapes, tensor = {"embed.weight": (7, 5)}, torch.ones(7, 5)
+    tensors, _ = assemble(table, [("narrow.weight", tensor)], shapes, SPEC)
+    assert disassemble(table, tensors, SPEC).keys() == {"narrow.weight"}
+    with pytest.raises(UnknownTensors, match=r"1 tensor in the checkpoint has no place in family 'test' with these settings, first: wide\.weight"):
+        assemble(table, [("wide.weight", tensor)], shapes, SPEC)
