@@ -115,7 +115,7 @@ def _matrix(D: int, mlp: FeedForward) -> int:
 
 
 def _feed_forward(D: int, mlp: FeedForward) -> int:
-    return _matrix(D, mlp) + ((2 if mlp.gated else 1) * mlp.d_ff + D if mlp.bias else 0)
+    return _matrix(D, mlp) + ((2 if mlp.gated else 1) * mlp.d_ff + D if mlp.bias else 0) + 4 * mlp.xielu
 
 
 def _norm(norm: Norm, width: int) -> int:

@@ -198,7 +198,10 @@ Mixer = Attention | LatentAttention
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedForward:
-    """down(act(gate(x)) * up(x)), or down(act(up(x))) where it is not gated."""
+    """down(act(gate(x)) * up(x)), or down(act(up(x))) where it is not gated.
+
+    xielu: an activation with numbers of its own, learned for each layer, stands in place of act. https://arxiv.org/abs/2411.13010
+    """
 
     d_ff: int
     act: Activation = "silu"
@@ -207,6 +210,7 @@ class FeedForward:
     slope: float = 1.0  # silu's: x * sigmoid(slope * x)
     limit: float | None = None  # the gate is clamped from above, and up on both sides
     up_offset: float = 0.0  # added to up
+    xielu: bool = False
 
     def __post_init__(self) -> None:
         _positive(d_ff=self.d_ff)
@@ -214,6 +218,8 @@ class FeedForward:
             raise ValueError(f"a slope of {self.slope:g} is silu's, and the activation is {self.act}")
         if not self.gated and (self.slope != 1.0 or self.limit is not None or self.up_offset):
             raise ValueError("slope, limit and up_offset are about a gated feed-forward, and this one is not")
+        if self.xielu and self.gated:
+            raise ValueError("xIELU stands in a feed-forward without a gate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,8 @@ LATENTS = [dataclasses.replace(LATENT, **facts) for facts in ({}, {"d_query_late
 MIXERS = [*LATENTS] + [dataclasses.replace(MIXER, **facts) for facts in (
     {}, {"qkv_bias": True}, {"out_bias": True}, {"window": 5}, {"chunk": 5}, {"sinks": True}, *({"qk_norm": norm, "qk_norm_over": over} for norm in (RMS, LAYER)
                                                                 for over in ("head", "each_head", "width")))]
-MLPS = [FeedForward(d_ff=72, gated=gated, bias=bias) for gated, bias in itertools.product((False, True), repeat=2)]
+MLPS = [FeedForward(d_ff=72, gated=gated, bias=bias) for gated, bias in itertools.product((False, True), repeat=2)] + [
+    FeedForward(d_ff=72, gated=False, xielu=True)]
 WIRINGS = [{"tied": True}, {"unembed_bias": True}, {"learned_positions": 33}, {"norm": LAYER}, {"norm": Norm(eps=1e-5, weight=False)},
            {"parallel": True}, {"parallel": True, "shared_norm": True}, {"norm_out": True}, {"norm_in": False, "norm_out": True},
            {"norm_in": False, "norm_stream": "before"}, {"norm_in": False, "norm_stream": "after", "norm": LAYER, "final_norm": False},

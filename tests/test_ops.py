@@ -133,6 +133,13 @@ def test_route(ops, dtype):
         near(share, expected_share, torch.float32, 1)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_xielu(ops, dtype):
+    x, (p, n) = random(5, 12, dtype=dtype), random(2, 1, seed=1)
+    numbers = (p, n, torch.tensor(0.5), torch.tensor(-1e-6))
+    near(ops.xielu(x, *numbers), REFERENCE.xielu(x.float(), *numbers), dtype, 1)
+
+
 # The reference itself, against loops over plain Python numbers.
 
 
@@ -219,6 +226,16 @@ def test_the_reference_gates_as_the_formula_says(slope, up_offset, limit):
     for g, u, out in zip(gate.flatten().tolist(), up.flatten().tolist(), found.flatten().tolist(), strict=True):
         g, u = (g, u) if limit is None else (min(g, limit), max(-limit, min(u, limit)))
         assert out == pytest.approx(g / (1 + math.exp(-slope * g)) * (u + up_offset), abs=1e-6)
+
+
+def test_the_reference_computes_xielu_as_the_formula_says():
+    def softplus(x):
+        return math.log1p(math.exp(x))
+
+    xs, (p, n, beta, eps) = [-3.0, -0.5, -1e-3, 0.0, 0.4, 2.0], (0.3, -0.7, 0.25, -0.01)
+    found = REFERENCE.xielu(torch.tensor(xs), *map(torch.tensor, ([p], [n], beta, eps)))
+    expected = [softplus(p) * x * x + beta * x if x > 0 else (math.expm1(min(x, eps)) - x) * (beta + softplus(n)) + beta * x for x in xs]
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

@@ -27,7 +27,7 @@ INERT: dict[str, str] = {
            "exponential_decay_length_penalty remove_invalid_values", _GENERATION),
     **_all("initializer_range init_std initializer_factor attention_dropout attn_pdrop embd_pdrop resid_pdrop embd_dropout hidden_dropout "
            "attention_dropout_prob attention_probs_dropout_prob dropout layerdrop embedding_dropout residual_dropout hidden_dropout_prob "
-           "activation_dropout classifier_dropout router_aux_loss_coef output_router_logits router_jitter_noise gradient_checkpointing "
+           "activation_dropout classifier_dropout emb_pdrop router_aux_loss_coef output_router_logits router_jitter_noise gradient_checkpointing "
            "use_cache_during_training embed_dropout attn_dropout resid_dropout", _TRAINING),
     **_all("return_dict output_hidden_states output_attentions output_scores return_dict_in_generate use_return_dict use_cache "
            "tie_encoder_decoder is_encoder_decoder is_decoder add_cross_attention cross_attention_hidden_size "

@@ -106,6 +106,19 @@ class SoftmaxAttention(nn.Module):
         return self._slopes
 
 
+class Xielu(nn.Module):
+    """An activation with four learned numbers."""
+
+    def __init__(self, ops: Ops) -> None:
+        super().__init__()
+        self.ops = ops
+        self.alpha_p, self.alpha_n = nn.Parameter(torch.empty(1)), nn.Parameter(torch.empty(1))
+        self.beta, self.eps = nn.Parameter(torch.empty(())), nn.Parameter(torch.empty(()))
+
+    def forward(self, x_TF: Tensor) -> Tensor:
+        return self.ops.xielu(x_TF, self.alpha_p, self.alpha_n, self.beta, self.eps)
+
+
 class Mlp(nn.Module):
     """The feed-forward of one layer, or one expert of it."""
 
@@ -115,8 +128,11 @@ class Mlp(nn.Module):
         self.gate = Project(ops, d_model, mlp.d_ff, mlp.bias) if mlp.gated else None
         self.up = Project(ops, d_model, mlp.d_ff, mlp.bias)
         self.down = Project(ops, mlp.d_ff, d_model, mlp.bias)
+        self.xielu = Xielu(ops) if mlp.xielu else None
 
     def forward(self, x_TD: Tensor) -> Tensor:
+        if self.xielu is not None:
+            return self.down(self.xielu(self.up(x_TD)))
         if self.gate is None:
             return self.down(self.ops.activate(self.up(x_TD), self.mlp.act))
         mlp = self.mlp

@@ -65,6 +65,10 @@ class Ops(Protocol):
         """act(x)."""
         ...
 
+    def xielu(self, x_TF: Tensor, alpha_p: Tensor, alpha_n: Tensor, beta: Tensor, eps: Tensor) -> Tensor:
+        """softplus(alpha_p) x^2 + beta x above zero, and (beta + softplus(alpha_n)) (expm1(min(x, eps)) - x) + beta x below. One number each."""
+        ...
+
     def route(self, logits_TX: Tensor, correction_X: Tensor | None, experts: Experts) -> tuple[Tensor, Tensor]:
         """The shares (T, A), float32, and indices (T, A), int64, of the experts chosen as `Experts` says, the highest score first."""
         ...

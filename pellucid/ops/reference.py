@@ -78,6 +78,11 @@ class Reference:
     def activate(self, x_TF: Tensor, act: Activation) -> Tensor:
         return ACTIVATIONS[act](x_TF)
 
+    def xielu(self, x_TF: Tensor, alpha_p: Tensor, alpha_n: Tensor, beta: Tensor, eps: Tensor) -> Tensor:
+        x, rise, fall, slope = x_TF.float(), F.softplus(alpha_p.float()), F.softplus(alpha_n.float()), beta.float()
+        below = (slope + fall) * (torch.expm1(x.minimum(eps.float())) - x)
+        return (torch.where(x > 0, rise * x * x, below) + slope * x).to(x_TF.dtype)
+
     def route(self, logits_TX: Tensor, correction_X: Tensor | None, experts: Experts) -> tuple[Tensor, Tensor]:
         score_TX = logits_TX.float().softmax(-1) if experts.scoring == "softmax" else logits_TX.float().sigmoid()
         choice_TX = score_TX if correction_X is None else score_TX + correction_X.float()

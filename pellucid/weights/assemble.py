@@ -57,7 +57,7 @@ def assemble(table: NameTable, checkpoint: Iterable[tuple[str, Tensor]], shapes:
 
 def layout(table: NameTable, ours: Mapping[str, Tensor], spec: DecoderSpec) -> dict[str, Place]:
     """Checkpoint name -> place of every tensor that saving writes. Raises UnknownTensors when one of ours has no name there."""
-    have = {name: tensor.shape[0] for name, tensor in ours.items() if not (spec.tied and name == "unembed.weight")}
+    have = {name: tensor.shape[0] if tensor.ndim else 1 for name, tensor in ours.items() if not (spec.tied and name == "unembed.weight")}
     places = {theirs: place for theirs, place in table.saved(have, have).items() if place.rule.holds(spec)}
     written = {name for place in places.values() for name in place.names}
     if lost := sorted(set(have) - written):
@@ -71,7 +71,8 @@ def joined(ours: Mapping[str, Tensor], place: Place, spec: DecoderSpec) -> Tenso
     if place.head is not None:
         return parts[0][place.head].contiguous()
     if rule.all_experts:
-        return torch.stack([joined(ours, one, spec) for one in _experts(place)])
+        each = [joined(ours, one, spec) for one in _experts(place)]
+        return torch.cat(each) if rule.all_experts == "rows" else torch.stack(each)
     if rule.stacked == "interleaved":
         t = torch.stack(parts, 1).flatten(0, 1)
     elif rule.stacked != "whole" and len(parts) > 1:
@@ -118,9 +119,15 @@ def _parts(theirs: str, tensor: Tensor, place: Place, shapes: Mapping[str, Shape
     rule: To = place.rule
     if rule.all_experts:
         experts = _experts(place)
+        if rule.all_experts == "rows":
+            if tensor.shape[0] % len(experts):
+                raise MisshapenTensor(f"{theirs} has {tensor.shape[0]} rows, and config.json counts {len(experts)} experts. Do they belong together?")
+            tensor = _shared(tensor, len(experts))
         if tensor.shape[0] != len(experts):
             raise MisshapenTensor(f"{theirs} holds {tensor.shape[0]} experts, and config.json counts {len(experts)}. Do they belong together?")
         return {name: part for t, one in zip(tensor, experts, strict=True) for name, part in _parts(theirs, t, one, shapes, spec).items()}
+    if not shapes[place.names[0]]:
+        return {place.names[0]: _checked(theirs, tensor, (), place.names[0])}  # a single number
     rows = [shapes[name][0] for name in place.names]
     whole = (sum(rows), *shapes[place.names[0]][1:])
     t = _checked(theirs, tensor.T if rule.transpose else tensor, whole, place.names[0])

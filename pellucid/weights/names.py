@@ -29,7 +29,8 @@ class To:
     transpose:   stored (in, out), as GPT-2's Conv1D does.
     stacked:     "whole" = all rows of the first, then the second; "by_kv_head" = [q… k v] for the first kv head, then the next;
                  "interleaved" = the first row of each, then the second of each; a number = as many shards, each holding its share of the rows of all.
-    all_experts: the checkpoint tensor holds every expert along its first axis; its own name has no {e}.
+    all_experts: the checkpoint tensor holds every expert along its first axis; its own name has no {e}. "rows": the axis is flattened into the
+                 next one, so that one expert's rows follow the last one's.
     index:       for a pattern with {h}: this checkpoint tensor is row h of ours (a gain a head, saved head by head).
     written:     saving uses this name; false for other spellings of a name that the table has already.
     when:        the specs whose checkpoints use this name, where a family calls one tensor by several; None = all.
@@ -38,7 +39,7 @@ class To:
     names: tuple[str, ...]
     transpose: bool = False
     stacked: Stacked = "whole"
-    all_experts: bool = False
+    all_experts: Literal[False, True, "rows"] = False
     index: bool = False
     written: bool = True
     when: Callable[[DecoderSpec], bool] | None = None
@@ -58,7 +59,7 @@ Rule = str | To | LeftOut
 Table = Mapping[str, Rule]
 
 
-def to(*names: str, transpose: bool = False, stacked: Stacked = "whole", all_experts: bool = False, index: bool = False,
+def to(*names: str, transpose: bool = False, stacked: Stacked = "whole", all_experts: Literal[False, True, "rows"] = False, index: bool = False,
        when: Callable[[DecoderSpec], bool] | None = None) -> To:
     return To(names, transpose, stacked, all_experts, index, when=when)
 

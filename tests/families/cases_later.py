@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.families.case import LINEAR, LLAMA3, ORIGINAL, WINDOW, YARN, Case, Json, flat_rope, rope, yarn
+from tests.families.case import LINEAR, LLAMA3, ORIGINAL, SIZES, WINDOW, YARN, Case, Json, flat_rope, rope, yarn
 from tests.families.cases_llama import EVERY_OTHER, PLAIN, of
 
 qwen2_moe = of("qwen2_moe")
@@ -144,4 +144,20 @@ PHI3 = [
         without=("head_dim",), old=old_phi3),
 ]
 
-CASES: list[Case] = [*PHI3, *QWEN2_MOE, *DOTS1, *GLM, *GRANITEMOE, *MINIMAX_M2, *DENSE]
+def dbrx(name: str, why: str, attn: Json, ffn: Json, **rest: Any) -> Case:
+    return Case("dbrx", name, why, {
+        "vocab_size": 101, "d_model": 96, "n_heads": 6, "n_layers": 2, "max_seq_len": 29, "attn_config": {"kv_n_heads": 3, "rope_theta": 1e4, **attn},
+        "ffn_config": {"ffn_hidden_size": 20, "moe_num_experts": 8, "moe_top_k": 3, **ffn}, **rest}, without=tuple(SIZES))
+
+
+apertus = of("apertus")
+FUSED = [
+    dbrx("released", "clip_qkv, shares renormalized", {"clip_qkv": 0.9}, {}, rope_parameters=rope("default")),
+    dbrx("as_they_are", "a wider clip, shares as they are, gelu, yarn", {"clip_qkv": 1.7}, {
+        "moe_normalize_expert_weights": None, "ffn_act_fn": {"name": "gelu"}}, rope_parameters=YARN),
+    apertus("released", "xIELU with learned numbers, norms on queries and keys, llama3 scaling", {"rope_parameters": LLAMA3, "rms_norm_eps": 3e-4}),
+    apertus("biases", "attention_bias, tied, gelu, linear scaling", {
+        "attention_bias": True, "tie_word_embeddings": True, "hidden_act": "gelu", "rope_parameters": LINEAR}, without=("head_dim",)),
+]
+
+CASES: list[Case] = [*FUSED, *PHI3, *QWEN2_MOE, *DOTS1, *GLM, *GRANITEMOE, *MINIMAX_M2, *DENSE]

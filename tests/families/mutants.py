@@ -162,7 +162,7 @@ def _norm_essence(norm: Norm) -> Norm:
 
 def _mlp_essence(mlp: FeedForward | Experts) -> FeedForward | Experts:
     if not isinstance(mlp, Experts):
-        return mlp
+        return dataclasses.replace(mlp, act="silu") if mlp.xielu else mlp  # it stands in place of act
     mutes: dict[str, Any] = {}
     if mlp.n_active == mlp.n_experts and mlp.scoring == "softmax":
         mutes["renormalize"] = False  # all shares of a softmax sum to one already

@@ -202,6 +202,7 @@ DECODER = {"family": "x", "n_vocab": 9, "n_ctx": 8, "d_model": 7, "layers": (LAY
     (lambda: Experts(**MIXTURE, n_groups=4, n_active_groups=1), "2 active experts are more than 1 groups of 1 have"),
     (lambda: Experts(**MIXTURE, n_groups=4, n_active_groups=3, group_score="best_two"), "groups of 1 expert have no two best"),
     (lambda: Experts(**MIXTURE, shared_gate=True), "there is a gate for a shared expert, and no shared expert"),
+    (lambda: FeedForward(d_ff=5, xielu=True), "xIELU stands in a feed-forward without a gate"),
     (lambda: FeedForward(d_ff=0), "d_ff is 0, and no decoder has fewer than 1"),
     (lambda: DecoderSpec(**{**DECODER, "n_vocab": 0}), "n_vocab is 0, and no decoder has fewer than 1"),
     (lambda: DecoderSpec(**{**DECODER, "layers": ()}), "n_layers is 0, and no decoder has fewer than 1"),

@@ -26,6 +26,11 @@ def changed(case: str, **settings: Any) -> Json:
     ("dots1-groups", {"scoring_func": "softmax"}, "scoring_func='softmax' (only 'sigmoid')"),
     ("minimax_m2-released", {"attn_type_list": [0, 1]}, "attn_type_list=[0, 1] (only [1, 1])"),
     ("minimax_m2-released", {"shared_intermediate_size": 8}, "shared_intermediate_size=8 (only 0)"),
+    ("dbrx-released", {"attn_config": {"kv_n_heads": 3, "rope_theta": 5e5}}, "attn_config says rope_theta=500000, and the file says 10000 outside of it"),
+    ("dbrx-released", {"ffn_config": {"moe_normalize_expert_weights": 2.0}}, "moe_normalize_expert_weights=2.0 (only 1.0)"),
+    ("dbrx-released", {"ffn_config": {"ffn_act_fn": {"name": "silu", "alpha": 2}}}, "ffn_act_fn of ffn_config of config.json has 1 key"),
+    ("dbrx-released", {"tie_word_embeddings": True}, "tie_word_embeddings=True (only False)"),
+    ("apertus-released", {"rope_parameters": ..., "rope_theta": 500.0}, "rope_theta=500.0 (only 12000000.0)"),
     ("exaone4-32b", {"attention_bias": True}, "attention_bias=True (only False)"),
     ("olmo3-released", {"sliding_window": None}, "layer_types has windowed layers and there is no window"),
 ])
@@ -46,6 +51,13 @@ def test_longrope_under_its_older_names(kind):
     raw = changed("phi3-128k")
     called = raw | {"rope_parameters": raw["rope_parameters"] | {"rope_type": kind}}
     assert read_spec(called) == build(CASE["phi3-128k"]).spec
+
+
+def test_dbrx_as_released_keeps_its_base_among_the_facts_of_attention():
+    raw = changed("dbrx-released", rope_parameters=...)
+    assert read_spec(raw) == build(CASE["dbrx-released"]).spec
+    raw["attn_config"] = raw["attn_config"] | {"rope_theta": 500.0}
+    assert read_spec(raw).layers[0].mixer.rope.theta == 500.0
 
 
 def test_what_corrects_a_choice_of_experts_stays_float32_in_a_half_precision_model(tmp_path):

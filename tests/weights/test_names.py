@@ -228,6 +228,22 @@ def test_one_tensor_of_all_experts_is_taken_apart_and_put_together_again() -> No
         assert tensor.is_contiguous()
 
 
+def test_the_rows_of_all_experts_may_follow_one_another() -> None:
+    table: Table = {"h.{i}.gate": to("blocks.{i}.mlp.experts.{e}.gate.weight", all_experts="rows"),
+                    "h.{i}.down": to("blocks.{i}.mlp.experts.{e}.down.weight", transpose=True, all_experts="rows")}
+    needed = {name: shape for name, shape in EXPERT_SHAPES.items() if "gate.weight" in name or "down" in name}
+    checkpoint = {"h.1.gate": torch.arange(30.0).view(6, 5), "h.1.down": torch.arange(100.0, 130.0).view(6, 5)}
+    found, _ = assemble(NameTable(table), checkpoint.items(), needed, SPARSE)
+    for e in range(3):
+        assert torch.equal(found[f"blocks.1.mlp.experts.{e}.gate.weight"], checkpoint["h.1.gate"][2 * e : 2 * e + 2])
+        assert torch.equal(found[f"blocks.1.mlp.experts.{e}.down.weight"], checkpoint["h.1.down"][2 * e : 2 * e + 2].T)
+    saved = disassemble(NameTable(table), found, SPARSE)
+    assert saved.keys() == checkpoint.keys()
+    assert all(torch.equal(tensor, checkpoint[name]) and tensor.is_contiguous() for name, tensor in saved.items())
+    with pytest.raises(MisshapenTensor, match=r"^h.1.gate has 5 rows, and config.json counts 3 experts. Do they belong together\?$"):
+        assemble(NameTable(table), {**checkpoint, "h.1.gate": torch.zeros(5, 5)}.items(), needed, SPARSE)
+
+
 def test_all_experts_of_one_tensor_are_counted() -> None:
     checkpoint = stacked_files()
     fewer = checkpoint | {"h.1.bias": checkpoint["h.1.bias"][:2]}
