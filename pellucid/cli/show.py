@@ -60,7 +60,7 @@ def _facts(model: str, checkpoint: Checkpoint, described: Description) -> dict[s
     stored: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     unknown = []
-    for name, tensor in checkpoint.stored.items():
+    for name, tensor in checkpoint.unpacked.items():
         place = described.names.place(name)
         if isinstance(place, LeftOut):
             left_out[place.why] += 1

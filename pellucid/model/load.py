@@ -47,13 +47,13 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
     backend, place = choose(ops), _device(device)
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     described = describe(checkpoint.config, accept_unread=accept_unread, where=f"config.json of {checkpoint.name!r}",
-                         stored=checkpoint.stored)
+                         stored=checkpoint.unpacked)
     stored = _stored_dtypes(checkpoint, described)
     chosen, notes = _dtype(dtype, stored, checkpoint)
     with torch.device("meta"):
         decoder = Decoder(described.spec, backend, deterministic=deterministic)
     shapes = {name: tuple(p.shape) for name, p in decoder.named_parameters()}
-    ours, left_out = assemble(described.names, checkpoint.tensors(release=True), shapes, described.spec)
+    ours, left_out = assemble(described.names, checkpoint.tensors(release=True, unpack_to=chosen), shapes, described.spec)
     _fill(decoder, ours, checkpoint, chosen, place)
     report = _report(checkpoint, described, decoder, stored=stored, dtype=chosen, device=place, seconds=time.perf_counter() - started,
                      left_out={why: len(names) for why, names in left_out.items()}, notes=notes)
@@ -80,25 +80,29 @@ def _fill(decoder: Decoder, ours: dict[str, Tensor], checkpoint: Checkpoint, dty
         decoder.unembed.weight = decoder.embed.weight
 
 
-def _stored_dtypes(checkpoint: Checkpoint, described: Description) -> dict[torch.dtype, int]:
-    """Bytes of each dtype among the tensors that will be used. Raises UnsupportedModel for packed weights."""
-    out: Counter[torch.dtype] = Counter()
-    for name, tensor in checkpoint.stored.items():
+def _stored_dtypes(checkpoint: Checkpoint, described: Description) -> dict[str, int]:
+    """Bytes of each format among the tensors that will be used. Raises UnsupportedModel for packed weights that this version does not unpack."""
+    out: Counter[str] = Counter()
+    for name, tensor in checkpoint.unpacked.items():
         if isinstance(described.names.place(name), LeftOut):
             continue
-        if tensor.dtype not in _STORED:
+        if tensor.dtype not in _STORED and name not in checkpoint.packed:
             quantization = checkpoint.config.get("quantization_config")
             method = f" ({quantization.get('quant_method', 'quantized')})" if isinstance(quantization, dict) else ""
             raise UnsupportedModel(f"{checkpoint.name!r} holds packed weights{method}: {name} is {tensor.dtype}, and this version runs "
-                                   f"{', '.join(_STORED)}. Fetch the repository it was quantized from.")
-        out[_STORED[tensor.dtype]] += tensor.n_bytes
+                                   f"{', '.join(_STORED)}, and unpacks FP8 in blocks and MXFP4. Fetch the repository it was quantized from.")
+        out[SHORT[_STORED[tensor.dtype]] if tensor.dtype in _STORED else tensor.dtype.lower()] += tensor.n_bytes
     return dict(out.most_common())
 
 
-def _dtype(asked: str | torch.dtype, stored: Mapping[torch.dtype, int], checkpoint: Checkpoint) -> tuple[torch.dtype, list[str]]:
+def _dtype(asked: str | torch.dtype, stored: Mapping[str, int], checkpoint: Checkpoint) -> tuple[torch.dtype, list[str]]:
     """The dtype to run in, and what there is to say about the choice."""
-    notes = []
-    if "quantization_config" in checkpoint.config:
+    formats = {packed.shown for packed in checkpoint.packed.values()}
+    plain = [dtype for dtype in _STORED.values() if SHORT[dtype] in stored]
+    plain.sort(key=lambda dtype: -stored[SHORT[dtype]])
+    unpacked = f"{len(checkpoint.packed):,} packed matrices ({', '.join(sorted(formats))}) are unpacked: each number times its scale, rounded once"
+    notes = [unpacked] if formats else []
+    if "quantization_config" in checkpoint.config and not formats:
         notes.append("config.json has a quantization_config, and the files hold plain numbers: they are used as they are")
     if asked != "auto":
         name = str(asked).removeprefix("torch.")
@@ -106,12 +110,14 @@ def _dtype(asked: str | torch.dtype, stored: Mapping[torch.dtype, int], checkpoi
             raise BadRequest(f"dtype={asked!r} is not one the decoder runs in (auto, {', '.join(DTYPES)})", field="dtype")
         return DTYPES[name], notes
     stated = _stated(checkpoint)
-    most = next(iter(stored), torch.float32)
-    chosen = stated if stated in stored else most
+    if formats:  # packed weights run in what they were trained in; their plain neighbors may be float32
+        return stated or torch.bfloat16, notes
+    most = next(iter(plain), torch.float32)
+    chosen = stated if stated in plain else most
     assert chosen is not None
-    if len(stored) > 1:
-        notes.append(f"the files mix {' and '.join(SHORT[d] for d in stored)}: everything runs in {SHORT[chosen]}")
-    if stated is not None and stated not in stored and stored:
+    if len(plain) > 1:
+        notes.append(f"the files mix {' and '.join(SHORT[d] for d in plain)}: everything runs in {SHORT[chosen]}")
+    if stated is not None and stated not in plain and plain:
         notes.append(f"config.json says {SHORT[stated]}, the files hold {SHORT[most]}: the files are believed")
     return chosen, notes
 
@@ -141,7 +147,7 @@ def _device(asked: str | torch.device) -> torch.device:
     return device
 
 
-def _report(checkpoint: Checkpoint, described: Description, decoder: Decoder, *, stored: Mapping[torch.dtype, int], dtype: torch.dtype,
+def _report(checkpoint: Checkpoint, described: Description, decoder: Decoder, *, stored: Mapping[str, int], dtype: torch.dtype,
             device: torch.device, seconds: float, left_out: dict[str, int], notes: Iterable[str]) -> LoadReport:
     spec = described.spec
     heads, kv_heads = {layer.mixer.n_heads for layer in spec.layers}, {layer.mixer.n_kv_heads for layer in spec.layers}
@@ -149,7 +155,7 @@ def _report(checkpoint: Checkpoint, described: Description, decoder: Decoder, *,
     return LoadReport(
         name=checkpoint.name, family=spec.family, n_layers=len(spec.layers), d_model=spec.d_model, n_heads=(min(heads), max(heads)),
         n_kv_heads=(min(kv_heads), max(kv_heads)), n_parameters=sum(p.numel() for p in decoder.parameters()), n_ctx=spec.n_ctx,
-        license=checkpoint.card.license_shown, format=checkpoint.format, dtype=SHORT[dtype], stored={SHORT[d]: n for d, n in stored.items()},
+        license=checkpoint.card.license_shown, format=checkpoint.format, dtype=SHORT[dtype], stored=dict(stored),
         device=str(device), n_bytes=checkpoint.n_bytes, seconds=seconds, ops=decoder.ops.describe(),
         cache_bytes_per_token=cost.cache_bytes_per_token(spec, dtype.itemsize), left_out=left_out, accepted=described.accepted,
         notes=(*wrapper, *checkpoint.notes, *described.notes, *notes, *checkpoint.card.notes))

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pellucid.errors import BadCheckpoint, BadConfig, MissingShard, MissingTensors, ModelNotFound, UnknownTensors, UnsupportedModel
 from pellucid.weights.card import Card, read_card
 from pellucid.weights.header import Header, read_header, read_object, sha256
+from pellucid.weights.packed import Packed, find_packed
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from pellucid.weights.safetensors import SafetensorsFile
@@ -94,6 +96,21 @@ class Checkpoint:
         return out
 
     @cached_property
+    def packed(self) -> dict[str, Packed]:
+        """Name -> how it is packed, for every tensor that the files hold in two: see weights/packed.py. Raises what `stored` and that raise."""
+        return find_packed(self.config, self.stored)
+
+    @cached_property
+    def unpacked(self) -> dict[str, Stored]:
+        """Every tensor under the name that `tensors` gives it; of packed ones `dtype` names the format and `n_bytes` counts the scales too."""
+        parts = {part: name for name, packed in self.packed.items() for part in (packed.numbers, packed.scales)}
+        out = {name: t for name, t in self.stored.items() if name not in parts}
+        for name, packed in self.packed.items():
+            numbers, scales = self.stored[packed.numbers], self.stored[packed.scales]
+            out[name] = Stored(numbers.file, packed.format.upper(), packed.shape, numbers.n_bytes + scales.n_bytes)
+        return out
+
+    @cached_property
     def card(self) -> Card:
         """License and lineage, as README.md and LICENSE state them."""
         return read_card(self.folder)
@@ -108,9 +125,10 @@ class Checkpoint:
         """The id a sequence begins with, where one is named."""
         return next(iter(self._ids("bos_token_id")), None)
 
-    def tensors(self, *, release: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of everything stored, as views of the files where the format allows it.
+    def tensors(self, *, release: bool = False, unpack_to: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of everything stored, as views of the files where the format allows it; what is packed comes unpacked, as a copy.
 
+        unpack_to: the dtype of what is unpacked; bfloat16 where it is not given.
         release: memory of a tensor's pages goes back to the system once the next one is asked for. What reads a tensor only once (to copy
         or compare it) then never holds two; whoever keeps a view and reads it later reads it again. Not for tensors changed in place.
         Raises what `stored` raises, and UnsafePickle.
@@ -122,13 +140,16 @@ class Checkpoint:
                 del self._pickles[file.name]  # what is used keeps itself alive; the rest may go
                 yield from tensors.items()
             return
-        from pellucid.weights.safetensors import SafetensorsFile
-        for name, stored in self.stored.items():
-            if stored.file not in self._mapped:
-                self._mapped[stored.file] = SafetensorsFile(self.folder / stored.file, self._header(stored.file))
-            yield name, self._mapped[stored.file].tensor(name)
+        import torch
+        for name in self.unpacked:
+            packed = self.packed.get(name)
+            if packed is None:
+                yield name, self._tensor(name)
+            else:
+                yield name, packed.unpack(self._tensor(packed.numbers), self._tensor(packed.scales), unpack_to or torch.bfloat16)
             if release:
-                self._mapped[stored.file].release(name)
+                for part in (name,) if packed is None else (packed.numbers, packed.scales):
+                    self._mapped[self.stored[part].file].release(part)
 
     def release(self) -> None:
         """Gives back the memory of every mapped page; tensors still in use read theirs again. Not for tensors changed in place."""
@@ -138,6 +159,14 @@ class Checkpoint:
     def sha256(self) -> dict[str, str]:
         """File -> SHA-256, of config.json and all weights. Reads every byte."""
         return {name: sha256(self.folder / name) for name in (CONFIG, *(file.name for file in self.files))}
+
+    def _tensor(self, name: str) -> Tensor:
+        """A view of the mapped file that holds this tensor."""
+        from pellucid.weights.safetensors import SafetensorsFile
+        file = self.stored[name].file
+        if file not in self._mapped:
+            self._mapped[file] = SafetensorsFile(self.folder / file, self._header(file))
+        return self._mapped[file].tensor(name)
 
     def _entries(self, file: str) -> dict[str, Stored]:
         if self.format == "safetensors":

@@ -28,7 +28,8 @@ def save_checkpoint(folder: str | Path, spec: DecoderSpec, table: Table, ours: M
 
     Args:
         table: the family's WEIGHTS; it decides names and layout in the files.
-        config: config.json as it will stand, except `torch_dtype` and `dtype`, which follow the tensors in the dialect it has.
+        config: config.json as it will stand, except `torch_dtype` and `dtype`, which follow the tensors in the dialect it has, and
+            `quantization_config`, which is left out: the tensors are plain.
         beside: files to copy along, such as the tokenizer's.
         max_shard_bytes: a file holds no more than that, unless one tensor does.
         overwrite: replace a folder that is there; otherwise one that is there and not empty is BadRequest.
@@ -97,7 +98,8 @@ def _with_dtype(config: Mapping[str, Any], ours: Mapping[str, Tensor]) -> dict[s
         name = str(tensor.dtype).removeprefix("torch.")
         by_dtype[name] = by_dtype.get(name, 0) + tensor.nbytes
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
-    return {**config, key: max(by_dtype, key=by_dtype.__getitem__)}
+    plain = {k: v for k, v in config.items() if k != "quantization_config"}
+    return {**plain, key: max(by_dtype, key=by_dtype.__getitem__)}
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
