@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pellucid.errors import BadRecord
+from pellucid.errors import BadRecord, BadRequest
 
 FORMAT = 1  # of the file; a reader refuses one it does not know
 LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "jinja2")  # whose version can change a result
@@ -52,20 +52,18 @@ class Record:
     format: int = FORMAT
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the record: a reader sees the old file or the whole new one, whatever happens in between."""
-        path = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        """Write the record: a reader sees the old file or the whole new one, whatever happens in between. Raises what `place_for` raises."""
+        path = place_for(path)
+        fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # not mkstemp's, whose mode is not what the umask says
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            with fresh.open("x", encoding="utf-8") as file:
                 json.dump(asdict(self), file, ensure_ascii=False, indent=1, allow_nan=False)
                 file.write("\n")
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)  # mkstemp's 0600 would surprise whoever shares the folder
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+            os.replace(fresh, path)
+        finally:
+            fresh.unlink(missing_ok=True)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Record:
@@ -100,6 +98,31 @@ class Record:
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "kind": str, "settings": dict, "seed": (int, type(None)), "inputs": dict, "output": dict, "measured": dict, "accepted_unread": list,
     "licenses": dict, "notes": list, "versions": dict, "machine": dict, "created": str}
+
+
+def place_for(path: str | os.PathLike[str]) -> Path:
+    """Where a record of this path will lie, links followed. Raises BadRequest where none can, or where something else is: it is never replaced."""
+    place = Path(os.path.realpath(path))
+    if os.path.isdir(path):
+        why = "it is a folder"
+    elif os.path.lexists(place) and not os.path.isfile(path):
+        why = "it is no regular file, and stays what it is"
+    elif not place.parent.is_dir():
+        why = f"there is no folder {place.parent}"
+    elif not os.access(place.parent, os.W_OK):
+        why = f"{place.parent} cannot be written to"
+    elif os.path.isfile(place) and os.path.getsize(place) and not _is_record(place):
+        why = "it holds something else than a run record, which is left alone"
+    else:
+        return place
+    raise BadRequest(f"a run record cannot be written to {path}: {why}. Give another file", field="record")
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        return bool(Record.read(path))
+    except BadRecord:
+        return False
 
 
 def input_file(path: str | os.PathLike[str]) -> Input:

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from pellucid import __version__
-from pellucid.errors import BadRecord
+from pellucid.errors import BadRecord, BadRequest
 from pellucid.records import Input, Record, input_file, sha256_of, sha256_of_text, versions
 
 
@@ -67,6 +67,43 @@ def test_a_write_that_fails_leaves_the_old_record_and_no_litter(record, tmp_path
         Record(kind="run", settings={"other": 1}, seed=None, inputs={}, output={}, measured={}).save(tmp_path / "r.json")
     assert (tmp_path / "r.json").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.json", "weights.bin"]
+
+
+def test_a_record_replaces_nothing_but_a_record(record, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "thesis").write_text("all of it")
+    (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    told = {"pipe": "it is no regular file, and stays what it is", "loop": "it is no regular file", "nowhere/r.json": "there is no folder",
+            "thesis": "it holds something else than a run record, which is left alone", "other.json": "it holds something else", ".": "it is a folder"}
+    for name, why in told.items():
+        with pytest.raises(BadRequest, match=f"a run record cannot be written to {re.escape(str(tmp_path / name))}: {why}.*Give another file") as caught:
+            record.save(tmp_path / name)
+        assert caught.value.field == "record"
+    assert ((tmp_path / "pipe").is_fifo(), (tmp_path / "thesis").read_text()) == (True, "all of it")
+    (tmp_path / "empty").touch()  # what mktemp makes: nothing is lost
+    for name in ("empty", "r.json", "r.json"):
+        record.save(tmp_path / name)
+        assert Record.read(tmp_path / name) == record
+
+
+def test_a_link_is_followed(record, tmp_path):
+    (tmp_path / "to").mkdir()
+    (tmp_path / "link.json").symlink_to(tmp_path / "to" / "real.json")
+    for _ in ("not there yet", "there"):
+        record.save(tmp_path / "link.json")
+        assert Record.read(tmp_path / "to" / "real.json") == record
+    assert (tmp_path / "link.json").is_symlink()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o027, 0o640)])
+def test_a_record_is_as_private_as_the_umask_says(record, tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        record.save(tmp_path / "r.json")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "r.json").stat().st_mode & 0o777 == mode
 
 
 def test_changed_and_missing_inputs_are_named(record, tmp_path):

@@ -1,7 +1,6 @@
 """`pellucid run`: one completion of a prompt."""
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ from pellucid.cli import _options as o
 from pellucid.cli._frame import Json, emit, next_step, note
 from pellucid.cli._shown import show, summary
 from pellucid.errors import BadRequest
+from pellucid.records import place_for
 
 
 def command(
@@ -53,7 +53,7 @@ def command(
     options = o.sampling(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
                          presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias, stop=stop, seed=seed)
     if record is not None:
-        check_writable(record)
+        place_for(record)  # before a minute was spent on what goes into it
     text = o.read_stdin("the prompt") if prompt is None and not sys.stdin.isatty() else prompt
     if text is None:
         raise BadRequest("no prompt. Give one with -p PROMPT, or pipe it in", field="prompt")
@@ -64,19 +64,13 @@ def command(
         if not json:
             show(piece)
     completion = stream.result
-    if json:
-        emit({"model": model, **completion.as_dict(), "load_seconds": round(loaded.report.seconds, 6), "record": record})
-    else:
+    if not json:
         show("\n")
     if record is not None:
         loaded.record(completion).save(record)
+    if json:  # only now: where the record cannot be written, the one object is the error
+        emit({"model": model, **completion.as_dict(), "load_seconds": round(loaded.report.seconds, 6), "record": record})
     if not quiet:
         note(("" if json else "\n") + summary(completion))
         next_step("pellucid", *(["replay", str(record)] if record is not None else o.onward(loaded, model)))
 
-
-def check_writable(path: Path) -> None:
-    """Raises BadRequest where no file can be written, before a minute was spent on what goes into it."""
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        why = "it is a folder" if path.is_dir() else f"{path.parent} cannot be written to" if path.parent.is_dir() else f"there is no folder {path.parent}"
-        raise BadRequest(f"--record {path} cannot be written: {why}", field="record")

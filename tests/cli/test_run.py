@@ -4,6 +4,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -132,8 +133,8 @@ def test_sampling_flags_reach_the_model(say: Say, abc: str) -> None:
     (["--device", "abacus"], 2, "error: device='abacus' is not here"),
     (["--threads", "0"], 2, "error: threads=0 is out of range"),
     (["--chat-template", "nope"], 1, "error: no chat template 'nope'"),
-    (["--record", "/nowhere/r.json"], 2, "error: --record /nowhere/r.json cannot be written: there is no folder /nowhere"),
-    (["--record", "/"], 2, "error: --record / cannot be written: it is a folder"),
+    (["--record", "/nowhere/r.json"], 2, "error: a run record cannot be written to /nowhere/r.json: there is no folder /nowhere"),
+    (["--record", "/"], 2, "error: a run record cannot be written to /: it is a folder"),
     (["-p", "a" * 200], 2, "error: the prompt has 200 tokens; this model's context holds 128"),
 ])
 def test_what_cannot_be_is_one_line_and_an_exit_code(say: Say, abc: str, flags: list[str], code: int, message: str) -> None:
@@ -185,6 +186,23 @@ def test_control_characters_do_not_reach_a_terminal(say: Say, abc: str) -> None:
     assert (screen.getvalue(), pipe.getvalue()) == ("a␛[31m\tb\n␇\ufffd␡", "a\x1b[31m\tb\n\x07\x9b\x7f")
     assert harmless("grüße 🧀\n") == "grüße 🧀\n"
     assert say("run", abc, "-p", "x", "-q").out == "\x1b[!\n"  # into a pipe goes what was written
+
+
+def test_a_record_never_replaces_a_file_of_the_model(say: Say, tmp_path: Path) -> None:
+    folder = scripted_model(tmp_path / "m", [["a", "b"]])
+    before = (folder / "tokenizer_config.json").read_bytes()
+    done = say("run", str(folder), "-p", "a", "--record", str(folder / "tokenizer_config.json"))
+    assert (done.code, done.out) == (2, "")
+    assert done.err == (f"error: a run record cannot be written to {folder}/tokenizer_config.json: it holds something else than a run record, "
+                        f"which is left alone. Give another file\n")
+    assert (folder / "tokenizer_config.json").read_bytes() == before
+
+
+def test_json_is_one_object_where_the_record_fails_late(say: Say, abc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    done = say("run", abc, "-p", "a", "--json", "-q", "--record", str(tmp_path / "r.json"))
+    assert (done.code, json.loads(done.out)["error"]["message"]) == (1, "No space left on device")
+    assert say("run", abc, "-p", "a", "-q", "--record", str(tmp_path / "r.json")) == (1, "bcdefghijkl\n", "error: No space left on device\n")
 
 
 @pytest.mark.shared
