@@ -79,7 +79,17 @@ class LongRope:
     gain: float
 
 
-RopeScaling = Linear | Dynamic | Llama3 | Yarn | LongRope
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ntk:
+    """Rope scaling: theta multiplied by alpha ** (R / (R - 2)), so that the slowest pair is stretched by alpha and the fastest kept.
+
+    https://arxiv.org/abs/2309.00071, section 3.1
+    """
+
+    alpha: float
+
+
+RopeScaling = Linear | Dynamic | Llama3 | Yarn | LongRope | Ntk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

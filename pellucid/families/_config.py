@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from pellucid.errors import BadConfig, UnsupportedModel
 from pellucid.families._inert import INERT
-from pellucid.spec import Activation, Dynamic, Linear, Llama3, LongRope, Rope, RopeScaling, Yarn
+from pellucid.spec import Activation, Dynamic, Linear, Llama3, LongRope, Ntk, Rope, RopeScaling, Yarn
 
 # Hugging Face's spellings of activations. https://github.com/huggingface/transformers/blob/main/src/transformers/activations.py
 ACTIVATIONS: dict[str, Activation] = {
@@ -57,10 +57,11 @@ class Config:
         return self.raw.get(name, absent)
 
     def expect(self, **facts: Any) -> None:
-        """States settings this family supports in one value only. Raises UnsupportedModel for any other."""
+        """States settings this family supports in one value only. Raises UnsupportedModel for any other; a list may say it for every layer."""
         for name, value in facts.items():
             self._read.add(name)
-            if self.raw.get(name) is not None and self.raw[name] != value:
+            said = self.raw.get(name)
+            if said is not None and said != value and not (isinstance(said, list) and said and all(v == value for v in said)):
                 raise UnsupportedModel(f"{self.where} has a setting this family does not implement: "
                                        f"{name}={self.raw[name]!r} (only {value!r})")
 
@@ -104,7 +105,7 @@ class Config:
 
     def rope(self, d_head: int, *, pairing: Literal["half", "adjacent"] = "half", layer_type: str | None = None,
              fraction: float = 1.0, theta: float = 10_000.0, theta_key: str = "rope_theta", fraction_key: str = "partial_rotary_factor",
-             scaled: bool = True, called: Mapping[str, str] | None = None) -> Rope:
+             scaled: bool = True, called: Mapping[str, str] | None = None, beside: Iterable[str] = ()) -> Rope:
         """The rope that both dialects describe; `layer_type` picks one of several, where layers differ.
 
         Args:
@@ -112,11 +113,14 @@ class Config:
             theta, theta_key, fraction_key: the family's defaults, and its old spellings of those keys.
             scaled: whether rope_scaling, of the transformers 4 dialect, is about this type of layer.
             called: this family's own names of scalings.
+            beside: facts in the same place that are not the rope's, and that the family reads with `rope_fact`.
         """
         theta = self(theta_key, *(() if layer_type else ("rope_theta",)), default=theta)
         fraction = self(fraction_key, "partial_rotary_factor", default=fraction)
         facts = self._rope_facts(layer_type, scaled)
         theta, fraction = facts.pop("rope_theta", theta), facts.pop("partial_rotary_factor", fraction)
+        for name in beside:
+            facts.pop(name, None)
         facts["rope_type"] = (called or {}).get(facts["rope_type"], facts["rope_type"])
         return Rope(theta=float(theta), d_rotary=int(d_head * fraction), pairing=pairing, scaling=self._scaling(facts))
 
@@ -182,6 +186,12 @@ def _yarn(facts: dict[str, Any], c: Config) -> Yarn:
                 whole_pairs=facts.pop("truncate", True), gain=gain)
 
 
+def _ntk(facts: dict[str, Any], c: Config) -> Ntk:
+    for key in ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
+        facts.pop(key, None)  # carried beside alpha by the files that have it, and read by nobody
+    return Ntk(alpha=facts.pop("alpha"))
+
+
 def _longrope(facts: dict[str, Any], c: Config) -> LongRope:
     original = _original(facts, c)
     factor = facts.pop("factor", None) or c("max_position_embeddings") / original
@@ -209,4 +219,5 @@ _SCALINGS: dict[str, Callable[[dict[str, Any], Config], RopeScaling | None]] = {
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,
+    "ntk_alpha": _ntk,
 }

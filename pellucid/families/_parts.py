@@ -1,7 +1,7 @@
 """The facts that Llama's descendants all spell the same way. A family passes what differs; a keyword wins over config.json's usual key."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,13 +11,14 @@ from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAt
 
 
 def attention(c: Config, *, theta: float = 10_000.0, fraction: float | None = None, pairing: Literal["half", "adjacent"] = "half",
-              heads_default: bool = True, **facts: Any) -> Attention:
+              heads_default: bool = True, called: Mapping[str, str] | None = None, beside: Iterable[str] = (), **facts: Any) -> Attention:
     """Grouped-query attention under rope.
 
     Args:
         theta: rope's base where config.json is silent.
         fraction: share of a head's channels that rotate where config.json is silent; None = always all.
         heads_default: an absent num_key_value_heads means as many as queries have; False = it must be there.
+        called, beside: see `Config.rope`.
         facts: fields of Attention that this family sets otherwise.
     """
     n_heads = c("num_attention_heads")
@@ -29,8 +30,8 @@ def attention(c: Config, *, theta: float = 10_000.0, fraction: float | None = No
     usual = {"n_heads": n_heads, "n_kv_heads": n_heads if kv is None else kv, "d_head": d_head, "scale": d_head ** -0.5,
              "qkv_bias": bias, "out_bias": bias}
     if facts.get("rope") is None:
-        usual["rope"] = (whole_rope(c, d_head, theta=theta, pairing=pairing) if fraction is None else
-                         c.rope(d_head, theta=theta, pairing=pairing, fraction=fraction))
+        how: dict[str, Any] = {"theta": theta, "pairing": pairing, "called": called, "beside": beside}
+        usual["rope"] = whole_rope(c, d_head, **how) if fraction is None else c.rope(d_head, fraction=fraction, **how)
     return Attention(**(usual | facts))
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pellucid.spec import DecoderSpec, Dynamic, Linear, Llama3, LongRope, Rope, Temperature, Yarn
+from pellucid.spec import DecoderSpec, Dynamic, Linear, Llama3, LongRope, Ntk, Rope, Temperature, Yarn
 
 
 def frequencies(rope: Rope) -> tuple[Tensor, float]:
@@ -16,7 +16,7 @@ def frequencies(rope: Rope) -> tuple[Tensor, float]:
     LongRope's are (2, R/2): those of short rows, then those of long ones.
 
     Sources: linear https://arxiv.org/abs/2306.15595; llama3 https://github.com/meta-llama/llama-models (apply_scaling);
-    yarn https://arxiv.org/abs/2309.00071, section 3.2; longrope https://arxiv.org/abs/2402.13753. Same numbers as transformers 5.23.
+    yarn and ntk https://arxiv.org/abs/2309.00071, sections 3.2 and 3.1; longrope https://arxiv.org/abs/2402.13753. Same numbers as transformers 5.23.
     """
     R, scaling = rope.d_rotary, rope.scaling
     freq = 1.0 / rope.theta ** (torch.arange(0, R, 2, dtype=torch.float32) / R)
@@ -31,6 +31,8 @@ def frequencies(rope: Rope) -> tuple[Tensor, float]:
             return freq * (keep + (1 - keep) / scaling.factor), 1.0
         case LongRope():
             return freq / torch.tensor([scaling.short, scaling.long]), scaling.gain
+        case Ntk():
+            return 1.0 / (rope.theta * scaling.alpha ** (R / (R - 2))) ** (torch.arange(0, R, 2, dtype=torch.float32) / R), 1.0
         case Yarn():
             stretch = _yarn_ramp(rope, scaling)
             return freq / scaling.factor * stretch + freq * (1 - stretch), scaling.gain

@@ -56,7 +56,7 @@ def build(case: Case) -> Built:
             publish(case, Path(folder))
         else:
             theirs.save_pretrained(folder)
-        theirs.config.dtype = torch.float32  # saving leaves its name there, and not every class can be made from a name
+            theirs.config.dtype = torch.float32  # saving leaves its name there, and not every class can be made from a name
         raw = json.loads((Path(folder) / "config.json").read_text())
         files = {name: tensor for path in sorted(Path(folder).glob("*.safetensors")) for name, tensor in load_file(path).items()}
     spec = read_spec(raw)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.families.case import LINEAR, LLAMA3, ORIGINAL, SIZES, WINDOW, YARN, Case, Json, flat_rope, rope, yarn
+from tests.families.case import DYNAMIC, LINEAR, LLAMA3, ORIGINAL, SIZES, WINDOW, YARN, Case, Json, flat_rope, rope, yarn
 from tests.families.cases_llama import EVERY_OTHER, PLAIN, of
 
 qwen2_moe = of("qwen2_moe")
@@ -160,4 +160,24 @@ FUSED = [
         "attention_bias": True, "tie_word_embeddings": True, "hidden_act": "gelu", "rope_parameters": LINEAR}, without=("head_dim",)),
 ]
 
-CASES: list[Case] = [*FUSED, *PHI3, *QWEN2_MOE, *DOTS1, *GLM, *GRANITEMOE, *MINIMAX_M2, *DENSE]
+ALPHA = {"rope_type": "dynamic", "rope_theta": 500.0, "alpha": 3.0, "factor": 1.0}
+hunyuan_v1_dense, hunyuan_v1_moe, ministral3 = of("hunyuan_v1_dense"), of("hunyuan_v1_moe"), of("ministral3")
+LATE_NORMS = [
+    hunyuan_v1_dense("released", "norms after the rope, the base stretched by alpha, tied", {
+        "rope_parameters": ALPHA | {"beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0}, "tie_word_embeddings": True,
+        "rms_norm_eps": 3e-4}),
+    hunyuan_v1_dense("biases", "attention_bias, linear scaling, gelu", {"attention_bias": True, "rope_parameters": LINEAR, "hidden_act": "gelu"}),
+    hunyuan_v1_dense("dynamic", "dynamic scaling without alpha, up to the original context", {"rope_parameters": DYNAMIC},
+                     length=SIZES["max_position_embeddings"]),
+    hunyuan_v1_moe("released", "a mixture beside a shared expert, the base stretched by alpha, one moe_topk for all layers", {
+        "num_experts": 8, "moe_topk": 3, "intermediate_size": 20, "num_hidden_layers": 2, "rope_parameters": ALPHA, "rms_norm_eps": 3e-4}),
+    hunyuan_v1_moe("lists", "a moe_topk for each layer, attention_bias, tied, yarn", {
+        "num_experts": 8, "moe_topk": [2, 3], "intermediate_size": 20, "num_hidden_layers": 2, "attention_bias": True, "tie_word_embeddings": True,
+        "rope_parameters": yarn()}),
+    ministral3("released", "queries that grow with their position, yarn", {
+        "rope_parameters": yarn(llama_4_scaling_beta=0.1, mscale=1.0, mscale_all_dim=1.0), "rms_norm_eps": 3e-5}),
+    ministral3("window", "a window, tied, llama3 scaling, another growth, gelu", {
+        "rope_parameters": LLAMA3 | {"llama_4_scaling_beta": 0.4}, "sliding_window": WINDOW, "tie_word_embeddings": True, "hidden_act": "gelu"}),
+]
+
+CASES: list[Case] = [*LATE_NORMS, *FUSED, *PHI3, *QWEN2_MOE, *DOTS1, *GLM, *GRANITEMOE, *MINIMAX_M2, *DENSE]

@@ -47,7 +47,8 @@ ONLY_FULL = "layer_types with 'chunked_attention' (only 'full_attention' and 'sl
     ("gemma2-caps", {"sliding_window_size": 12}, UnsupportedModel, "does not implement: sliding_window_size=12 (only 11)"),
     # rope
     ("llama-biases", {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}}, UnsupportedModel,
-     "config.json has a rope scaling Pellucid does not implement: rope_type='proportional' (known: default, linear, dynamic, llama3, yarn, longrope)"),
+     "config.json has a rope scaling Pellucid does not implement: rope_type='proportional' (known: default, linear, dynamic, llama3, yarn, longrope, "
+     "ntk_alpha)"),
     ("llama-biases", {"rope_parameters": LONGROPE}, BadConfig, "ValueError: 1 short and 1 long factors are not those of 7 pairs"),
     ("llama-biases", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, BadConfig,
      "rope scaling 'linear' lacks 'factor'. Is the file whole?"),

@@ -31,6 +31,9 @@ def changed(case: str, **settings: Any) -> Json:
     ("dbrx-released", {"ffn_config": {"ffn_act_fn": {"name": "silu", "alpha": 2}}}, "ffn_act_fn of ffn_config of config.json has 1 key"),
     ("dbrx-released", {"tie_word_embeddings": True}, "tie_word_embeddings=True (only False)"),
     ("apertus-released", {"rope_parameters": ..., "rope_theta": 500.0}, "rope_theta=500.0 (only 12000000.0)"),
+    ("ministral3-released", {"rope_parameters": ..., "rope_theta": 500.0}, "rope_theta=500.0 (only 1000000.0)"),
+    ("hunyuan_v1_moe-released", {"moe_intermediate_size": [20, 24]}, "moe_intermediate_size=[20, 24] (only 20)"),
+    ("hunyuan_v1_moe-released", {"num_shared_expert": 2}, "num_shared_expert=2 (only 1)"),
     ("exaone4-32b", {"attention_bias": True}, "attention_bias=True (only False)"),
     ("olmo3-released", {"sliding_window": None}, "layer_types has windowed layers and there is no window"),
 ])
@@ -58,6 +61,11 @@ def test_dbrx_as_released_keeps_its_base_among_the_facts_of_attention():
     assert read_spec(raw) == build(CASE["dbrx-released"]).spec
     raw["attn_config"] = raw["attn_config"] | {"rope_theta": 500.0}
     assert read_spec(raw).layers[0].mixer.rope.theta == 500.0
+
+
+def test_one_value_may_be_said_for_every_layer():
+    raw = changed("hunyuan_v1_moe-released", moe_intermediate_size=[20, 20], num_shared_expert=[1, 1], moe_topk=[3, 3])
+    assert read_spec(raw) == build(CASE["hunyuan_v1_moe-released"]).spec
 
 
 def test_what_corrects_a_choice_of_experts_stays_float32_in_a_half_precision_model(tmp_path):
