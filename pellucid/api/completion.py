@@ -55,7 +55,7 @@ class Completion:
 
     text: what was written, without thinking, up to a stop string if one was met. token_ids: every generated id, those of a stop string and
     the end-of-sequence id included. thinking: what stood between the thinking marks, None where there were none. stopped_by: the stop
-    string or id behind finish_reason "stop". seconds: the engine's, until the last token; prefill_seconds until the first.
+    string or id behind finish_reason "stop", "interrupt" where the caller ended it (Stream.stop, Ctrl-C). seconds: the engine's, until the last token; prefill_seconds until the first.
     settings: everything that was in force, seed and prompt included.
     """
 

@@ -14,7 +14,8 @@ class Stream(Iterator[str]):
     """Pieces of the text, none empty, as they come; after the last, `result` is the whole Completion.
 
     continues: ids of a text that this one goes on from: a space between them belongs to this one.
-    `parts()` also gives the thinking, each piece with its kind. Both take from the same source: use one. `stop()` ends it early.
+    `parts()` also gives the thinking, each piece with its kind. Both take from the same source: use one. `stop()` ends it early, and
+    `interrupted` says whether it did.
     """
 
     def __init__(self, generation: Generation, tokenizer: Tokenizer, *, stops: Sequence[str] = (), thinking: Thinking | None = None,
@@ -25,6 +26,7 @@ class Stream(Iterator[str]):
         self._marks = _special_marks(tokenizer, thinking)
         self._said: dict[Kind, list[str]] = {"text": [], "thinking": []}
         self._parts = self._run()
+        self.interrupted = False
 
     def __next__(self) -> str:
         return next(piece for kind, piece in self._parts if kind == "text")
@@ -34,8 +36,10 @@ class Stream(Iterator[str]):
         return self._parts
 
     def stop(self) -> None:
-        """End it here; what was held back is still to be taken."""
-        self.generation.stop()
+        """End it here, which changes nothing once it has ended; what was held back is still to be taken. The result says "interrupt"."""
+        if self.generation.finish_reason is None:
+            self.interrupted = True
+            self.generation.stop()
 
     @property
     def result(self) -> Completion:
@@ -74,6 +78,8 @@ class Stream(Iterator[str]):
     def _stopped_by(self) -> str | int | None:
         if self._stops.met is not None:
             return self._stops.met
+        if self.interrupted:
+            return "interrupt"
         ids = self.generation.ids
         return ids[-1] if ids and ids[-1] in self.generation.request.stop_ids else None
 

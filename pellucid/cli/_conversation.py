@@ -71,16 +71,20 @@ class Conversation:
         return None
 
     def save(self, path: Path) -> None:
-        """Writes the conversation as JSON. Raises BadRequest rather than write over a file that is something else."""
-        if path.exists():
+        """Writes the conversation as JSON, links followed. Raises BadRequest rather than write over a file that is something else."""
+        path = Path(os.path.realpath(path))
+        if os.path.lexists(path):
             _read(path)
         whole = {"kind": SAVED, "model": self.model.settings["model"], "system": self.system, "messages": self.messages}
         fresh = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            fresh.write_text(json.dumps(whole, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-            os.replace(fresh, path)
-        finally:
-            fresh.unlink(missing_ok=True)
+            try:
+                fresh.write_text(json.dumps(whole, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+                os.replace(fresh, path)
+            finally:
+                fresh.unlink(missing_ok=True)
+        except OSError as error:
+            raise BadRequest(f"the conversation cannot be saved to {path}: {error.strerror}. Give another file") from None
 
     def load(self, path: Path) -> None:
         """Goes on with a saved conversation, in place of this one."""
@@ -96,19 +100,26 @@ class Conversation:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a terminal would be waited for
+        raise BadRequest(f"{path} is no file that a conversation could be in; it is left alone")
     try:
         saved = json.loads(path.read_bytes())
     except OSError as error:
         raise BadRequest(f"no conversation can be read at {path}: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         saved = None
-    if not isinstance(saved, dict) or saved.get("kind") != SAVED or not _are_messages(saved.get("messages")):
+    if not _is_conversation(saved):
         raise BadRequest(f"{path} holds something else than a conversation that /save wrote; it is left alone")
-    return saved
+    return saved  # type: ignore[no-any-return]
 
 
-def _are_messages(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value)
+def _is_conversation(saved: Any) -> bool:
+    return (isinstance(saved, dict) and saved.get("kind") == SAVED and isinstance(saved.get("system", 0), str | None)
+            and isinstance(saved.get("messages"), list) and all(map(_is_message, saved["messages"])))
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and {"role", "content"} <= value.keys() and all(isinstance(text, str) for text in value.values())
 
 
 def recommended(generation: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,7 +189,10 @@ def _exit(conversation: Conversation, argument: str, say: Callable[[str], None])
 def _path(argument: str, name: str) -> Path:
     if not argument:
         raise BadRequest(f"{name} needs a file: {name} FILE")
-    return Path(argument).expanduser()
+    try:
+        return Path(argument).expanduser()
+    except RuntimeError:
+        raise BadRequest(f"{name} {argument}: there is no such home folder; write the path out") from None
 
 
 Action = Callable[[Conversation, str, Callable[[str], None]], str | None]

@@ -83,12 +83,14 @@ def onward(model: Any, name: str) -> list[str]:
 
 def read_stdin(what: str) -> str:
     """All of stdin, as UTF-8, less one newline at its end. Raises BadRequest for bytes that are not UTF-8, naming the first."""
-    return utf8(sys.stdin.buffer.read(), what).removesuffix("\n")
+    return utf8(sys.stdin.buffer.read(), what)
 
 
 def utf8(raw: bytes, what: str) -> str:
+    """Bytes of stdin as text, less one newline at the end, be it LF or CRLF."""
     try:
-        return raw.decode("utf-8")
+        text = raw.decode("utf-8")
+        return text[:-2] if text.endswith("\r\n") else text.removesuffix("\n")
     except UnicodeDecodeError as error:
         raise BadRequest(f"{what} on stdin is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}. "
                          f"Convert it first: iconv -f latin1 -t utf-8", field="prompt") from None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pellucid.cli._frame import note
 from pellucid.cli._options import utf8
 from pellucid.errors import MissingExtra
 
@@ -23,7 +24,7 @@ def history_file() -> Path:
 def piped_lines() -> Iterator[str]:
     """Every line of stdin. Raises BadRequest for one that is not UTF-8."""
     for raw in sys.stdin.buffer:
-        yield utf8(raw, "the message").rstrip("\r\n")
+        yield utf8(raw, "the message")
 
 
 def terminal_lines(commands: list[str], status: Callable[[], str], **streams: Any) -> Iterator[str]:
@@ -43,16 +44,25 @@ def _session(commands: list[str], status: Callable[[], str], **streams: Any) -> 
         from prompt_toolkit import PromptSession
         from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
         from prompt_toolkit.completion import WordCompleter
-        from prompt_toolkit.history import FileHistory
         from prompt_toolkit.output import create_output
         from prompt_toolkit.shortcuts import CompleteStyle
     except ImportError:
         raise MissingExtra("a conversation in the terminal", "chat") from None
     streams.setdefault("output", create_output(always_prefer_tty=True))  # stdout may be a pipe that wants the answers alone
-    return PromptSession(history=FileHistory(str(history_file())), auto_suggest=AutoSuggestFromHistory(), multiline=True, key_bindings=_keys(),
+    return PromptSession(history=_history(), auto_suggest=AutoSuggestFromHistory(), multiline=True, key_bindings=_keys(),
                          completer=WordCompleter(commands, sentence=True), complete_while_typing=False,
                          complete_style=CompleteStyle.READLINE_LIKE,  # the other styles keep eight empty lines for a menu
                          prompt_continuation="  ", bottom_toolbar=status, **streams)
+
+
+def _history() -> Any:
+    """What was typed in earlier chats. Where a home is read-only or missing, as in many containers, what is typed in this one."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+    try:
+        return FileHistory(str(history_file()))
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        note(f"what you type is not kept for the next chat: {error}")
+        return InMemoryHistory()
 
 
 def _keys() -> Any:

@@ -95,10 +95,12 @@ class _Chat:
             except PromptTooLong as error:
                 self.tell(f"the conversation has {error.n_prompt:,} tokens, and the context holds {error.n_ctx:,}. /clear begins a new one, "
                           f"/save FILE keeps this one first", error)
-            except PellucidError as error:
+            except BrokenPipeError:
+                raise
+            except (PellucidError, OSError) as error:
                 self.tell(str(error), error)
 
-    def tell(self, words: str, error: PellucidError) -> None:
+    def tell(self, words: str, error: Exception) -> None:
         if not self.interactive:
             raise error
         note(f"error: {words}")
@@ -115,21 +117,19 @@ class _Chat:
 
     def answer(self, question: str) -> None:
         stream = self.conversation.ask(question)
-        stopped = False
         try:
             self.watch(stream)
         except KeyboardInterrupt:
             if not self.interactive:
                 raise
             stream.stop()
-            stopped = True
         completion = stream.result
         self.conversation.answered(completion)
         if self.json:
             emit(completion.as_dict())
         else:
             show("\n")
-        if stopped:
+        if stream.interrupted:
             note("(stopped)")
         if completion.finish_reason == "context":
             note(f"the context of {self.conversation.model.spec.n_ctx:,} tokens is full: /clear begins a new conversation, /save FILE keeps this one first")

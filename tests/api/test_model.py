@@ -177,7 +177,14 @@ def test_a_stream_may_be_stopped(abc):
     stream = abc.stream("a", temperature=0)
     assert [next(stream), next(stream)] == ["b", "c"]
     stream.stop()
-    assert (stream.result.text, stream.result.finish_reason, stream.result.stopped_by) == ("bc", "stop", None)
+    assert (stream.result.text, stream.result.finish_reason, stream.result.stopped_by) == ("bc", "stop", "interrupt")
+
+
+def test_what_has_ended_is_not_stopped_again(abc):
+    stream = abc.stream("a", temperature=0, max_tokens=2)
+    assert list(stream) == ["b", "c"]
+    stream.stop()
+    assert (stream.interrupted, stream.result.finish_reason, stream.result.stopped_by) == (False, "length", None)
 
 
 def test_a_stream_is_checked_when_it_is_asked_for(abc):

@@ -94,6 +94,11 @@ def test_each_line_of_a_pipe_is_a_message(piped: Callable[..., Said], yes_folder
     assert done.err.splitlines()[-1] == f"next: pellucid run {yes_folder} -p 'Once upon a time'"
 
 
+def test_a_line_ends_in_lf_or_crlf(piped: Callable[..., Said], yes_folder: str) -> None:
+    said = [json.loads(line)["usage"]["prompt_tokens"] for line in piped(b"hi\r\n/clear\r\nhi\n/clear\nhi\r\r\n", yes_folder, "--json", "-q").out.splitlines()]
+    assert said == [said[0], said[0], said[0] + 1]  # a carriage return that ends no line is the message's
+
+
 def test_json_is_one_object_an_answer_and_the_memory_is_reused(piped: Callable[..., Said], yes_folder: str) -> None:
     done = piped(b"hi\nmore\n", yes_folder, "--temperature", "0", "--json", "--quiet", "--seed", "7")
     first, second = map(json.loads, done.out.splitlines())
@@ -216,7 +221,9 @@ def test_a_saved_conversation_loads_and_goes_on(yes: Model, tmp_path: Path) -> N
 
 def test_nothing_else_is_saved_over_or_loaded(yes: Model, tmp_path: Path) -> None:
     here = conversation(yes)
-    for content in ("my thesis", '{"kind": "pellucid-conversation-1", "messages": [{"role": 3}]}', "[]"):
+    kind = '{"kind": "pellucid-conversation-1", '
+    for content in ("my thesis", kind + '"system": null, "messages": [{"role": 3}]}', "[]", kind + '"messages": []}', kind + '"system": 5, "messages": []}',
+                    "[" * 100_000, kind + '"system": null, "messages": [{"role": "user", "content": "x", "reasoning_content": 5}]}'):
         (tmp_path / "f").write_text(content)
         for name in ("/save", "/load"):
             with pytest.raises(BadRequest, match="holds something else than a conversation that /save wrote; it is left alone"):
@@ -227,6 +234,44 @@ def test_nothing_else_is_saved_over_or_loaded(yes: Model, tmp_path: Path) -> Non
     for name in ("/save", "/load"):
         with pytest.raises(BadRequest, match=f"{name} needs a file: {name} FILE"):
             steer(here, name)
+
+
+def test_a_slip_in_a_path_is_said_and_the_conversation_stays(yes: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here = conversation(yes)
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "pipe2").symlink_to("pipe")
+    talk(here, "hi", "/save /nonexistent/x", "/save ~nobody-of-that-name/x", f"/save {tmp_path}/file/x", f"/save {tmp_path}", f"/load {tmp_path}/file/x",
+         f"/save {tmp_path}/pipe2", f"/load {tmp_path}/pipe", f"/save {tmp_path}/{'x' * 300}", "hi")
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [
+        "error: the conversation cannot be saved to /nonexistent/x: No such file or directory. Give another file",
+        "error: /save ~nobody-of-that-name/x: there is no such home folder; write the path out",
+        f"error: the conversation cannot be saved to {tmp_path}/file/x: Not a directory. Give another file",
+        f"error: {tmp_path} is no file that a conversation could be in; it is left alone",
+        f"error: no conversation can be read at {tmp_path}/file/x: Not a directory",
+        f"error: {tmp_path}/pipe is no file that a conversation could be in; it is left alone",
+        f"error: {tmp_path}/pipe is no file that a conversation could be in; it is left alone",
+        f"error: the conversation cannot be saved to {tmp_path}/{'x' * 300}: File name too long. Give another file"]
+    assert (captured.out, len(here.messages)) == ("YES!\nYES!\n", 4)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "pipe", "pipe2"]
+
+
+def test_a_link_is_saved_through(yes: Model, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for _ in ("not there yet", "there"):
+        steer(conversation(yes), f"/save {tmp_path / 'link'}")
+    assert ((tmp_path / "link").is_symlink(), json.loads((tmp_path / "real").read_text())["messages"]) == (True, [])
+
+
+def test_a_refusal_of_the_system_ends_its_turn_only(yes: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    here = conversation(yes)
+    monkeypatch.setattr(here, "ask", lambda text: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    talk(here, "hi", "/help")
+    assert capsys.readouterr().err.startswith("error: [Errno 5] Input/output error\n  /system TEXT")
+    monkeypatch.setattr(here, "ask", lambda text: (_ for _ in ()).throw(BrokenPipeError))
+    with pytest.raises(BrokenPipeError):
+        talk(here, "hi")
 
 
 def test_help_lists_every_command(yes: Model) -> None:
@@ -300,6 +345,21 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(yes: Model, monkeypatch: py
     assert here.messages[-1]["content"] == "YES!"
 
 
+def test_json_tells_an_interruption_from_the_models_own_end(yes: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    here, step, n = conversation(yes), Generation._step, [0]
+
+    def interrupted(generation: Generation) -> int:
+        n[0] += 1
+        if n[0] == 3:
+            raise KeyboardInterrupt
+        return step(generation)
+    monkeypatch.setattr(Generation, "_step", interrupted)
+    chat._Chat(here, interactive=True, quiet=True, json=True).run(iter(["hi", "hi"]))
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["text"], first["finish_reason"], first["stopped_by"]) == ("YE", "stop", "interrupt")
+    assert (second["text"], second["finish_reason"], second["stopped_by"]) == ("YES!", "stop", yes.tokenizer.eos_id)
+
+
 def test_ctrl_c_in_a_pipe_ends_the_program(yes: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Generation, "_step", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -338,6 +398,16 @@ def test_what_was_typed_is_there_next_time(typed: Callable[[str], list[str]]) ->
     typed("first\rsecond\r\x04")
     assert oct(_terminal.history_file().stat().st_mode & 0o777) == "0o600"
     assert typed("\x1b[A\x1b[A\r\x04") == ["first"]
+
+
+def test_without_a_home_that_can_be_written_a_chat_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    with create_pipe_input() as keys:
+        keys.send_text("hello\r\x04")
+        typed = list(_terminal.terminal_lines(list(COMMANDS), lambda: "status", input=keys, output=DummyOutput()))
+    assert typed == ["hello"]
+    assert capsys.readouterr().err.startswith("what you type is not kept for the next chat: [Errno 20] Not a directory")
 
 
 def test_without_prompt_toolkit_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

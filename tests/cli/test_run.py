@@ -88,7 +88,7 @@ def test_json_is_one_object(say: Say, abc: str) -> None:
 
 
 def test_the_prompt_may_come_from_stdin_less_one_newline(say: Say, abc: str, stdin: Callable[[bytes], None]) -> None:
-    for raw in (b"a", b"a\n"):
+    for raw in (b"a", b"a\n", b"a\r\n"):
         stdin(raw)
         assert say("run", abc, "--max-tokens", "2", "-q").out == "bc\n"
     stdin(b"a\n\n")
