@@ -1,8 +1,11 @@
-"""MPT: ALiBi in place of positions, LayerNorm and matrices without biases. https://www.databricks.com/blog/mpt-7b
+"""MPT: ALiBi in place of positions, LayerNorm and matrices without biases; and what else its training code can build.
 
-Facts: https://github.com/mosaicml/llm-foundry (llmfoundry/models/mpt) and
-https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/models/mpt/modeling_mpt.py
+https://www.databricks.com/blog/mpt-7b
+Facts: https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/models/mpt/modeling_mpt.py, which reads half of the settings, and
+https://github.com/mosaicml/llm-foundry (llmfoundry/models: mpt/, layers/attention.py, layers/norm.py), which reads them all.
 """
+from typing import Any
+
 from pellucid.errors import UnsupportedModel
 from pellucid.families._config import Config
 from pellucid.spec import Alibi, Attention, DecoderSpec, FeedForward, Layer, Norm
@@ -10,34 +13,47 @@ from pellucid.weights.names import Rule, to
 
 WEIGHTS: dict[str, Rule] = {
     "transformer.wte.weight": "embed.weight",
-    "transformer.blocks.{i}.norm_1.weight": "blocks.{i}.attn_norm.weight",
-    "transformer.blocks.{i}.attn.Wqkv.weight": to(*(f"blocks.{{i}}.attn.{x}.weight" for x in "qkv")),
-    "transformer.blocks.{i}.attn.out_proj.weight": "blocks.{i}.attn.o.weight",
-    "transformer.blocks.{i}.norm_2.weight": "blocks.{i}.mlp_norm.weight",
-    "transformer.blocks.{i}.ffn.up_proj.weight": "blocks.{i}.mlp.up.weight",
-    "transformer.blocks.{i}.ffn.down_proj.weight": "blocks.{i}.mlp.down.weight",
-    "transformer.norm_f.weight": "final_norm.weight",
+    "transformer.wpe.weight": "pos_embed.weight",  # without ALiBi
     "lm_head.weight": "unembed.weight",
 }
+WEIGHTS |= {f"transformer.{theirs}.{p}": f"{ours}.{p}" for p in ("weight", "bias") for theirs, ours in {
+    "blocks.{i}.norm_1": "blocks.{i}.attn_norm",
+    "blocks.{i}.attn.q_ln": "blocks.{i}.attn.q_norm",  # where qk_ln says so
+    "blocks.{i}.attn.k_ln": "blocks.{i}.attn.k_norm",
+    "blocks.{i}.attn.out_proj": "blocks.{i}.attn.o",
+    "blocks.{i}.norm_2": "blocks.{i}.mlp_norm",
+    "blocks.{i}.ffn.up_proj": "blocks.{i}.mlp.up",
+    "blocks.{i}.ffn.down_proj": "blocks.{i}.mlp.down",
+    "norm_f": "final_norm",
+}.items()}
+WEIGHTS |= {f"transformer.blocks.{{i}}.attn.Wqkv.{p}": to(*(f"blocks.{{i}}.attn.{x}.{p}" for x in "qkv")) for p in ("weight", "bias")}
 
 
 def spec(c: Config) -> DecoderSpec:
-    # What llm-foundry can do and transformers does not read: no published model has it.
-    c.expect(no_bias=True, expansion_ratio=4, logit_scale=None)
-    c.inert(learned_pos_emb="ALiBi takes the place of positions", embedding_fraction="scales gradients", emb_pdrop="acts in training only",
-            init_device="says where weights are made", init_config="says how training begins", verbose="prints",
-            tokenizer_name="says what the tokenizer was made from")
-    if (kind := c("norm_type", default="low_precision_layernorm")) not in ("low_precision_layernorm", "layernorm"):
-        raise UnsupportedModel(f"{c.where} has a setting this family does not implement: norm_type={kind!r} "
-                               f"(only 'low_precision_layernorm' and 'layernorm')")
-    d_model, n_heads = c("d_model"), c("n_heads")
-    d_head = d_model // n_heads
-    c("attn_config", default=None)
-    a = c.part("attn_config") if c.raw.get("attn_config") else Config({})
-    a.expect(alibi=True, attn_type="multihead_attention", qk_ln=False, prefix_lm=False, attn_uses_sequence_id=False)
+    c.inert(embedding_fraction="scales gradients", emb_pdrop="acts in training only", init_device="says where weights are made",
+            init_config="says how training begins", verbose="prints", tokenizer_name="says what the tokenizer was made from")
+    a = c.part("attn_config") if c("attn_config", default=None) else Config({})
+    a.expect(prefix_lm=False, attn_uses_sequence_id=False)
     a.inert(attn_impl="chooses how transformers computes, not what")
-    mixer = Attention(n_heads=n_heads, n_kv_heads=n_heads, d_head=d_head, scale=a("softmax_scale", default=d_head ** -0.5),
-                      alibi=Alibi(steepness=float(a("alibi_bias_max", default=8))), clip=a("clip_qkv", default=None) or None)
-    return DecoderSpec(family=c("model_type"), n_vocab=c("vocab_size"), n_ctx=c("max_seq_len"), d_model=d_model,
-                       layers=(Layer(mixer=mixer, mlp=FeedForward(d_ff=4 * d_model, act="gelu", gated=False)),) * c("n_layers"),
-                       norm=Norm(kind="layer", eps=c("layer_norm_epsilon", default=1e-5)), tied=c("tie_word_embeddings", default=True))
+    d_model, n_heads, bias, n_ctx = c("d_model"), c("n_heads"), not c("no_bias", default=True), c("max_seq_len")
+    d_head, alibi, clip, qk_ln = d_model // n_heads, a("alibi", default=True), a("clip_qkv", default=None) or None, a("qk_ln", default=False)
+    norms: dict[str, Any] = {"low_precision_layernorm": "layer", "layernorm": "layer", "low_precision_rmsnorm": "rms", "rmsnorm": "rms"}
+    heads: dict[str, Any] = {"multihead_attention": n_heads, "multiquery_attention": 1, "grouped_query_attention": a("kv_n_heads", default=n_heads)}
+    norm_type, attn_type = c("norm_type", default="low_precision_layernorm"), a("attn_type", default="multihead_attention")
+    for found, name, known in ((norm_type, "norm_type", norms), (attn_type, "attn_type", heads)):
+        if found not in known:
+            raise UnsupportedModel(f"{c.where} has a setting this family does not implement: {name}={found!r} (known: {', '.join(known)})")
+    norm_kind, n_kv_heads = norms[norm_type], heads[attn_type]
+    a.expect(kv_n_heads=n_kv_heads)
+    if clip and qk_ln:
+        raise UnsupportedModel(f"{c.where} has a setting this family does not implement: clip_qkv={clip!r} with qk_ln=true (only one of the two)")
+    norm = Norm(kind=norm_kind, bias=bias and norm_kind == "layer", eps=c("layer_norm_epsilon", default=1e-5))
+    logit_scale = c("logit_scale", default=1.0)
+    mixer = Attention(n_heads=n_heads, n_kv_heads=n_kv_heads, d_head=d_head, scale=a("softmax_scale", default=d_head ** -0.5),
+                      alibi=Alibi(steepness=float(a("alibi_bias_max", default=8))) if alibi else None,
+                      clip=clip, qkv_bias=bias, out_bias=bias, qk_norm=norm if qk_ln else None, qk_norm_over="width" if qk_ln else "head")
+    mlp = FeedForward(d_ff=c("expansion_ratio", default=4) * d_model, act="gelu", gated=False, bias=bias)
+    return DecoderSpec(family=c("model_type"), n_vocab=c("vocab_size"), n_ctx=n_ctx, d_model=d_model,
+                       layers=(Layer(mixer=mixer, mlp=mlp),) * c("n_layers"), norm=norm,
+                       learned_positions=n_ctx if c("learned_pos_emb", default=True) and not alibi else 0,
+                       logit_scale=d_model ** -0.5 if logit_scale == "inv_sqrt_d_model" else logit_scale, tied=c("tie_word_embeddings", default=True))

@@ -11,6 +11,7 @@ from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 from tests.families.case import LINEAR, LLAMA3, WINDOW, YARN, Case, flat_rope
 from tests.families.cases_b import OLD_NAMES, ONE_WIDTH, TABLE
+from tests.references import mpt as foundry
 
 NO_FF = ("intermediate_size", *ONE_WIDTH)
 RELU = 2.5  # a spread wild enough to tell relu from relu6
@@ -55,6 +56,17 @@ MPT = [
          without=OLD_NAMES, n_ctx="max_seq_len", adjust=alibi_bias_max),
     Case("mpt", "many_heads", "slopes of a number of heads that is no power of two", mpt(clip_qkv=0.0) | {
         "d_model": 76, "n_layers": 2, "n_heads": 19}, without=OLD_NAMES, n_ctx="max_seq_len"),
+    # What transformers does not read, and Replit Code 1.5 and others trained with llm-foundry have.
+    Case("mpt", "grouped", "grouped heads under ALiBi, clip_qkv, another expansion_ratio, logit_scale", mpt(
+        attn_type="grouped_query_attention", kv_n_heads=2, clip_qkv=0.7) | {"expansion_ratio": 3, "logit_scale": 0.4},
+         without=OLD_NAMES, reference=foundry),
+    Case("mpt", "biased", "learned positions, biases, qk_ln, one key/value head, logit_scale by the width, untied", mpt(
+        attn_type="multiquery_attention", qk_ln=True, alibi=False) | {
+        "d_model": 60, "n_heads": 5, "n_layers": 2, "no_bias": False, "logit_scale": "inv_sqrt_d_model", "tie_word_embeddings": False},
+         without=OLD_NAMES, reference=foundry),
+    Case("mpt", "rms", "RMSNorm, biases of matrices alone, no positions at all, qk_ln", mpt(qk_ln=True, alibi=False) | {
+        "d_model": 54, "n_layers": 2, "norm_type": "low_precision_rmsnorm", "no_bias": False, "learned_pos_emb": False},
+         without=OLD_NAMES, reference=foundry),
 ]
 
 
