@@ -18,7 +18,7 @@ def _all(names: str, why: str) -> dict[str, str]:
 
 INERT: dict[str, str] = {
     **_all("architectures model_type transformers_version _name_or_path auto_map custom_pipelines custom_pipeline "
-           "model_max_length tokenizer_class name_or_path language languages license", _NAMES),
+           "model_max_length tokenizer_class name_or_path language languages license bos_token eos_token pad_token unk_token sep_token", _NAMES),
     "dtype": "read by the loader", "torch_dtype": "read by the loader",
     **_all("bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id eod_token_id decoder_start_token_id forced_bos_token_id "
            "forced_eos_token_id suppress_tokens begin_suppress_tokens task_specific_params max_length min_length do_sample "

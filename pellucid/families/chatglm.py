@@ -29,10 +29,11 @@ def spec(c: Config) -> DecoderSpec:
     n_layers, n_vocab, d_head, ratio = c("num_layers"), c("padded_vocab_size"), c("kv_channels"), c("rope_ratio", default=1)
     c("multi_query_attention")  # must be there: without it q, k and v lie in another order
     c.expect(multi_query_attention=True, add_bias_linear=False, rmsnorm=True, post_layer_norm=True, apply_residual_connection_post_layernorm=False,
-             fp32_residual_connection=False, quantization_bit=0, pre_seq_len=None, tie_word_embeddings=False,
+             fp32_residual_connection=False, rotary_percent=0.5, quantization_bit=0, pre_seq_len=None, tie_word_embeddings=False,
              num_hidden_layers=n_layers, vocab_size=n_vocab)
     c.inert(apply_query_key_layer_scaling="what divides the scores multiplies them again", attention_softmax_in_fp32="attention is float32 here",
-            original_rope="both values turn neighbours", bias_dropout_fusion="chooses how, not what", prefix_projection="there is no prefix")
+            original_rope="both values turn neighbours", interleaved_qkv="multi_query_attention says how q, k and v lie",
+            bias_dropout_fusion="chooses how, not what", prefix_projection="there is no prefix")
     if n_vocab == 65_024 and ratio != 1:
         # ChatGLM2-6B-32K reads it in another way than all later ones: https://github.com/ztxz16/fastllm/issues/374
         raise UnsupportedModel(f"{c.where} has a setting with two meanings: rope_ratio={ratio!r} divides the positions in ChatGLM2-6B-32K and multiplies "

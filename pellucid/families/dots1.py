@@ -11,7 +11,9 @@ WEIGHTS: dict[str, Rule] = qwen3_moe.WEIGHTS | {
 
 
 def spec(c: Config) -> DecoderSpec:
-    c.expect(scoring_func="sigmoid", topk_method="noaux_tc", moe_layer_freq=1)
+    # The released files write the name of the method where the function's belongs; both mean sigmoid scores and a correction.
+    named = c("scoring_func", default=None) == "noaux_tc"
+    c.expect(scoring_func="noaux_tc" if named else "sigmoid", topk_method="noaux_tc", moe_layer_freq=1)
     c.inert(use_sliding_window="sliding_window and max_window_layers say it")
     norm = Norm(eps=c("rms_norm_eps", default=1e-6))
     mixers = [_parts.attention(c, heads_default=False, qk_norm=norm, window=window) for window in _parts.late_windows(c, used=True, first=62)]

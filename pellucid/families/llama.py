@@ -23,7 +23,7 @@ WEIGHTS: dict[str, Rule] = _buffers.ROTARY | {
 
 
 def spec(c: Config) -> DecoderSpec:
-    c.expect(rope_interleaved=False)
+    c.expect(rope_interleaved=False, bias=False)  # the second: InternLM 20B, of its projections
     c.inert(is_llama_config="the SmolLM2 repositories say so; it is the family that says it")
     layer = Layer(mixer=_parts.attention(c), mlp=_parts.feed_forward(c, bias=c("mlp_bias", default=False)))
     return _parts.decoder(c, [layer] * c("num_hidden_layers"))

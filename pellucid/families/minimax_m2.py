@@ -15,6 +15,7 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in olmoe.WEIGHTS.items() if ".mlp." no
 def spec(c: Config) -> DecoderSpec:
     c.expect(use_qk_norm=True, qk_norm_type="per_layer", scoring_func="sigmoid", use_routing_bias=True, shared_intermediate_size=0,
              attn_type_list=[1] * c("num_hidden_layers"))  # 1 is softmax attention; MiniMax-01 mixed it with linear
+    c.inert(**dict.fromkeys(("use_mtp", "num_mtp_modules", "mtp_transformer_layers"), "drafts tokens ahead; the model's own logits do not use it"))
     norm, d_head = Norm(eps=c("rms_norm_eps", default=1e-6)), c("head_dim", default=128)
     turning = c("rotary_dim", default=None)  # the released files count the channels
     rope = c.rope(d_head, theta=5e6, fraction=turning / d_head if turning else 1.0)

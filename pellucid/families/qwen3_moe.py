@@ -14,6 +14,7 @@ WEIGHTS: dict[str, Rule] = qwen3.WEIGHTS | {
 def spec(c: Config) -> DecoderSpec:
     norm = Norm(eps=c("rms_norm_eps", default=1e-6))
     windowed, window = c("use_sliding_window", default=False), c.nullable("sliding_window", absent=4096)
+    c.expect(qkv_bias=False, use_qk_norm=True, shared_expert_intermediate_size=0)  # what Qwen3-Coder says beside the rest
     # Here all layers are windowed or none; max_window_layers is carried over from Qwen3 and read by nobody.
     c.inert(max_window_layers="every layer has the same window")
     mixer = _parts.attention(c, heads_default=False, qk_norm=norm, window=window if windowed else None)

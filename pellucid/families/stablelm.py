@@ -14,7 +14,7 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if ".mlp." no
 
 
 def spec(c: Config) -> DecoderSpec:
-    c.expect(rotary_scaling_factor=1.0)
+    c.expect(rotary_scaling_factor=1.0, use_norm_bias=False)  # the second: of the norms of single heads, which never have one
     eps, parallel = c("layer_norm_eps", default=1e-5), c("use_parallel_residual", default=False)
     qk_norm = Norm(kind="layer", eps=eps) if c("qk_layernorm", default=False) else None
     mixer = _parts.attention(c, fraction=0.25, heads_default=False, qkv_bias=c("use_qkv_bias", default=False), qk_norm=qk_norm,

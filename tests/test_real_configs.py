@@ -1,0 +1,117 @@
+"""Real checkpoints: their config.json as published is read whole and makes a model of the published size. No torch here.
+
+`configs/<family>.json` holds them: repository, revision where the source states it, where and when the file was read, the license and the
+published count of parameters with their sources, and the config itself. A count is exact (of files that were listed) or rounded as it was
+published; `counting` says what it counts differently.
+"""
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pellucid import cost, families
+from pellucid.errors import PellucidError, UnsupportedModel
+from pellucid.families._describe import describe
+from pellucid.spec import DecoderSpec
+
+FOLDER = Path(__file__).parent / "configs"
+CHECKPOINTS: dict[str, dict[str, Any]] = {
+    entry["repo"]: entry for path in sorted(FOLDER.glob("*.json")) for entry in json.loads(path.read_text(encoding="utf8"))}
+ENOUGH = 80  # checkpoints, of the issue
+COUNTING = {None, "without embeddings", "the tied matrix twice", "with the vision tower"}
+UNITS = {"M": 10**6, "B": 10**9, "T": 10**12}
+
+
+def counted(spec: DecoderSpec, counting: str | None) -> int:
+    """Parameters as the source counts them; a vision tower is not ours to count."""
+    table = spec.n_vocab * spec.d_model
+    return cost.parameters(spec) + {"without embeddings": -table * (1 if spec.tied else 2), "the tied matrix twice": table}.get(counting or "", 0)
+
+
+def fits(published: int | str, ours: int, counting: str | None = None) -> bool:
+    """Exact counts within 0.1 %; rounded ones when ours rounds, or is cut, to the digits that were published."""
+    if isinstance(published, int):
+        return abs(ours / published - 1) <= 1e-3
+    number, unit = float(published[:-1]), UNITS[published[-1]]
+    digits = len(published[:-1].partition(".")[2])
+    if counting == "with the vision tower":
+        return 0.98 < ours / unit / number < 1
+    if re.fullmatch(r"\d\d0[MB]", published):
+        digits = -1  # 230B of 228.7: three digits that end in a zero are two
+    cut = math.floor(ours / unit * 10 ** max(digits, 0)) / 10 ** max(digits, 0)
+    return number in (round(ours / unit, digits), cut)
+
+
+@pytest.mark.parametrize("repo", CHECKPOINTS)
+def test_a_published_config_is_read_whole_and_makes_a_model_of_the_published_size(repo: str) -> None:
+    entry = CHECKPOINTS[repo]
+    described = describe(entry["config"], where=f"config.json of {repo}")
+    assert described.accepted == ()
+    assert fits(entry["parameters"], counted(described.spec, entry.get("counting")), entry.get("counting")), f"{cost.parameters(described.spec):,}"
+    assert 0 < cost.active_parameters(described.spec) <= cost.parameters(described.spec)
+    assert cost.cache_bytes_per_token(described.spec, 2) > 0
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_an_entry_says_where_each_of_its_facts_was_read(path: Path) -> None:
+    for entry in json.loads(path.read_text(encoding="utf8")):
+        assert families.family(entry["config"]["model_type"]).__name__.rpartition(".")[2] == path.stem
+        assert set(entry) - {"counting"} == {"repo", "revision", "read_from", "read_on", "license", "license_from", "parameters", "parameters_from", "config"}
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+", entry["repo"])
+        assert entry["revision"] is None or re.fullmatch(r"[0-9a-f]{7,40}", entry["revision"])
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", entry["read_on"])
+        assert all(entry[key].strip() for key in ("read_from", "license", "license_from", "parameters_from"))
+        assert isinstance(entry["parameters"], int) or re.fullmatch(r"[\d.]+[MBT]", entry["parameters"])
+        assert entry.get("counting") in COUNTING
+
+
+def test_there_are_enough_of_them_and_none_twice() -> None:
+    repos = Counter(entry["repo"] for path in FOLDER.glob("*.json") for entry in json.loads(path.read_text(encoding="utf8")))
+    assert len(repos) >= ENOUGH
+    assert set(repos.values()) == {1}
+
+
+@pytest.mark.parametrize(("published", "ours", "counting", "expected"), [
+    (6_738_419_712, 6_738_415_616, None, True), (6_738_419_712, 6_746_000_000, None, False),
+    ("7B", 6_738_415_616, None, True), ("405B", 405_853_388_800, None, True), ("7B", 8_030_261_248, None, False), ("1.23B", 1_235_814_400, None, True),
+    ("2.7B", 2_779_683_840, None, True),
+    ("1.24B", 1_244_000_000, None, True), ("1.24B", 1_250_000_000, None, False), ("230B", 228_689_764_864, None, True), ("70B", 75_100_000_000, None, False),
+    ("109B", 107_769_861_120, "with the vision tower", True), ("109B", 109_500_000_000, "with the vision tower", False)])
+def test_a_count_fits_within_the_rounding_of_what_was_published(published: int | str, ours: int, counting: str | None, expected: bool) -> None:
+    assert fits(published, ours, counting) is expected
+
+
+def test_a_key_that_is_added_to_a_published_config_is_noticed() -> None:
+    for entry in CHECKPOINTS.values():
+        with pytest.raises(PellucidError, match="use_magic=7"):
+            describe(entry["config"] | {"use_magic": 7})
+
+
+def test_describing_them_all_imports_no_torch() -> None:
+    code = ("import json, sys\nfrom pathlib import Path\nfrom pellucid import cost\nfrom pellucid.families._describe import describe\n"
+            f"for path in Path({str(FOLDER)!r}).glob('*.json'):\n"
+            "    for entry in json.loads(path.read_text(encoding='utf8')): cost.parameters(describe(entry['config']).spec)\n"
+            "sys.exit('torch' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("repo", "setting", "message"), [
+    ("internlm/internlm-20b", {"bias": True}, "bias=True (only False)"),
+    ("Qwen/Qwen3-Coder-480B-A35B-Instruct", {"qkv_bias": True}, "qkv_bias=True (only False)"),
+    ("Qwen/Qwen3-Coder-480B-A35B-Instruct", {"use_qk_norm": False}, "use_qk_norm=False (only True)"),
+    ("Qwen/Qwen3-Coder-480B-A35B-Instruct", {"shared_expert_intermediate_size": 512}, "shared_expert_intermediate_size=512 (only 0)"),
+    ("stabilityai/stablelm-2-12b", {"use_norm_bias": True}, "use_norm_bias=True (only False)"),
+    ("rednote-hilab/dots.llm1.base", {"scoring_func": "softmax"}, "scoring_func='softmax' (only 'sigmoid')"),
+    ("THUDM/codegeex2-6b", {"rotary_percent": 1.0}, "rotary_percent=1.0 (only 0.5)")])
+def test_another_value_of_what_a_published_config_says_is_refused_by_name(repo: str, setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModel) as refusal:
+        describe(CHECKPOINTS[repo]["config"] | setting)
+    assert message in str(refusal.value)
