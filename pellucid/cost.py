@@ -102,7 +102,7 @@ def _pair(mixer: Mixer) -> int:
 def _mlp(D: int, mlp: FeedForward | Experts) -> int:
     if not isinstance(mlp, Experts):
         return _feed_forward(D, mlp)
-    return mlp.n_experts * (D + mlp.router_bias + mlp.correction + _feed_forward(D, mlp.each)) + _shared(D, mlp, _feed_forward)
+    return mlp.n_experts * (D + mlp.router_bias + mlp.correction + mlp.share_gain + _feed_forward(D, mlp.each)) + _shared(D, mlp, _feed_forward)
 
 
 def _shared(D: int, mlp: Experts, numbers: Callable[[int, FeedForward], int]) -> int:

@@ -133,6 +133,20 @@ class Alibi:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LogTemperature:
+    """Scores sharpen with the length: a query that sees n tokens is multiplied by log(n) / log(original), and never by less than 1.
+
+    https://arxiv.org/abs/2202.12172, as https://arxiv.org/abs/2309.16609 has it.
+    """
+
+    original: int  # tokens
+
+    def __post_init__(self) -> None:
+        if self.original < 2:
+            raise ValueError(f"original is {self.original}, whose logarithm nothing can be divided by")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
     """The mixer of a layer: softmax attention with grouped key/value heads."""
 
@@ -152,7 +166,7 @@ class Attention:
     qk_norm: Norm | None = None  # normalize queries and keys before they rotate
     qk_norm_over: Literal["head", "each_head", "width"] = "head"  # one gain for all heads, one gain a head, all heads together
     qk_norm_late: bool = False  # after they rotated instead
-    temperature: Temperature | None = None
+    temperature: Temperature | LogTemperature | None = None
 
     def __post_init__(self) -> None:
         _positive(n_heads=self.n_heads, n_kv_heads=self.n_kv_heads, d_head=self.d_head, window=1 if self.window is None else self.window,
@@ -248,8 +262,10 @@ class Experts:
     n_groups: int = 1  # experts stand in groups of equal size, one after another
     n_active_groups: int = 1  # groups whose experts may be chosen
     group_score: Literal["best", "best_two"] = "best"  # what makes a group active: its highest score, or the sum of its two highest
+    spread: bool = False  # as many are chosen in one group as in any other. https://arxiv.org/abs/2505.21411
     renormalize: bool  # divide the chosen experts' shares by their sum
     share_scale: float = 1.0  # multiplies the shares in the end
+    share_gain: bool = False  # a learned number an expert, which multiplies its share too
     scale_input: bool = False  # the share multiplies what an expert reads, not what it writes
     each: FeedForward
     shared: FeedForward | None = None  # added to what the chosen experts write
@@ -266,6 +282,8 @@ class Experts:
             raise ValueError(f"{self.n_active} active experts are more than {self.n_active_groups} groups of {size} have")
         if self.group_score == "best_two" and self.n_groups > 1 and size < 2:
             raise ValueError(f"groups of {size} expert have no two best")
+        if self.spread and (self.n_active % self.n_groups or self.n_active_groups != self.n_groups):
+            raise ValueError(f"{self.n_active} active experts cannot spread over {self.n_groups} groups, of which {self.n_active_groups} are active")
         if self.shared_gate and self.shared is None:
             raise ValueError("there is a gate for a shared expert, and no shared expert")
 

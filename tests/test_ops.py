@@ -36,6 +36,8 @@ ROUTINGS = [routing(n_active=n, scoring=scoring, renormalize=renormalize, share_
             for n, (groups, active, by) in [(1, (1, 1, "best")), (3, (1, 1, "best")), (8, (1, 1, "best")), (2, (4, 1, "best")),
                                             (3, (4, 2, "best")), (3, (4, 2, "best_two")), (4, (2, 1, "best_two")), (3, (4, 4, "best_two"))]
             for scoring, renormalize, scale in itertools.product(("softmax", "sigmoid"), (False, True), (1.0, 2.5))]
+ROUTINGS += [routing(n_active=n, n_groups=groups, n_active_groups=groups, spread=True, renormalize=renormalize)
+             for n, groups in [(4, 4), (4, 2), (8, 4), (2, 2)] for renormalize in (False, True)]
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -206,6 +208,8 @@ def test_the_reference_routes_as_the_formula_says(how, corrected):
         groups = [sorted(choices[g * size : (g + 1) * size], reverse=True) for g in range(how.n_groups)]
         ranked = sorted(range(how.n_groups), key=lambda g: -sum(groups[g][: 1 if how.group_score == "best" else 2]))
         allowed = [i for i in range(8) if i // size in ranked[: how.n_active_groups]]
+        if how.spread:
+            allowed = [i for i in range(8) if choices[i] in groups[i // size][: how.n_active // how.n_groups]]
         best = sorted(allowed, key=lambda i: -choices[i])[: how.n_active]
         total = sum(scores[i] for i in best) if how.renormalize else 1.0
         assert experts == best

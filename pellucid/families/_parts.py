@@ -84,23 +84,25 @@ def sparse_steps(c: Config, dense: FeedForward, mixture: Experts) -> list[FeedFo
     return [mixture if i not in dense_at and (i + 1) % step == 0 else dense for i in range(c("num_hidden_layers"))]
 
 
-def corrected_experts(c: Config, *, n_dense: int = 0, bias: bool = False, **facts: Any) -> list[FeedForward | Experts]:
+def corrected_experts(c: Config, *, n_dense: int = 0, bias: bool = False, keys: Sequence[str] = ("n_routed_experts", "num_local_experts"),
+                      shared_key: str = "n_shared_experts", **facts: Any) -> list[FeedForward | Experts]:
     """The feed-forward of every layer where the first ones are dense and the others choose experts as DeepSeek-V3 does: sigmoid scores with a
     correction, groups, shared experts as one wide one. https://arxiv.org/abs/2412.19437, section 2.1.2.
 
-    n_dense: how many are dense where config.json is silent; bias: of the dense ones and the shared; facts: fields set otherwise.
+    n_dense: how many are dense where config.json is silent; bias: of the dense ones and the shared; keys, shared_key: where the numbers of
+    experts stand; facts: fields set otherwise.
     """
     each = feed_forward(c, d_ff=c("moe_intermediate_size"))
     usual: dict[str, Any] = {
-        "n_experts": c("n_routed_experts", "num_local_experts"), "n_active": c("num_experts_per_tok"), "scoring": "sigmoid", "correction": True,
+        "n_experts": c(*keys), "n_active": c("num_experts_per_tok"), "scoring": "sigmoid", "correction": True,
         "n_groups": c("n_group", default=1), "n_active_groups": c("topk_group", default=1), "group_score": "best_two", "each": each,
-        "shared": replace(each, d_ff=each.d_ff * c("n_shared_experts"), bias=bias), "share_scale": float(c("routed_scaling_factor", default=1.0))}
+        "shared": replace(each, d_ff=each.d_ff * c(shared_key), bias=bias), "share_scale": float(c("routed_scaling_factor", default=1.0))}
     if "renormalize" not in facts:
         usual["renormalize"] = c("norm_topk_prob")
     try:
         mixture = Experts(**(usual | facts))
     except ValueError as e:
-        raise BadConfig(f"{c.where}: n_routed_experts, num_experts_per_tok, n_group and topk_group do not go together: {e}. Which one is wrong?") from None
+        raise BadConfig(f"{c.where}: {keys[0]}, num_experts_per_tok, n_group and topk_group do not go together: {e}. Which one is wrong?") from None
     dense, n_dense = feed_forward(c, bias=bias), c("first_k_dense_replace", default=n_dense)
     return [dense if i < n_dense else mixture for i in range(c("num_hidden_layers"))]
 

@@ -145,6 +145,7 @@ class Router(Project):
     def __init__(self, ops: Ops, d_model: int, experts: Experts) -> None:
         super().__init__(ops, d_model, experts.n_experts, experts.router_bias)
         self.correction = nn.Parameter(torch.empty(experts.n_experts)) if experts.correction else None
+        self.gain = nn.Parameter(torch.empty(1, experts.n_experts)) if experts.share_gain else None
 
     def forward(self, x_TD: Tensor) -> Tensor:
         return self.ops.matmul(x_TD.float(), self.weight.float(), None if self.bias is None else self.bias.float())
@@ -163,6 +164,8 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         share_TA, expert_TA = self.ops.route(self.router(x_TD), self.router.correction, self.spec)
+        if self.router.gain is not None:
+            share_TA = share_TA * self.router.gain[0, expert_TA]
         out_TD = torch.zeros_like(x_TD)
         for e in expert_TA.unique().tolist():
             token, choice = (expert_TA == e).nonzero(as_tuple=True)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.ops.interface import Ops
-from pellucid.spec import Norm, Rope, Temperature
+from pellucid.spec import LogTemperature, Norm, Rope, Temperature
 
 # What this pass's positions say, once for each fact that asks: cos and sin of a rope, the factor of a temperature.
-Tables = dict[Rope | Temperature, tuple[Tensor, ...]]
+Tables = dict[Rope | Temperature | LogTemperature, tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pellucid.spec import DecoderSpec, Dynamic, Linear, Llama3, LongRope, Ntk, Rope, Temperature, Yarn
+from pellucid.spec import DecoderSpec, Dynamic, Linear, Llama3, LogTemperature, LongRope, Ntk, Rope, Temperature, Yarn
 
 
 def frequencies(rope: Rope) -> tuple[Tensor, float]:
@@ -70,6 +70,8 @@ def tables(frequency_R: Tensor, gain: float, positions_T: Tensor, pairing: Liter
     return torch.stack([cos_TP, cos_TP], -1).flatten(-2), torch.stack([-sin_TP, sin_TP], -1).flatten(-2)
 
 
-def sharpness(t: Temperature, positions_T: Tensor) -> Tensor:
+def sharpness(t: Temperature | LogTemperature, positions_T: Tensor) -> Tensor:
     """What queries are multiplied by, (T, 1, 1), float32."""
+    if isinstance(t, LogTemperature):
+        return (torch.log1p(positions_T[:, None, None].float()) / math.log(t.original)).clamp_min(1)
     return 1 + t.by * torch.log1p(torch.floor((positions_T[:, None, None].float() + t.first) / t.every))

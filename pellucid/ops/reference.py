@@ -88,11 +88,20 @@ class Reference:
         choice_TX = score_TX if correction_X is None else score_TX + correction_X.float()
         if experts.n_active_groups < experts.n_groups:
             choice_TX = in_best_groups(choice_TX, experts)
+        if experts.spread:
+            choice_TX = best_of_each_group(choice_TX, experts)
         expert_TA = choice_TX.topk(experts.n_active).indices
         share_TA = score_TX.gather(-1, expert_TA)
         if experts.renormalize:
             share_TA = share_TA / share_TA.sum(-1, keepdim=True)
         return share_TA * experts.share_scale, expert_TA
+
+
+def best_of_each_group(choice_TX: Tensor, experts: Experts) -> Tensor:
+    """The scores, -inf but for the n_active / n_groups best of every group. https://arxiv.org/abs/2505.21411"""
+    choice_TNX = choice_TX.unflatten(-1, (experts.n_groups, -1))
+    best_TNA = choice_TNX.topk(experts.n_active // experts.n_groups).indices
+    return torch.full_like(choice_TNX, -torch.inf).scatter(-1, best_TNA, choice_TNX.gather(-1, best_TNA)).flatten(-2)
 
 
 def in_best_groups(choice_TX: Tensor, experts: Experts) -> Tensor:

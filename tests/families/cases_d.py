@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.families.case import SIZES, Case, Json
-from tests.references import chatglm, internlm2, minicpm, pangu_embedded
+from tests.families.case import ORIGINAL, SIZES, Case, Json
+from tests.references import chatglm, internlm2, minicpm, pangu_embedded, pangu_pro_moe, qwen, sarvam_moe
 
 N_CTX = SIZES["max_position_embeddings"]
 
@@ -54,4 +54,43 @@ CHATGLM = [
         **GLM, "add_qkv_bias": False, "rope_ratio": 500, "kv_channels": 20, "multi_query_group_num": 1, "num_layers": 2}, without=NO_SIZES),
 ]
 
-CASES: list[Case] = [*INTERNLM2, *MINICPM, *PANGU_EMBEDDED, *CHATGLM]
+qwen1 = of("qwen", qwen)
+ONE_HEAD = ("num_key_value_heads", "head_dim")
+QWEN = [
+    qwen1("logn", "scores sharpened past seq_length, part of each head rotates", {
+        "hidden_size": 60, "kv_channels": 10, "seq_length": ORIGINAL, "use_logn_attn": True, "use_dynamic_ntk": False, "rotary_pct": 0.6,
+        "rotary_emb_base": 500, "intermediate_size": 74, "layer_norm_epsilon": 3e-5, "num_hidden_layers": 3}, without=ONE_HEAD),
+    qwen1("released", "both switches on as released, up to seq_length; biases everywhere, tied", {
+        "kv_channels": 8, "seq_length": N_CTX, "use_logn_attn": True, "use_dynamic_ntk": True, "no_bias": False, "tie_word_embeddings": True,
+        "max_position_embeddings": 53, "layer_norm_epsilon": 1e-6}, without=ONE_HEAD, length=N_CTX),
+    qwen1("neither", "neither switch, past seq_length", {
+        "hidden_size": 84, "kv_channels": 14, "seq_length": ORIGINAL, "use_logn_attn": False, "use_dynamic_ntk": False, "num_hidden_layers": 2,
+        "layer_norm_epsilon": 1e-6}, without=ONE_HEAD),
+]
+
+sarvam = of("sarvam_moe", sarvam_moe)
+SARVAM_MOE = [
+    sarvam("released", "norms on q and k, a dense layer first, one group, one shared expert", {
+        "num_experts": 8, "num_experts_per_tok": 3, "num_shared_experts": 1, "moe_intermediate_size": 20, "routed_scaling_factor": 2.5,
+        "num_hidden_layers": 3, "rms_norm_eps": 3e-4, "rope_theta": 500.0}, without=()),
+    sarvam("groups", "two of five groups, two shared experts, biases, no norms, all layers sparse, tied", {
+        "num_experts": 10, "num_experts_per_tok": 3, "num_shared_experts": 2, "moe_intermediate_size": 20, "n_group": 5, "topk_group": 2,
+        "first_k_dense_replace": 0, "use_qkv_bias": True, "use_bias": True, "use_qk_norm": False, "tie_word_embeddings": True,
+        "routed_scaling_factor": 1.5, "num_hidden_layers": 2, "rms_norm_eps": 3e-4}, without=()),
+    sarvam("one_active", "one expert a token, whose share is not divided by itself", {
+        "num_experts": 8, "num_experts_per_tok": 1, "num_shared_experts": 1, "moe_intermediate_size": 20, "num_hidden_layers": 2,
+        "rms_norm_eps": 3e-4}, without=()),
+]
+
+pro = of("pangu_pro_moe", pangu_pro_moe)
+PANGU_PRO_MOE = [
+    pro("released", "one expert of each group, a gain an expert, biases around attention", {
+        "model_type": "PanguProMoE", "num_experts": 12, "num_experts_per_tok": 4, "moe_intermediate_size": 20,
+        "shared_expert_intermediate_size": 36, "rope_theta": 500.0, "rms_norm_eps": 3e-4, "num_hidden_layers": 3},
+        without=("intermediate_size", "head_dim")),
+    pro("some_dense", "mlp_only_layers, tied", {
+        "model_type": "PanguProMoE", "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20,
+        "shared_expert_intermediate_size": 36, "mlp_only_layers": [1], "tie_word_embeddings": True, "num_hidden_layers": 2, "rms_norm_eps": 3e-4}),
+]
+
+CASES: list[Case] = [*INTERNLM2, *MINICPM, *PANGU_EMBEDDED, *CHATGLM, *QWEN, *SARVAM_MOE, *PANGU_PRO_MOE]

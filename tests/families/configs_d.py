@@ -4,6 +4,27 @@ from __future__ import annotations
 from tests.families.case import Json
 
 CONFIGS: dict[str, Json] = {
+    # github.com/zhangningboo/Qwen-7B @ abcb6d6d, a copy of Qwen-7B's repository
+    "Qwen-7B": {
+        "architectures": ["QWenLMHeadModel"],
+        "auto_map": {"AutoConfig": "configuration_qwen.QWenConfig", "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel"},
+        "attn_dropout_prob": 0.0, "bf16": False, "emb_dropout_prob": 0.0, "fp16": False, "fp32": False, "hidden_size": 4096,
+        "intermediate_size": 22016, "initializer_range": 0.02, "kv_channels": 128, "layer_norm_epsilon": 1e-06, "max_position_embeddings": 8192,
+        "model_type": "qwen", "no_bias": True, "num_attention_heads": 32, "num_hidden_layers": 32, "onnx_safe": None, "rotary_emb_base": 10000,
+        "rotary_pct": 1.0, "scale_attn_weights": True, "seq_length": 8192, "tie_word_embeddings": False, "tokenizer_class": "QWenTokenizer",
+        "transformers_version": "4.32.0", "use_cache": True, "use_dynamic_ntk": True, "use_flash_attn": "auto", "use_logn_attn": True,
+        "vocab_size": 151936},
+    # github.com/undefdev/Qwen-7B-Chat @ 405556da, a copy of Qwen-7B-Chat's repository at its first release
+    "Qwen-7B-Chat, first release": {
+        "activation": "swiglu", "apply_residual_connection_post_layernorm": False, "architectures": ["QWenLMHeadModel"],
+        "auto_map": {"AutoConfig": "configuration_qwen.QWenConfig", "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel"},
+        "attn_pdrop": 0.0, "bf16": False, "fp16": False, "fp32": False, "bias_dropout_fusion": True, "bos_token_id": 151643, "embd_pdrop": 0.0,
+        "eos_token_id": 151643, "ffn_hidden_size": 22016, "initializer_range": 0.02, "kv_channels": 128, "layer_norm_epsilon": 1e-06,
+        "model_type": "qwen", "n_embd": 4096, "n_head": 32, "n_layer": 32, "n_positions": 6144, "no_bias": True, "onnx_safe": None,
+        "padded_vocab_size": 151936, "params_dtype": "torch.bfloat16", "pos_emb": "rotary", "resid_pdrop": 0.1, "rotary_emb_base": 10000,
+        "rotary_pct": 1.0, "scale_attn_weights": True, "seq_length": 2048, "tie_word_embeddings": False, "tokenizer_type": "QWenTokenizer",
+        "transformers_version": "4.31.0", "use_cache": True, "use_flash_attn": "auto", "vocab_size": 151936, "use_dynamic_ntk": True,
+        "use_logn_attn": True},
     # github.com/zhangbo2008/chatglm3_annotated @ 84fba0f3, a copy of chatglm3-6b's repository
     "chatglm3-6b": {
         "_name_or_path": "THUDM/chatglm3-6b", "model_type": "chatglm", "architectures": ["ChatGLMModel"],

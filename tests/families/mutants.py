@@ -23,6 +23,7 @@ from pellucid.spec import (
     Layer,
     Linear,
     Llama3,
+    LogTemperature,
     LongRope,
     Mixer,
     Norm,
@@ -42,6 +43,7 @@ INSTEAD_OF_NONE: dict[Any, Any] = {
     Rope: Rope(theta=100.0, d_rotary=4),
     Temperature: Temperature(every=5, by=0.7, first=1),
     Alibi: Alibi(steepness=3.0),
+    LogTemperature: LogTemperature(original=5),
     Linear: Linear(factor=2.0),
     Dynamic: Dynamic(original=9),
     Llama3: Llama3(factor=3.0, low=0.5, high=3.0, original=17),
@@ -170,7 +172,9 @@ def _mlp_essence(mlp: FeedForward | Experts) -> FeedForward | Experts:
         mutes["renormalize"] = False  # all shares of a softmax sum to one already
     if mlp.n_active_groups == mlp.n_groups or (mlp.group_score == "best" and mlp.n_active <= mlp.n_active_groups):
         # Every group is active, however it is scored; or the best experts are too few to lie outside of the groups they make the best.
-        mutes |= {"n_groups": 1, "n_active_groups": 1, "group_score": "best"}
+        mutes |= {"group_score": "best"} if mlp.spread else {"n_groups": 1, "n_active_groups": 1, "group_score": "best"}
+    if mlp.n_groups == 1 or mlp.n_active == mlp.n_experts:
+        mutes["spread"] = False  # one group, or all experts, leave nothing to spread
     return dataclasses.replace(mlp, **mutes)
 
 
@@ -178,6 +182,9 @@ def _attention_essence(mixer: Mixer, length: int) -> Mixer:
     if isinstance(mixer, LatentAttention):
         return dataclasses.replace(mixer, rope=_rope_essence(mixer.rope, length), norm=_norm_essence(mixer.norm))
     mutes: dict[str, Any] = {}
+    end = mixer.rope.scaling.original if mixer.rope is not None and isinstance(mixer.rope.scaling, Dynamic) else length + 1
+    if isinstance(mixer.temperature, LogTemperature) and mixer.temperature.original >= min(end, length + 1):
+        mutes["temperature"] = None  # no query sees more, nor one token later
     if mixer.window is not None and mixer.window >= length:
         mutes["window"] = None  # no token lies outside
     if mixer.chunk is not None and mixer.chunk >= length:

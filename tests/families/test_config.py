@@ -11,7 +11,7 @@ from pellucid.errors import BadConfig, UnsupportedModel
 from pellucid.families._config import Config
 from pellucid.families._describe import describe
 from pellucid.families._inert import INERT
-from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, Layer, Linear, Norm, Rope, Yarn
+from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, Layer, Linear, LogTemperature, Norm, Rope, Yarn
 from tests.families.build import build
 from tests.families.case import Json
 from tests.families.cases_llama import CASES
@@ -202,6 +202,9 @@ DECODER = {"family": "x", "n_vocab": 9, "n_ctx": 8, "d_model": 7, "layers": (LAY
     (lambda: Experts(**MIXTURE, n_groups=3), "4 experts do not make 3 groups of equal size"),
     (lambda: Experts(**MIXTURE, n_groups=4, n_active_groups=1), "2 active experts are more than 1 groups of 1 have"),
     (lambda: Experts(**MIXTURE, n_groups=4, n_active_groups=3, group_score="best_two"), "groups of 1 expert have no two best"),
+    (lambda: Experts(**MIXTURE, n_groups=4, n_active_groups=4, spread=True), "2 active experts cannot spread over 4 groups, of which 4 are active"),
+    (lambda: Experts(**MIXTURE, n_groups=2, spread=True), "2 active experts cannot spread over 2 groups, of which 1 are active"),
+    (lambda: LogTemperature(original=1), "original is 1, whose logarithm nothing can be divided by"),
     (lambda: Experts(**MIXTURE, shared_gate=True), "there is a gate for a shared expert, and no shared expert"),
     (lambda: FeedForward(d_ff=5, xielu=True), "xIELU stands in a feed-forward without a gate"),
     (lambda: FeedForward(d_ff=0), "d_ff is 0, and no decoder has fewer than 1"),

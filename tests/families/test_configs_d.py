@@ -4,11 +4,12 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from pellucid import cost, families
-from pellucid.errors import PellucidError
+from pellucid.errors import BadRequest, PellucidError
 from pellucid.families._describe import describe
-from tests.families.build import build, shapes
+from tests.families.build import build, logits, ours, shapes
 from tests.families.cases_d import CASES
 from tests.families.configs_d import CONFIGS
 
@@ -37,6 +38,12 @@ def test_a_published_config_is_read_whole_and_its_tensors_count_as_the_reference
     ("chatglm-chatglm3", {"quantization_bit": 4}, "quantization_bit=4 (only 0)"),
     ("chatglm-chatglm3", {"pre_seq_len": 128}, "pre_seq_len=128 (only None)"),
     ("chatglm-chatglm3", {"vision_config": {"hidden_size": 4}}, "family 'chatglm' does not read: vision_config="),
+    ("qwen-logn", {"kv_channels": 12}, "kv_channels=12 (only 10)"),
+    ("qwen-logn", {"use_dynamic_ntk": None}, "config.json has no 'use_dynamic_ntk', which this family needs"),
+    ("qwen-logn", {"visual": {"width": 4}}, "family 'qwen' does not read: visual="),
+    ("sarvam_moe-released", {"score_function": "softmax"}, "score_function='softmax' (only 'sigmoid')"),
+    ("sarvam_moe-groups", {"topk_group": 1}, "num_experts, num_experts_per_tok, n_group and topk_group do not go together: 3 active experts are more"),
+    ("pangu_pro_moe-released", {"num_experts": 10}, "num_experts=10 do not make num_experts_per_tok=4 groups of equal size. Which one is wrong?"),
     ("minicpm-released", {"num_experts": 8}, "1 key that family 'minicpm' does not read: num_experts=8"),
 ])
 def test_a_setting_that_is_not_computed_is_refused_by_name(case, settings, message):
@@ -47,3 +54,9 @@ def test_a_setting_that_is_not_computed_is_refused_by_name(case, settings, messa
 
 def test_a_model_type_run_together_is_found_by_its_words():
     assert families.family("PanguEmbedded") is families.family("pangu_embedded")
+
+
+def test_a_row_of_the_first_qwen_ends_where_its_dynamic_rope_would_change():
+    case = build(CASE["qwen-released"])
+    with pytest.raises(BadRequest, match=r"a row of 30 tokens, and this model goes to 29: past that its dynamic rope scaling changes with the length"):
+        logits(ours(case.spec, case.tensors), torch.cat([case.tokens_T, case.tokens_T[:1]]))

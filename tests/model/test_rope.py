@@ -12,7 +12,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from pellucid.families._config import Config
 from pellucid.model.rope import frequencies, sharpness, tables
-from pellucid.spec import Rope, Temperature
+from pellucid.spec import LogTemperature, Rope, Temperature
 
 HEADS = st.sampled_from([2, 6, 16, 64, 128])
 THETAS = st.sampled_from([50.0, 10_000.0, 500_000.0, 1e6])
@@ -90,3 +90,10 @@ def test_scores_sharpen_by_the_logarithm_of_the_stretches_passed():
     expected = [1.0, 1.0, 1 + 0.1 * math.log(2), 1 + 0.1 * math.log(2), 1 + 0.1 * math.log(3), 1 + 0.1 * math.log(1281)]
     assert sharpness(t, positions).flatten().tolist() == pytest.approx(expected, rel=1e-6)
     assert sharpness(Temperature(every=8192, by=0.1, first=0), positions[2:3]).item() == 1.0
+
+
+def test_scores_sharpen_by_the_logarithm_of_what_is_seen():
+    """Qwen-1 at its published 2048 or 8192: the query at position p sees p + 1 tokens."""
+    positions = torch.tensor([0, 2046, 2047, 2048, 8191, 32_767])
+    expected = [1.0, 1.0, 1.0, math.log(2049, 2048), math.log(8192, 2048), math.log(32_768, 2048)]
+    assert sharpness(LogTemperature(original=2048), positions).flatten().tolist() == pytest.approx(expected, rel=1e-6)

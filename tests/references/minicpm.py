@@ -1,5 +1,5 @@
 """MiniCPM in float64, after its published code: modeling_minicpm.py and configuration_minicpm.py of the MiniCPM repositories, as carried by
-wxthu/nas_tuner @ fa57d0ce. The multipliers: https://arxiv.org/abs/2404.06395, table 7."""
+wxthu/nas_tuner @ fa57d0ce. The multipliers: https://arxiv.org/abs/2404.06395."""
 from __future__ import annotations
 
 import numpy as np
