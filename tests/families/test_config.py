@@ -124,7 +124,7 @@ def test_a_null_key_need_not_be_read():
 
 
 @pytest.mark.parametrize(("model_type", "message"), [
-    ("qwen5", "model_type 'qwen5' is not a family Pellucid runs. Nearest: qwen3, qwen2, "),
+    ("qwen5", "model_type 'qwen5' is not a family Pellucid runs. Nearest: qwen, qwen3, qwen2."),
     ("olmo-3", "Nearest: olmo3, olmo, olmoe."),
     ("zzz", f"Known: {families.NAMES[0]}, {families.NAMES[1]}, "),
 ])
