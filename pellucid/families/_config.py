@@ -56,6 +56,11 @@ class Config:
         self._read.add(name)
         return self.raw.get(name, absent)
 
+    @property
+    def read(self) -> frozenset[str]:
+        """Keys that were asked for so far, there or not."""
+        return frozenset(self._read)
+
     def expect(self, **facts: Any) -> None:
         """States settings this family supports in one value only. Raises UnsupportedModel for any other; a list may say it for every layer."""
         for name, value in facts.items():

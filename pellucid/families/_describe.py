@@ -10,6 +10,7 @@ from pellucid.families import family
 from pellucid.families._buffers import MTP_LAYERS
 from pellucid.families._config import Config
 from pellucid.families._kinds import check_kinds
+from pellucid.families._resemble import likeness
 from pellucid.spec import DecoderSpec
 from pellucid.weights.names import NameTable, Place, Table
 
@@ -52,9 +53,8 @@ def describe(raw: Mapping[str, Any], *, accept_unread: Iterable[str] = (), where
     try:
         module = family(model_type)
     except UnsupportedModel as e:
-        if code:
-            raise UnsupportedModel(f"{e} The repository brings code of its own for it ({code}), and Pellucid never runs remote code.") from None
-        raise
+        own = f"The repository brings code of its own for it ({code}), and Pellucid never runs remote code." if code else ""
+        raise UnsupportedModel(" ".join(filter(None, (str(e), likeness(raw), own)))) from None
     config = Config(raw, accept_unread=accept_unread, where=where)
     config.inert(quantization_config="the loader compares it with the dtypes in the files",
                  num_nextn_predict_layers="those layers are left out, and the load report says so")
