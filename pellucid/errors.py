@@ -27,6 +27,9 @@
 """
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class PellucidError(Exception):
     """Base of every error raised on purpose. `exit_code` is what the command line returns: 1 failed, 2 misused."""
@@ -154,3 +157,19 @@ class MissingExtra(PellucidError):
     def __init__(self, feature: str, extra: str) -> None:
         self.pip_line = f"pip install 'pellucid[{extra}]'"
         super().__init__(f"{feature} needs the extra {extra!r}, which is not installed. Try: {self.pip_line}")
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> tuple[str, ...]:
+    """Up to three known names that look like `name`, whatever their case or owner. cutoff: how like, from 0 (anything) to 1 (equal)."""
+    spelled: dict[str, str] = {}
+    for each in known:
+        spelled.setdefault(each.lower(), each)
+        spelled.setdefault(each.lower().rsplit("/", 1)[-1], each)
+    close = [*difflib.get_close_matches(name.lower(), spelled, n=3, cutoff=cutoff),
+             *difflib.get_close_matches(name.lower().rsplit("/", 1)[-1], spelled, n=3, cutoff=cutoff + 0.1)]
+    return tuple(dict.fromkeys(spelled[each] for each in close))[:3]
+
+
+def did_you_mean(near: Iterable[str]) -> str:
+    """` Did you mean qwen3-4b, qwen3-8b?`, or nothing where nothing is near."""
+    return f" Did you mean {told}?" if (told := ", ".join(near)) else ""

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pellucid.errors import BadRecord, BadRequest
+from pellucid.errors import BadRecord, BadRequest, PellucidError
 
 FORMAT = 1  # of the file; a reader refuses one it does not know
 LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "jinja2")  # whose version can change a result
@@ -139,6 +139,22 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def read_object(path: Path, error: type[PellucidError], where: str | None = None) -> dict[str, Any]:
+    """The JSON object in a file. Raises `error`, with line and column, for one that is not UTF-8, not JSON or not an object."""
+    where = where or path.name
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as e:
+        raise error(f"{where} is not UTF-8 text: byte {e.start} is 0x{e.object[e.start]:02x}. Is it the right file, and whole?") from None
+    except json.JSONDecodeError as e:
+        raise error(f"{where} is not JSON: line {e.lineno} column {e.colno}: {e.msg}. Is the file whole?") from None
+    except RecursionError:
+        raise error(f"{where} is not JSON that can be read: it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise error(f"{where} holds a {type(value).__name__}, and an object {{...}} was expected")
+    return value
+
+
 def sha256_of_text(text: str) -> str:
     """Hex digest of a text's UTF-8; a lone surrogate, which UTF-8 cannot hold, counts as its three bytes."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -157,14 +173,9 @@ def machine() -> dict[str, Any]:
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(path.read_bytes())
+        return read_object(path, BadRecord, f"{path}, where a run record was expected,")
     except OSError as error:
         raise BadRecord(f"no run record can be read at {path}: {error.strerror}. `pellucid run --record FILE` writes one") from None
-    except ValueError as error:
-        raise BadRecord(f"{path} is not a run record: not JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise BadRecord(f"{path} is not a run record: {type(raw).__name__}, not an object")
-    return raw
 
 
 def _input(role: str, facts: Any, path: str | os.PathLike[str]) -> Input:

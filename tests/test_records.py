@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from pellucid import __version__
-from pellucid.errors import BadRecord, BadRequest
-from pellucid.records import Input, Record, input_file, sha256_of, sha256_of_text, versions
+from pellucid.errors import BadConfig, BadRecord, BadRequest
+from pellucid.records import Input, Record, input_file, read_object, sha256_of, sha256_of_text, versions
 
 
 @pytest.fixture
@@ -117,9 +117,9 @@ def test_changed_and_missing_inputs_are_named(record, tmp_path):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (b"not json", "is not a run record: not JSON"),
-    (b"\xff\xfe{}", "is not a run record: not JSON"),
-    (b"[1]", "is not a run record: list, not an object"),
+    (b"not json", "r.json, where a run record was expected, is not JSON: line 1 column 1"),
+    (b"\xff\xfe{}", "r.json, where a run record was expected, is not UTF-8 text"),
+    (b"[1]", "where a run record was expected, holds a list, and an object"),
     (b"{}", r"is not a run record of a format this version reads: format=None \(only 1\)"),
     (b'{"format": 2}', r"is not a run record of a format this version reads: format=2 \(only 1\)"),
     (b'{"format": 1, "mood": "good", "kind": "run"}', "is not a whole run record: accepted_unread is missing, .* mood is unknown"),
@@ -158,3 +158,20 @@ def test_records_import_no_torch():
 def test_an_input_knows_its_size(tmp_path):
     (tmp_path / "f").write_bytes(b"abc")
     assert input_file(tmp_path / "f") == Input(path=str(tmp_path / "f"), sha256=sha256_of_text("abc"), bytes=3)
+
+
+@pytest.mark.parametrize(("content", "expected"), [
+    (b'{\n "a": 1,\n "b" 2\n}', "c.json is not JSON: line 3 column 6: Expecting ':' delimiter. Is the file whole?"),
+    (b"", "c.json is not JSON: line 1 column 1"), (b"[1]", "c.json holds a list, and an object {...} was expected"),
+    (b'{"a": "\xff"}', "c.json is not UTF-8 text: byte 7 is 0xff"), (b'{"a":' * 60_000, "c.json is not JSON that can be read: it is nested too deeply"),
+])
+def test_a_json_file_that_is_not_an_object(tmp_path, content, expected):
+    (tmp_path / "c.json").write_bytes(content)
+    with pytest.raises(BadConfig) as raised:
+        read_object(tmp_path / "c.json", BadConfig)
+    assert expected in str(raised.value)
+
+
+def test_a_byte_order_mark_does_not_matter(tmp_path):
+    (tmp_path / "c.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_object(tmp_path / "c.json", BadConfig) == {"a": 1}

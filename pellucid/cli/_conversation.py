@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pellucid.cli._frame import did_you_mean
-from pellucid.errors import BadRequest
+from pellucid.errors import BadRequest, did_you_mean, nearest
 
 SAVED = "pellucid-conversation-1"  # what a saved file says it is
 # Sampling that generation_config.json may recommend; a chat follows it where nothing else was asked, and says so.
@@ -136,7 +135,7 @@ def command(conversation: Conversation, line: str, say: Callable[[str], None]) -
     """
     name, _, argument = line.strip().partition(" ")
     if name not in COMMANDS:
-        raise BadRequest(f"{name} is not a command.{did_you_mean(name, COMMANDS)} /help lists them; a line that should begin with / begins with //")
+        raise BadRequest(f"{name} is not a command.{did_you_mean(nearest(name, COMMANDS))} /help lists them; a line that should begin with / begins with //")
     return COMMANDS[name][2](conversation, argument.strip(), say)
 
 

@@ -4,7 +4,6 @@ typer parses, the frame runs: parsing ends before the command starts, so that ev
 """
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import inspect
@@ -18,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pellucid.errors import PellucidError
+from pellucid.errors import PellucidError, did_you_mean, nearest
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, errors too.")]
 _Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -29,7 +28,7 @@ def run(name: str, args: Sequence[str], commands: Mapping[str, tuple[str, str]])
     """Parse and run one command of the table; the exit code. An error becomes one line on stderr, or one JSON object with --json."""
     as_json = "--json" in args
     if name not in commands:
-        return _misused(f"{name!r} is not a command.{did_you_mean(name, commands)}   (pellucid --help)", as_json)
+        return _misused(f"{name!r} is not a command.{did_you_mean(nearest(name, commands))}   (pellucid --help)", as_json)
     return _guarded(functools.partial(_run, name, commands[name][0], args, as_json), as_json, "--debug" in args)
 
 
@@ -106,12 +105,6 @@ def _report(words: dict[str, Any], as_json: bool) -> None:
         print(f"error: {words['message']}", file=sys.stderr)
 
 
-def did_you_mean(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    """` Did you mean 'chat'?`, or nothing where no known name is near."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f" Did you mean {', '.join(map(repr, near))}?" if near else ""
-
-
 def emit(value: Mapping[str, Any] | Sequence[Any]) -> None:
     """One JSON value on stdout, on one line."""
     print(json.dumps(value, ensure_ascii=False, default=str))
@@ -125,12 +118,3 @@ def note(text: str) -> None:
 def next_step(*words: str) -> None:
     """The next command worth typing, on stderr, quoted for a shell: next_step("pellucid", "chat", path)."""
     note(f"next: {shlex.join(words)}")
-
-
-def human_bytes(n: float) -> str:
-    """4.2 GB: decimal units, as disks and downloads are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(n) < 1000:
-            return f"{n:.0f} B" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1000
-    return f"{n:.1f} TB"

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pellucid.cli._frame import Json, emit, human_bytes, next_step, note
+from pellucid.cli._frame import Json, emit, next_step, note
+from pellucid.model.report import size
 from pellucid.weights import hub, hub_cache
 
 
@@ -28,7 +29,7 @@ def command(
         return
     for model in models:
         print(_line(model, max(len(each.repo) for each in models)))
-    note(f"{len(pulled)} downloaded, {human_bytes(sum(model.n_bytes for model in pulled))}, in {hub_cache.cache_folder()}")
+    note(f"{len(pulled)} downloaded, {size(sum(model.n_bytes for model in pulled))}, in {hub_cache.cache_folder()}")
     usable = [model.repo for model in models if not model.interrupted]
     if usable:
         next_step("pellucid", "show", usable[0])
@@ -38,7 +39,7 @@ def command(
 
 def _line(model: hub.LocalModel, width: int) -> str:
     commit = "interrupted" if model.interrupted else model.commit[:12] if model.commit else "in the package"
-    return f"{model.repo:{width}}  {human_bytes(model.n_bytes):>9}  {_date(model.last_used)[:10]}  {' '.join([commit, *model.revisions])}"
+    return f"{model.repo:{width}}  {size(model.n_bytes):>9}  {_date(model.last_used)[:10]}  {' '.join([commit, *model.revisions])}"
 
 
 def _date(seconds: float) -> str:

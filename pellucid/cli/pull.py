@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from pellucid.cli._frame import Json, emit, human_bytes, next_step, note
+from pellucid.cli._frame import Json, emit, next_step, note
+from pellucid.model.report import size
 from pellucid.weights import hub
 
 
@@ -39,9 +40,9 @@ def command(
     with _progress() as (started, report):
         pulled = hub.pull(model, revision=revision, files=file or (), everything=everything, offline=offline, verify=verify,
                           started=started, report=report)
-    rate = f", {human_bytes(pulled.downloaded_bytes / max(pulled.seconds, 1e-3))}/s" if pulled.downloaded_bytes else ""
-    note(f"{pulled.repo}  {pulled.revision} = commit {pulled.commit[:12]} · {len(pulled.files)} files, {human_bytes(pulled.n_bytes)} · "
-         f"{human_bytes(pulled.downloaded_bytes)} downloaded in {pulled.seconds:.1f} s{rate} · license {pulled.license or 'not said'}")
+    rate = f", {size(pulled.downloaded_bytes / max(pulled.seconds, 1e-3))}/s" if pulled.downloaded_bytes else ""
+    note(f"{pulled.repo}  {pulled.revision} = commit {pulled.commit[:12]} · {len(pulled.files)} files, {size(pulled.n_bytes)} · "
+         f"{size(pulled.downloaded_bytes)} downloaded in {pulled.seconds:.1f} s{rate} · license {pulled.license or 'not said'}")
     if json:
         emit(asdict(pulled))
     else:
@@ -55,9 +56,9 @@ def _say_plan(plan: hub.Plan, json: bool) -> None:
               "missing_bytes": plan.missing_bytes, "files": [asdict(file) for file in plan.files], "left_out": plan.left_out})
     else:
         for file in plan.files:
-            print(f"{human_bytes(file.n_bytes):>9}  {file.path}")
-    note(f"{plan.repo}  {plan.revision} = commit {plan.commit[:12]} · {human_bytes(plan.n_bytes)}, "
-         f"{human_bytes(plan.missing_bytes)} to come · {len(plan.left_out)} files left out")
+            print(f"{size(file.n_bytes):>9}  {file.path}")
+    note(f"{plan.repo}  {plan.revision} = commit {plan.commit[:12]} · {size(plan.n_bytes)}, "
+         f"{size(plan.missing_bytes)} to come · {len(plan.left_out)} files left out")
     next_step("pellucid", "pull", f"{plan.repo}@{plan.revision}")
 
 
@@ -72,8 +73,8 @@ def _progress() -> Iterator[tuple[Callable[[hub.Plan], None], Callable[[int], No
 
     def started(plan: hub.Plan) -> None:
         here = plan.n_bytes - plan.missing_bytes
-        note(f"pulling {plan.repo}@{plan.commit[:12]}: {human_bytes(plan.missing_bytes)} to come"
-             + (f", {human_bytes(here)} already here" if here else ""))
+        note(f"pulling {plan.repo}@{plan.commit[:12]}: {size(plan.missing_bytes)} to come"
+             + (f", {size(here)} already here" if here else ""))
         bar.update(task, description=plan.repo, total=plan.n_bytes, completed=here, visible=True)
 
     with bar:

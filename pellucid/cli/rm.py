@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from pellucid.cli._frame import Json, emit, human_bytes, next_step, note
+from pellucid.cli._frame import Json, emit, next_step, note
 from pellucid.errors import BadRequest
+from pellucid.model.report import size
 from pellucid.weights import hub, hub_cache
 
 
@@ -27,14 +28,14 @@ def command(
         raise BadRequest(f"{model!r} is not a downloaded repository: expected owner/name or owner/name@revision. "
                          "A folder of your own is yours to delete", "model")
     held = hub_cache.held_bytes(*parsed)
-    if not yes and not _confirmed(f"{model} ({human_bytes(held)})"):
+    if not yes and not _confirmed(f"{model} ({size(held)})"):
         note("nothing was deleted")
         return 1
     freed = hub.remove(*parsed)
     if json:
         emit({"repo": parsed[0], "revision": parsed[1], "freed_bytes": freed})
     else:
-        print(f"deleted {model}, {human_bytes(freed)} are free again")
+        print(f"deleted {model}, {size(freed)} are free again")
     next_step("pellucid", "models", "--local")
     return None
 

@@ -11,10 +11,10 @@ import typer
 
 from pellucid import cost
 from pellucid.cli import _options as o
-from pellucid.cli._frame import Json, emit, human_bytes, next_step, note
+from pellucid.cli._frame import Json, emit, next_step, note
 from pellucid.errors import BadTokenizer, PellucidError
 from pellucid.families._describe import Description, describe
-from pellucid.model.report import binary, count
+from pellucid.model.report import binary, count, size
 from pellucid.records import sha256_of
 from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Layer
 from pellucid.weights.checkpoint import Checkpoint, open_checkpoint
@@ -70,7 +70,7 @@ def _facts(model: str, checkpoint: Checkpoint, described: Description) -> dict[s
             unknown.append(name)
     sizes = {name: path.stat().st_size for name, path in files.items()}
     if sum(sizes.values()) > SLOW_BYTES:
-        note(f"hashing {human_bytes(sum(sizes.values()))}")
+        note(f"hashing {size(sum(sizes.values()))}")
     bytes_per_number = 4 if (dtype := stored.most_common(1)[0][0] if stored else "float32") == "float32" else 8 if dtype == "float64" else 2
     return {
         "model": model, "path": os.path.abspath(checkpoint.folder), "family": spec.family, "model_type": described.model_type,
@@ -123,7 +123,7 @@ def _print(facts: dict[str, Any], spec: DecoderSpec) -> None:
     files.add_column("size", justify="right", no_wrap=True)
     files.add_column("sha256", no_wrap=True)
     for name, n_bytes in facts["files"].items():
-        files.add_row(name, human_bytes(n_bytes), facts["sha256"][name])
+        files.add_row(name, size(n_bytes), facts["sha256"][name])
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 160  # a hash, a size and a file's name side by side, whatever reads the pipe
@@ -144,7 +144,7 @@ def _rows(facts: dict[str, Any], spec: DecoderSpec) -> list[tuple[str, str]]:
         ("family", f"{facts['family']}{wrapper}"),
         ("license", f"{facts['license'] or 'not said'}{source}{made_from}"),
         ("parameters", f"{count(facts['n_parameters'])} ({facts['n_parameters']:,}){active}"),
-        ("weights", f"{facts['format']} {' + '.join(facts['stored_bytes'])}, {human_bytes(facts['n_bytes'])}"),
+        ("weights", f"{facts['format']} {' + '.join(facts['stored_bytes'])}, {size(facts['n_bytes'])}"),
         ("context", f"{spec.n_ctx:,} tokens, {binary(facts['cache_bytes_per_token'])} of cache each"),
         ("width", f"d_model {spec.d_model}, vocabulary {spec.n_vocab:,}{', embedding and unembedding are one' if spec.tied else ''}"),
     ]

@@ -1,14 +1,13 @@
 """What is asked of the engine and what comes back, as frozen data checked when it is made."""
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from pellucid.errors import BadRequest
+from pellucid.errors import BadRequest, did_you_mean, nearest
 
 FinishReason = Literal["stop", "length", "context"]
 
@@ -118,9 +117,8 @@ def check_names(options: Iterable[str], known: Sequence[str]) -> None:
     """Raises BadRequest for the first option that is not known, with the nearest names that are."""
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-            hint = f"Did you mean {', '.join(near)}?" if near else f"Known: {', '.join(known)}."
-            raise BadRequest(f"{name!r} is not an option. {hint}", field=name)
+            hint = did_you_mean(nearest(name, known)) or f" Known: {', '.join(known)}."
+            raise BadRequest(f"{name!r} is not an option.{hint}", field=name)
 
 
 def _biases(biases: Mapping[Any, Any]) -> dict[int, float]:

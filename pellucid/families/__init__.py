@@ -1,13 +1,12 @@
 """One file a family, named after config.json's model_type (hyphens as underscores, PanguEmbedded as pangu_embedded) and discovered, not registered."""
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 import re
 from types import ModuleType
 
-from pellucid.errors import UnsupportedModel
+from pellucid.errors import UnsupportedModel, nearest
 
 NAMES: tuple[str, ...] = tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")))
 
@@ -16,7 +15,7 @@ def family(model_type: str) -> ModuleType:
     """The module of a family. Raises UnsupportedModel with the nearest names for one that has no file."""
     name = re.sub("(?<=[a-z])(?=[A-Z][a-z])", "_", model_type).replace("-", "_").lower()
     if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, n=3, cutoff=0.4)
+        near = nearest(name, NAMES, 0.4)
         hint = f"Nearest: {', '.join(near)}." if near else f"Known: {', '.join(NAMES)}."
         raise UnsupportedModel(f"model_type {model_type!r} is not a family Pellucid runs. {hint} (docs/add-a-family.md shows how to add one)")
     return importlib.import_module(f"{__name__}.{name}")

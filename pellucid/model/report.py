@@ -67,13 +67,13 @@ def count(n: int) -> str:
     return str(n)
 
 
-def size(n_bytes: int) -> str:
-    """Bytes on a disk, in powers of ten: 1.04 MB, 1.2 GB."""
-    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+def size(n_bytes: float) -> str:
+    """Bytes on a disk or a wire, in powers of ten: 15.2 MB, 4.2 GB."""
+    for unit, scale in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if n_bytes >= 0.9995 * scale:
             value = n_bytes / scale
             return f"{value:.0f} {unit}" if value >= 99.95 else f"{value:.1f} {unit}"
-    return f"{n_bytes} bytes"
+    return f"{n_bytes:.0f} bytes"
 
 
 def binary(n_bytes: int) -> str:

@@ -4,7 +4,6 @@ Source of the alphabet: https://github.com/openai/gpt-2/blob/a74da5d99abaaba920d
 """
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from pellucid.errors import BadTokenizer
+from pellucid.records import read_object
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # The pattern of Qwen 1 to 3: as Llama 3's, but digits one by one.
@@ -94,11 +94,8 @@ def read_vocab_and_merges(vocab_file: Path, pattern: str, *, add_prefix_space: b
     if merges_file == vocab_file or not merges_file.is_file():
         raise BadTokenizer(f"{vocab_file} needs its merges in {merges_file.name if merges_file != vocab_file else 'merges.txt'} beside "
                            f"it, which is not there.")
-    try:
-        vocab = json.loads(vocab_file.read_text("utf-8"))
-    except ValueError as error:
-        raise BadTokenizer(f"{vocab_file} is not JSON: {error}. Download it again.") from None
-    if not isinstance(vocab, dict) or not all(isinstance(i, int) for i in vocab.values()):
+    vocab = read_object(vocab_file, BadTokenizer, str(vocab_file))
+    if not all(type(i) is int and 0 <= i < 2**32 for i in vocab.values()):
         raise BadTokenizer(f"{vocab_file} is not a table of token -> id. Expected what GPT-2 saves as vocab.json.")
     merges = []
     for n, line in enumerate(merges_file.read_text("utf-8").split("\n"), 1):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import tokenizers
 
 from pellucid.errors import BadTokenizer
+from pellucid.records import read_object
 from pellucid.tokenizer.bytelevel import QWEN_PATTERN, build, to_chars
 
 LLAMA3_PATTERN = QWEN_PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
@@ -141,7 +141,7 @@ _TEKKEN_SPECIAL = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOL
 def read_tekken(file: Path) -> tuple[tokenizers.Tokenizer, dict[int, str]]:
     """(tokenizer, id -> special token) of a tekken.json. The special tokens come first; a rank r has the id r + default_num_special_tokens."""
     try:
-        raw = json.loads(file.read_text("utf-8"))
+        raw = read_object(file, BadTokenizer, str(file))
         config, vocab, listed = raw["config"], raw["vocab"], raw.get("special_tokens")
         n_special, n_vocab, pattern = config["default_num_special_tokens"], config["default_vocab_size"], config["pattern"]
         # The file holds more ranks than the model uses: only the first `default_vocab_size - default_num_special_tokens` count.

@@ -9,7 +9,6 @@ Opening looks at names and headers only, and imports no torch where the weights 
 """
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,9 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pellucid.errors import BadCheckpoint, BadConfig, MissingShard, MissingTensors, ModelNotFound, UnknownTensors, UnsupportedModel
+from pellucid.errors import BadCheckpoint, BadConfig, MissingShard, MissingTensors, ModelNotFound, UnknownTensors, UnsupportedModel, nearest
+from pellucid.records import read_object
 from pellucid.weights.card import Card, read_card
-from pellucid.weights.header import Header, read_header, read_object, sha256
+from pellucid.weights.header import Header, read_header
 from pellucid.weights.packed import Packed, find_packed
 
 if TYPE_CHECKING:
@@ -120,11 +120,6 @@ class Checkpoint:
         """The ids that end a sequence: generation_config.json's where it names any, else config.json's."""
         return self._ids("eos_token_id")
 
-    @property
-    def bos_id(self) -> int | None:
-        """The id a sequence begins with, where one is named."""
-        return next(iter(self._ids("bos_token_id")), None)
-
     def tensors(self, *, release: bool = False, unpack_to: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of everything stored, as views of the files where the format allows it; what is packed comes unpacked, as a copy.
 
@@ -155,10 +150,6 @@ class Checkpoint:
         """Gives back the memory of every mapped page; tensors still in use read theirs again. Not for tensors changed in place."""
         for mapped in self._mapped.values():
             mapped.release()
-
-    def sha256(self) -> dict[str, str]:
-        """File -> SHA-256, of config.json and all weights. Reads every byte."""
-        return {name: sha256(self.folder / name) for name in (CONFIG, *(file.name for file in self.files))}
 
     def _tensor(self, name: str) -> Tensor:
         """A view of the mapped file that holds this tensor."""
@@ -236,7 +227,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 def _not_found(path: Path) -> ModelNotFound:
     parent = path.parent
     names = sorted(p.name for p in parent.iterdir() if not p.name.startswith(".")) if parent.is_dir() else []
-    near = tuple(difflib.get_close_matches(path.name, names, n=3, cutoff=0.5))
+    near = nearest(path.name, names)
     if near:
         hint = f"Nearest in {parent}: {', '.join(near)}."
     elif parent.is_dir():

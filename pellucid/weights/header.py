@@ -7,7 +7,6 @@ before a byte of data is mapped.
 """
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pellucid.errors import BadCheckpoint, BadHeader, TruncatedFile
+from pellucid.errors import BadHeader, TruncatedFile
 
 # Bits of one number. https://github.com/huggingface/safetensors/blob/main/safetensors/src/tensor.rs, `Dtype`
 DTYPE_BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
@@ -72,28 +71,6 @@ def read_header(path: Path) -> Header:
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
     _tile(path.name, ordered, 8 + n, size)
     return Header(ordered, metadata)
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, hexadecimal, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_object(path: Path, error: type[BadCheckpoint], where: str | None = None) -> dict[str, Any]:
-    """The JSON object in a file. Raises `error`, with line and column, for one that is not UTF-8, not JSON or not an object."""
-    where = where or path.name
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as e:
-        raise error(f"{where} is not UTF-8 text: byte {e.start} is 0x{e.object[e.start]:02x}. Is it the right file, and whole?") from None
-    except json.JSONDecodeError as e:
-        raise error(f"{where} is not JSON: line {e.lineno} column {e.colno}: {e.msg}. Is the file whole?") from None
-    except RecursionError:
-        raise error(f"{where} is not JSON that can be read: it is nested too deeply") from None
-    if not isinstance(value, dict):
-        raise error(f"{where} holds a {type(value).__name__}, and an object {{...}} was expected")
-    return value
 
 
 def _parsed(file: str, text: bytes) -> dict[str, Any]:

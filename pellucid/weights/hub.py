@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pellucid import __version__
-from pellucid.errors import BadRequest, DiskFull, GatedRepository, HubError, ModelNotFound, NotCached, PellucidError
+from pellucid.errors import BadRequest, DiskFull, GatedRepository, HubError, ModelNotFound, NotCached, PellucidError, did_you_mean, nearest
 from pellucid.weights import hub_cache
 from pellucid.weights.hub_cache import LocalModel, local_models, remove, resolve
 
@@ -209,8 +209,8 @@ def _no_weights(repo: str, packed: Sequence[RemoteFile], listed: Sequence[Remote
 def _matching(listed: Sequence[RemoteFile], patterns: Sequence[str], repo: str) -> list[RemoteFile]:
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(file.path, pattern) for file in listed):
-            near = hub_cache.nearest(pattern, [file.path for file in listed])
-            raise BadRequest(f"no file of {repo} matches {pattern!r}.{hub_cache.did_you_mean(near)}", "file")
+            near = nearest(pattern, [file.path for file in listed])
+            raise BadRequest(f"no file of {repo} matches {pattern!r}.{did_you_mean(near)}", "file")
     return [file for file in listed if any(fnmatch.fnmatchcase(file.path, pattern) for pattern in patterns)]
 
 
@@ -331,10 +331,10 @@ def _gated(repo: str, endpoint: str) -> GatedRepository:
 
 
 def _no_repository(repo: str, api: HfApi, cache: Path) -> ModelNotFound:
-    near = hub_cache.nearest(repo, [*hub_cache.local_repos(cache), *_search(repo, api)])
+    near = nearest(repo, [*hub_cache.local_repos(cache), *_search(repo, api)])
     from huggingface_hub import get_token
     private = "or it is private to another account" if get_token() else "or it is private: then log in with `hf auth login`"
-    return ModelNotFound(f"{api.endpoint} knows no repository {repo!r}, {private}.{hub_cache.did_you_mean(near)}", near)
+    return ModelNotFound(f"{api.endpoint} knows no repository {repo!r}, {private}.{did_you_mean(near)}", near)
 
 
 def _search(repo: str, api: HfApi) -> list[str]:
@@ -351,9 +351,9 @@ def _no_revision(repo: str, revision: str, api: HfApi) -> PellucidError:
         names = [ref.name for ref in (*refs.branches, *refs.tags)]
     except Exception:  # only for a suggestion
         names = []
-    near = hub_cache.nearest(revision, names)
+    near = nearest(revision, names)
     have = f" It has {', '.join(names[:8])}." if names else ""
-    return ModelNotFound(f"{repo} has no revision {revision!r}.{have}{hub_cache.did_you_mean(near)}", near)
+    return ModelNotFound(f"{repo} has no revision {revision!r}.{have}{did_you_mean(near)}", near)
 
 
 def _refusal(repo: str, error: Any) -> str:

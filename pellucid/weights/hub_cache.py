@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pellucid.errors import BadRequest, HubError, ModelNotFound
+from pellucid.errors import BadRequest, HubError, ModelNotFound, did_you_mean, nearest
 
 SHIPPED = "shipped"
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[^@\s]+))?")
@@ -153,21 +152,6 @@ def _near(path: Path, name: str, repos: Iterable[str]) -> tuple[str, ...]:
 def _revisions_here(repo: str, cache: Path) -> str:
     here = sorted({ref for model in _of(repo, cache) for ref in (*model.revisions, (model.commit or "")[:12]) if ref})
     return f" (here of {repo}: {', '.join(here)})" if here else ""
-
-
-def nearest(name: str, known: Iterable[str]) -> tuple[str, ...]:
-    """Up to three known names that look like `name`, whatever their case or owner."""
-    spelled: dict[str, str] = {}
-    for each in known:
-        spelled.setdefault(each.lower(), each)
-        spelled.setdefault(each.lower().rsplit("/", 1)[-1], each)
-    close = [*difflib.get_close_matches(name.lower(), spelled, n=3, cutoff=0.6),
-             *difflib.get_close_matches(name.lower().rsplit("/", 1)[-1], spelled, n=3, cutoff=0.7)]
-    return tuple(dict.fromkeys(spelled[each] for each in close))[:3]
-
-
-def did_you_mean(near: tuple[str, ...]) -> str:
-    return f" Did you mean {', '.join(near)}?" if near else ""
 
 
 def local_repos(cache: Path) -> list[str]:

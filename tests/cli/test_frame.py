@@ -100,7 +100,7 @@ def test_version_is_the_package_version(flag: str, program: Say) -> None:
 # misuse
 
 def test_an_unknown_command_names_the_nearest(say: Say) -> None:
-    assert say("pul", "x") == Said(2, "", "error: 'pul' is not a command. Did you mean 'pull'?   (pellucid --help)\n")
+    assert say("pul", "x") == Said(2, "", "error: 'pul' is not a command. Did you mean pull?   (pellucid --help)\n")
 
 
 def test_an_unknown_command_like_nothing_names_none(say: Say) -> None:
@@ -249,8 +249,3 @@ def test_the_next_command_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> N
 def test_json_is_one_line_and_keeps_letters(capsys: pytest.CaptureFixture[str]) -> None:
     _frame.emit({"text": "Grüße\n", "path": Path("/x")})
     assert capsys.readouterr().out == '{"text": "Grüße\\n", "path": "/x"}\n'
-
-
-@pytest.mark.parametrize(("n", "words"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (15_200_000, "15.2 MB"), (4.2e9, "4.2 GB"), (2e12, "2.0 TB")])
-def test_bytes_in_decimal_units(n: float, words: str) -> None:
-    assert _frame.human_bytes(n) == words

@@ -180,18 +180,18 @@ def test_models_shows_an_interrupted_pull_and_the_shipped_model(hub: Hub, say: S
     blobs.mkdir(parents=True)
     (blobs / "x.incomplete").write_bytes(b"12345")
     said = say("models")
-    assert re.fullmatch(rf"{NAME}        5 B  [\d-]+  interrupted\n", said.out)
+    assert re.fullmatch(rf"{NAME}    5 bytes  [\d-]+  interrupted\n", said.out)
     assert said.err.endswith(f"next: pellucid pull {NAME}\n")
     (tmp_path / "pellucid" / "shipped").mkdir(parents=True)
     (tmp_path / "pellucid" / "shipped" / "config.json").write_text("{}")
     said = say("models")
-    assert re.search(r"^shipped +2 B  [\d-]+  in the package$", said.out, re.M)
-    assert said.err.endswith("1 downloaded, 5 B, in " + str(cache) + "\nnext: pellucid show shipped\n")
+    assert re.search(r"^shipped +2 bytes  [\d-]+  in the package$", said.out, re.M)
+    assert said.err.endswith("1 downloaded, 5 bytes, in " + str(cache) + "\nnext: pellucid show shipped\n")
 
 
 def test_nothing_downloaded_says_where_it_looked(hub: Hub, say: Say, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_cache, "__file__", str(tmp_path / "pellucid" / "weights" / "hub_cache.py"))
-    assert say("models") == Said(0, "", f"0 downloaded, 0 B, in {cache}\nnext: pellucid pull OWNER/NAME\n")
+    assert say("models") == Said(0, "", f"0 downloaded, 0 bytes, in {cache}\nnext: pellucid pull OWNER/NAME\n")
 
 
 class Terminal:

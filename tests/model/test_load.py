@@ -211,6 +211,7 @@ def test_the_example_of_the_design_is_written_as_there() -> None:
 @pytest.mark.parametrize(("shown", "expected"), [
     (count(999), "999"), (count(260_032), "260 K"), (count(7_241_732_096), "7.24 B"), (count(12_340_000), "12.3 M"), (count(999_950), "1.00 M"),
     (size(999), "999 bytes"), (size(1_044_992), "1.0 MB"), (size(14_483_000_000), "14.5 GB"), (size(240_000_000), "240 MB"),
+    (size(0), "0 bytes"), (size(2e12), "2.0 TB"),
     (binary(1023), "1023 bytes"), (binary(1280), "1.2 KiB"), (binary(448 * 2**20), "448 MiB"), (binary(3 * 2**29), "1.5 GiB")])
 def test_numbers_as_people_read_them(shown: str, expected: str) -> None:
     assert shown == expected

@@ -194,7 +194,7 @@ def test_files_that_are_not_whole_are_refused_by_name(trained: Parts, tmp_path: 
     with pytest.raises(BadTokenizer, match=r"needs its merges in merges.txt beside it, which is not there"):
         load_tokenizer(tmp_path)
     (tmp_path / "merges.txt").write_text("")
-    (tmp_path / "vocab.json").write_text("[1]")
+    (tmp_path / "vocab.json").write_text('{"a": "b"}')
     with pytest.raises(BadTokenizer, match="is not a table of token -> id"):
         load_tokenizer(tmp_path)
     (tmp_path / "vocab.json").write_text("{")

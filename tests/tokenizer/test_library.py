@@ -230,6 +230,9 @@ def test_files_that_contradict_each_other_are_refused(folder: Path) -> None:
     ({"bos_token": 7}, r"has bos_token=7; expected a text"),
     ({"add_bos_token": "yes"}, r"has add_bos_token='yes'; expected true or false"),
     ({"added_tokens_decoder": {"x": {"content": "<a>"}}}, r"has 'x': .*expected an id and an object with a content"),
+    ({"added_tokens_decoder": ["<a>"]}, r"added_tokens_decoder of .*json is \['<a>'\]; expected an object from ids to tokens"),
+    ({"added_tokens_decoder": {"²": {"content": "<a>"}}}, r"has '²': .*expected an id and an object"),
+    ({"extra_special_tokens": 3}, r"has extra_special_tokens=3; expected a list of tokens, or an object of them"),
     ({"chat_template": 3}, r"chat_template of .* is int; expected a text or a list"),
 ])
 def test_a_config_that_is_not_understood_is_refused(folder: Path, facts: dict[str, Any], message: str) -> None:
@@ -242,8 +245,31 @@ def test_small_files_that_are_no_json_objects_are_refused(folder: Path) -> None:
     with pytest.raises(BadTokenizer, match=r"tokenizer_config\.json is not JSON"):
         load_tokenizer(folder)
     (folder / "tokenizer_config.json").write_text("[]")
-    with pytest.raises(BadTokenizer, match=r"tokenizer_config\.json holds list, not an object"):
+    with pytest.raises(BadTokenizer, match=r"tokenizer_config\.json holds a list, and an object \{\.\.\.\} was expected"):
         load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(("file", "content", "message"), [
+    ("tokenizer_config.json", b'{"a":' * 60_000, r"tokenizer_config\.json is not JSON that can be read: it is nested too deeply"),
+    ("special_tokens_map.json", b'{"a": "\xff"}', r"special_tokens_map\.json is not UTF-8 text: byte 7 is 0xff"),
+    ("added_tokens.json", b'{"<x>": "abc"}', r"added_tokens\.json gives '<x>' the id 'abc'; expected a whole number from 0"),
+    ("added_tokens.json", b'{"<x>": null}', "gives '<x>' the id None"),
+    ("added_tokens.json", b'{"<x>": -1}', "gives '<x>' the id -1"),
+    ("added_tokens.json", b'{"<x>": 4294967296}', "gives '<x>' the id 4294967296"),
+    ("chat_template.json", b'{"chat_template": 3}', r"chat_template of .*chat_template\.json is int; expected a text or a list"),
+    ("chat_template.jinja", b"caf\xe9", r"chat_template\.jinja is not UTF-8 text: byte 3 is 0xe9"),
+    ("additional_chat_templates/rag.jinja", b"\xff", r"rag\.jinja is not UTF-8 text: byte 0 is 0xff"),
+])
+def test_a_small_file_that_is_not_what_its_name_says_is_refused_by_name(folder: Path, file: str, content: bytes, message: str) -> None:
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_bytes(content)
+    with pytest.raises(BadTokenizer, match=message):
+        load_tokenizer(folder)
+
+
+def test_a_byte_order_mark_in_a_small_file_does_not_matter(folder: Path) -> None:
+    (folder / "config.json").write_bytes(b"\xef\xbb\xbf{}")
+    load_tokenizer(folder)
 
 
 def test_paths_that_hold_no_tokenizer_say_what_was_looked_for(tmp_path: Path) -> None:
