@@ -1,8 +1,11 @@
 """The big mixtures: every value of every switch that is published or that transformers implements."""
 from __future__ import annotations
 
-from tests.families.case import LINEAR, LLAMA3, WINDOW, Case, Json, yarn
+from functools import partial
+
+from tests.families.case import LINEAR, LLAMA3, SIZES, WINDOW, Case, Json, yarn
 from tests.families.cases_llama import PLAIN, of
+from tests.references import deepseek, grok_1
 
 # A latent wider than a head's channels: a whole pass then expands it, and decoding absorbs it, as at real sizes.
 LATENT: Json = {"num_key_value_heads": 6, "q_lora_rank": 34, "kv_lora_rank": 28, "qk_nope_head_dim": 10, "qk_rope_head_dim": 12, "v_head_dim": 16}
@@ -58,4 +61,30 @@ GPT_OSS = [
         "swiglu_limit": 0.9, "tie_word_embeddings": True, "rope_parameters": LINEAR, "rms_norm_eps": 3e-4}),
 ]
 
-CASES: list[Case] = [*DEEPSEEK_V2, *DEEPSEEK_V3, *LLAMA4, *GPT_OSS]
+# What transformers 5.23 lacks; a module of tests/references judges.
+
+deepseek_v1 = partial(Case, "deepseek", reference=deepseek, without=NO_HEAD)
+DEEPSEEK = [
+    deepseek_v1("released", "a dense layer first, two shared experts, shares as they are, as many kv heads as heads", {
+        **MIXTURE, "n_shared_experts": 2, "norm_topk_prob": False, "num_key_value_heads": 6, "rope_theta": 500.0, "rms_norm_eps": 3e-5}),
+    deepseek_v1("renormalized", "every other layer sparse, no shared expert, norm_topk_prob, attention_bias, tied, linear scaling", {
+        **MIXTURE, "num_hidden_layers": 4, "first_k_dense_replace": 0, "moe_layer_freq": 2, "norm_topk_prob": True, "attention_bias": True,
+        "tie_word_embeddings": True, "rope_scaling": {"type": "linear", "factor": 3.0}}),
+    deepseek_v1("one_active", "one expert a token, whose share norm_topk_prob leaves as it is, as mergekit writes it", {
+        **MIXTURE, "num_hidden_layers": 2, "first_k_dense_replace": 0, "num_experts_per_tok": 1, "n_shared_experts": 1, "norm_topk_prob": True}),
+    deepseek_v1("dense", "no routed experts, dynamic scaling up to the original context", {
+        "num_hidden_layers": 2, "rope_scaling": {"type": "dynamic", "factor": 2.5}}, length=SIZES["max_position_embeddings"]),
+]
+
+grok = partial(Case, "grok_1", reference=grok_1, without=NO_HEAD)
+SCALES = {"model_type": "grok-1", "num_hidden_layers": 3, "intermediate_size": 20, "num_experts": 8, "num_experts_per_tok": 2, "rms_norm_eps": 3e-5}
+GROK_1 = [
+    grok("released", "scores capped, embedding and logits scaled, tied", {
+        **SCALES, "attn_output_multiplier": 0.9, "max_attn_value": 3.0, "embedding_multiplier_scale": 1.7, "output_multiplier_scale": 0.57,
+        "tie_word_embeddings": True}),
+    grok("untied", "untied, three experts a token", {
+        **SCALES, "num_hidden_layers": 2, "num_experts_per_tok": 3, "attn_output_multiplier": 0.4, "max_attn_value": 1.5, "rms_norm_eps": 1e-4,
+        "embedding_multiplier_scale": 2.5, "output_multiplier_scale": 1.2, "tie_word_embeddings": False}),
+]
+
+CASES: list[Case] = [*DEEPSEEK_V2, *DEEPSEEK_V3, *LLAMA4, *GPT_OSS, *DEEPSEEK, *GROK_1]

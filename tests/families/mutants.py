@@ -150,7 +150,7 @@ def essence(spec: DecoderSpec, length: int) -> DecoderSpec:
     mutes: dict[str, Any] = {
         "family": "",  # a label
         "n_ctx": 1,  # what the engine enforces; the decoder computes past it
-        "layers": tuple(Layer(mixer=_attention_essence(layer.mixer, length), mlp=_mlp_essence(layer.mlp)) for layer in spec.layers),
+        "layers": tuple(Layer(mixer=_attention_essence(layer.mixer, length), mlp=_mlp_essence(layer.mlp, spec.norm_out)) for layer in spec.layers),
         "norm": _norm_essence(spec.norm),
     }
     if not spec.norm_in:
@@ -164,10 +164,12 @@ def _norm_essence(norm: Norm) -> Norm:
     return norm if norm.weight else dataclasses.replace(norm, offset=0.0)  # the offset is added to the weight
 
 
-def _mlp_essence(mlp: FeedForward | Experts) -> FeedForward | Experts:
+def _mlp_essence(mlp: FeedForward | Experts, norm_out: bool) -> FeedForward | Experts:
     if not isinstance(mlp, Experts):
         return dataclasses.replace(mlp, act="silu") if mlp.xielu else mlp  # it stands in place of act
     mutes: dict[str, Any] = {}
+    if norm_out and mlp.shared is None and not mlp.scale_input:
+        mutes["share_scale"] = 1.0  # the norm of what they write undoes it
     if mlp.n_active == mlp.n_experts and mlp.scoring == "softmax":
         mutes["renormalize"] = False  # all shares of a softmax sum to one already
     if mlp.n_active_groups == mlp.n_groups or (mlp.group_score == "best" and mlp.n_active <= mlp.n_active_groups):

