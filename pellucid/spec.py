@@ -325,6 +325,7 @@ class DecoderSpec:
     logit_softcap: float | None = None
     tied: bool = False  # the embedding is the unembedding
     unembed_bias: bool = False
+    unembed_unit: bool = False  # every row of the unembedding is scaled to length one. https://arxiv.org/abs/2309.10305
 
     def __post_init__(self) -> None:
         _positive(n_vocab=self.n_vocab, n_ctx=self.n_ctx, d_model=self.d_model, n_layers=len(self.layers),

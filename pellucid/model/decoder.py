@@ -41,15 +41,21 @@ class Unembed(Project):
 
     def __init__(self, ops: Ops, spec: DecoderSpec, *, deterministic: bool) -> None:
         super().__init__(ops, spec.d_embed or spec.d_model, spec.n_vocab, spec.unembed_bias)
-        self.scale, self.softcap, self.deterministic = spec.logit_scale, spec.logit_softcap, deterministic
+        self.scale, self.softcap, self.unit, self.deterministic = spec.logit_scale, spec.logit_softcap, spec.unembed_unit, deterministic
 
     def forward(self, x_TD: Tensor) -> Tensor:
         if self.deterministic and x_TD.shape[0] > 1:
             return torch.cat([self.forward(x_1D.clone()) for x_1D in x_TD.split(1)])
-        logits_TV = super().forward(x_TD)
+        logits_TV = self._of_unit_rows(x_TD) if self.unit else super().forward(x_TD)
         if self.scale != 1.0:
             logits_TV = logits_TV * self.scale
         return logits_TV if self.softcap is None else self.softcap * torch.tanh(logits_TV / self.softcap)
+
+    def _of_unit_rows(self, x_TD: Tensor) -> Tensor:
+        """The same as if the weight's rows were scaled to length one, which they are not: the weight stays what is trained and saved."""
+        length_V = torch.linalg.vector_norm(self.weight, dim=-1, dtype=torch.float32).clamp_min(1e-12)
+        logits_TV = (self.ops.matmul(x_TD, self.weight).float() / length_V).to(x_TD.dtype)
+        return logits_TV if self.bias is None else logits_TV + self.bias
 
 
 class SoftmaxAttention(nn.Module):

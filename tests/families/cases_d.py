@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.families.case import ORIGINAL, SIZES, Case, Json
-from tests.references import chatglm, internlm2, minicpm, pangu_embedded, pangu_pro_moe, qwen, sarvam_moe
+from tests.references import baichuan, chatglm, internlm2, minicpm, pangu_embedded, pangu_pro_moe, qwen, sarvam_moe
 
 N_CTX = SIZES["max_position_embeddings"]
 
@@ -93,4 +93,15 @@ PANGU_PRO_MOE = [
         "shared_expert_intermediate_size": 36, "mlp_only_layers": [1], "tie_word_embeddings": True, "num_hidden_layers": 2, "rms_norm_eps": 3e-4}),
 ]
 
-CASES: list[Case] = [*INTERNLM2, *MINICPM, *PANGU_EMBEDDED, *CHATGLM, *QWEN, *SARVAM_MOE, *PANGU_PRO_MOE]
+bai = of("baichuan", baichuan)
+NAMED = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+BAICHUAN = [
+    bai("baichuan2_7b", "max_position_embeddings: rope; z_loss_weight, as Baichuan 2 saves it: rows of the unembedding of length one", {
+        "max_position_embeddings": 29, "model_max_length": 29, "z_loss_weight": 0, "rms_norm_eps": 3e-5}, without=ONE_HEAD),
+    bai("baichuan2_13b", "no max_position_embeddings: ALiBi; the same head, tied", {
+        "hidden_size": 60, "model_max_length": 29, "z_loss_weight": 0, "tie_word_embeddings": True, "num_hidden_layers": 3}, without=NAMED),
+    bai("baichuan_13b", "Baichuan 1 by its vocabulary: ALiBi, an unembedding as it is", {
+        "vocab_size": 64_000, "hidden_size": 36, "model_max_length": 29, "num_hidden_layers": 2, "rms_norm_eps": 3e-5}, without=NAMED),
+]
+
+CASES: list[Case] = [*INTERNLM2, *MINICPM, *PANGU_EMBEDDED, *CHATGLM, *QWEN, *SARVAM_MOE, *PANGU_PRO_MOE, *BAICHUAN]

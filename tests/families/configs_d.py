@@ -4,6 +4,14 @@ from __future__ import annotations
 from tests.families.case import Json
 
 CONFIGS: dict[str, Json] = {
+    # github.com/jrd77/Baichuan2-13B-Chat @ a56c793e, a copy of Baichuan2-13B-Chat's repository
+    "Baichuan2-13B-Chat": {
+        "_from_model_config": True, "architectures": ["BaichuanForCausalLM"],
+        "auto_map": {"AutoConfig": "configuration_baichuan.BaichuanConfig", "AutoModelForCausalLM": "modeling_baichuan.BaichuanForCausalLM"},
+        "tokenizer_class": "BaichuanTokenizer", "bos_token_id": 1, "eos_token_id": 2, "gradient_checkpointing": False, "hidden_act": "silu",
+        "hidden_size": 5120, "initializer_range": 0.02, "intermediate_size": 13696, "model_max_length": 4096, "model_type": "baichuan",
+        "num_attention_heads": 40, "num_hidden_layers": 40, "pad_token_id": 0, "rms_norm_eps": 1e-06, "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16", "transformers_version": "4.29.2", "use_cache": True, "vocab_size": 125696},
     # github.com/zhangningboo/Qwen-7B @ abcb6d6d, a copy of Qwen-7B's repository
     "Qwen-7B": {
         "architectures": ["QWenLMHeadModel"],

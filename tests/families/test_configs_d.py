@@ -44,6 +44,9 @@ def test_a_published_config_is_read_whole_and_its_tensors_count_as_the_reference
     ("sarvam_moe-released", {"score_function": "softmax"}, "score_function='softmax' (only 'sigmoid')"),
     ("sarvam_moe-groups", {"topk_group": 1}, "num_experts, num_experts_per_tok, n_group and topk_group do not go together: 3 active experts are more"),
     ("pangu_pro_moe-released", {"num_experts": 10}, "num_experts=10 do not make num_experts_per_tok=4 groups of equal size. Which one is wrong?"),
+    ("baichuan-baichuan_13b", {"vocab_size": 64_003}, "vocab_size=64003 is neither Baichuan 1's (64,000) nor Baichuan 2's (125,696)"),
+    ("baichuan-baichuan2_7b", {"hidden_size": 5120}, "hidden_size=5120 is a 13B's, which has ALiBi, and max_position_embeddings a 7B's, which has rope"),
+    ("baichuan-baichuan2_13b", {"hidden_size": 4096}, "hidden_size=4096 is a 7B's, which has rope, and there is no max_position_embeddings, as in a 13B"),
     ("minicpm-released", {"num_experts": 8}, "1 key that family 'minicpm' does not read: num_experts=8"),
 ])
 def test_a_setting_that_is_not_computed_is_refused_by_name(case, settings, message):
