@@ -1,12 +1,13 @@
 """What a text request may say and what comes back."""
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict
 
 from pellucid.engine.generate import Memory
-from pellucid.engine.request import FinishReason, Sampling, check_names
+from pellucid.engine.request import FinishReason, Sampling, check_names, checked_max_tokens
 from pellucid.errors import BadRequest
 
 MAX_TOKENS = 256  # of a completion that does not say: enough for a page, not enough to lose patience over
@@ -55,7 +56,8 @@ class Completion:
 
     text: what was written, without thinking, up to a stop string if one was met. token_ids: every generated id, those of a stop string and
     the end-of-sequence id included. thinking: what stood between the thinking marks, None where there were none. stopped_by: the stop
-    string or id behind finish_reason "stop", "interrupt" where the caller ended it (Stream.stop, Ctrl-C). seconds: the engine's, until the last token; prefill_seconds until the first.
+    string or id behind finish_reason "stop", "interrupt" where the caller ended it (Stream.stop, Ctrl-C). seconds: the engine's, until the last
+    token; prefill_seconds until the first.
     settings: everything that was in force, seed and prompt included.
     """
 
@@ -94,19 +96,36 @@ class Completion:
 
 
 def checked(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, each known. Raises BadRequest for one that is not (with the nearest), and for schema, which nothing enforces yet."""
+    """The options, each known and, as far as can be said without a model, possible.
+
+    Raises BadRequest for one that is not (an unknown one gets the nearest), and for schema, which nothing enforces yet.
+    """
     check_names(options, OPTIONS)
     if options.get("schema") is not None:
         raise BadRequest("schema= needs constrained decoding, which this version does not have. Leave it out and check the text yourself", field="schema")
     for name in ("ignore_eos", "logprobs"):
         if not isinstance(options.get(name, False), bool):
             raise BadRequest(f"{name} must be True or False, got {options[name]!r}", field=name)
+    if not isinstance(options.get("memory"), Memory | None):
+        raise BadRequest(f"memory is {type(options['memory']).__name__}; expected what model.memory() gives", field="memory")
+    stop_strings(options.get("stop", ()))
+    checked_max_tokens(options.get("max_tokens"))
+    sampling(options)
     return dict(options)
 
 
+def sampling(options: Mapping[str, Any]) -> Sampling:
+    """The sampling that options ask for; a seed that they do not is drawn. Raises BadRequest."""
+    asked = {name: options[name] for name in SAMPLING if name in options}
+    return Sampling.of(**asked | ({"seed": secrets.randbits(32)} if asked.get("seed") is None else {}))
+
+
 def stop_strings(stop: Any) -> tuple[str, ...]:
-    """One string or several, none empty. Raises BadRequest."""
+    """One string or several, none empty, all of them Unicode. Raises BadRequest."""
     stops = (stop,) if isinstance(stop, str) else stop
     if not isinstance(stops, Sequence) or not all(isinstance(s, str) and s for s in stops):
         raise BadRequest(f"stop must be a string or several, none of them empty; got {stop!r:.80}", field="stop")
+    for s in stops:
+        if any("\ud800" <= c <= "\udfff" for c in s):
+            raise BadRequest(f"stop={s!r:.80} holds half a character (a lone surrogate), which no text does. Was it bytes that are not UTF-8?", field="stop")
     return tuple(stops)

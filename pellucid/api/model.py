@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -10,11 +9,11 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from pellucid.api.completion import MAX_TOKENS, SAMPLING, Completion, Options, checked, stop_strings
+from pellucid.api.completion import MAX_TOKENS, SAMPLING, Completion, Options, checked, sampling, stop_strings
 from pellucid.api.stream import Stream
 from pellucid.api.text import Thinking
 from pellucid.engine.generate import Generation, Memory
-from pellucid.engine.request import Request, Sampling, check_vocabulary, token_ids
+from pellucid.engine.request import Request, check_vocabulary, token_ids
 from pellucid.errors import BadRequest, BadTokenizer, EmptyPrompt, PromptTooLong, UnsupportedModel
 from pellucid.model.decoder import Decoder
 from pellucid.model.load import check_vocabulary as check_tokenizer
@@ -75,7 +74,7 @@ class Model:
 
     def stream(self, prompt: str | Sequence[int] | Sequence[Message], **options: Unpack[Options]) -> Stream:
         """`generate`, piece by piece; messages in place of a prompt are a `chat`. Checked here, computed as it is taken."""
-        if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], Mapping):
+        if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
             return self.stream_chat(prompt, **options)  # type: ignore[arg-type]
         ids = self.prompt_ids(prompt)  # type: ignore[arg-type]
         # A space between the prompt's text and the output's is the output's, so the decoder of text sees where the prompt ended.
@@ -84,10 +83,9 @@ class Model:
     def stream_chat(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, documents: Sequence[Any] | None = None,
                     template_args: Mapping[str, Any] | None = None, **options: Unpack[Options]) -> Stream:
         """`chat`, piece by piece."""
-        extra = dict(template_args or {})
         template = choose(self.tokenizer, self.chat_template, tools=tools)
-        ids = chat_ids(self.tokenizer, messages, template=template, tools=tools, documents=documents, **extra)
-        asked = {"messages": [dict(m) for m in messages], "tools": tools, "documents": documents, "template_args": extra}
+        ids = chat_ids(self.tokenizer, messages, template=template, tools=tools, documents=documents, template_args=template_args)
+        asked = {"messages": [dict(m) for m in messages], "tools": tools, "documents": documents, "template_args": dict(template_args or {})}
         return self._stream(ids, options, thinking=self._thinking(ids, template), asked=asked)
 
     def logits(self, ids: Sequence[int] | Tensor) -> Tensor:
@@ -149,16 +147,13 @@ class Model:
     def _stream(self, ids: list[int], options: Mapping[str, Any], *, asked: Mapping[str, Any], continues: Sequence[int] = (),
                 thinking: Thinking | None = None) -> Stream:
         options = checked(options)
-        stops = stop_strings(options.get("stop", ()))
-        seed = options.get("seed")
-        sampling = Sampling.of(**{name: options[name] for name in SAMPLING if name in options and name != "seed"},
-                               seed=secrets.randbits(32) if seed is None else seed)
+        stops, chosen = stop_strings(options.get("stop", ())), sampling(options)
         # A stop string that is a special token never shows in the text: it stops as an id.
         special = {i for s in stops if (i := self.tokenizer.id_of(s)) is not None and i in self.tokenizer.special_ids}
         stop_ids = (frozenset() if options.get("ignore_eos", False) else self.stop_ids()) | special
-        request = Request(prompt_ids=ids, sampling=sampling, max_tokens=options.get("max_tokens", MAX_TOKENS), stop_ids=stop_ids,
+        request = Request(prompt_ids=ids, sampling=chosen, max_tokens=options.get("max_tokens", MAX_TOKENS), stop_ids=stop_ids,
                           logprobs=options.get("logprobs", False))
-        in_force = {**asked, **{name: getattr(sampling, name) for name in SAMPLING}, "max_tokens": request.max_tokens, "stop": list(stops),
+        in_force = {**asked, **{name: getattr(chosen, name) for name in SAMPLING}, "max_tokens": request.max_tokens, "stop": list(stops),
                     "stop_ids": sorted(stop_ids), "ignore_eos": options.get("ignore_eos", False), "logprobs": request.logprobs}
         generation = Generation(self.decoder, request, options.get("memory"))
         return Stream(generation, self.tokenizer, stops=stops, thinking=thinking, continues=continues, settings=in_force)

@@ -17,11 +17,11 @@ PARAMETERS_PER_THREAD = 20_000_000
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a file, or owner/name[@revision] that was pulled; else the model in the package.")]
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="How many tokens may come.")]
-Temperature = Annotated[float, typer.Option("--temperature", help="Divides the logits; 0 always takes the likeliest.")]
-TopK = Annotated[int, typer.Option("--top-k", help="Keep the k likeliest tokens; 0 keeps all.")]
-TopP = Annotated[float, typer.Option("--top-p", help="Keep the fewest likeliest tokens that sum to p.")]
-MinP = Annotated[float, typer.Option("--min-p", help="Drop tokens less likely than this share of the likeliest.")]
-Repetition = Annotated[float, typer.Option("--repetition-penalty", help="Above 1 discourages what prompt and output hold.")]
+Temperature = Annotated[float | None, typer.Option("--temperature", help="Divides the logits; 0 always takes the likeliest.")]
+TopK = Annotated[int | None, typer.Option("--top-k", help="Keep the k likeliest tokens; 0 keeps all.")]
+TopP = Annotated[float | None, typer.Option("--top-p", help="Keep the fewest likeliest tokens that sum to p.")]
+MinP = Annotated[float | None, typer.Option("--min-p", help="Drop tokens less likely than this share of the likeliest.")]
+Repetition = Annotated[float | None, typer.Option("--repetition-penalty", help="Above 1 discourages what prompt and output hold.")]
 Presence = Annotated[float, typer.Option("--presence-penalty", help="Taken once from every token the output holds.")]
 Frequency = Annotated[float, typer.Option("--frequency-penalty", help="Taken from every token for each time the output holds it.")]
 LogitBias = Annotated[list[str] | None, typer.Option("--logit-bias", metavar="ID=VALUE", help="Add to one token's logit; may be repeated.")]
@@ -29,7 +29,7 @@ Stop = Annotated[list[str] | None, typer.Option("--stop", metavar="TEXT", help="
 Seed = Annotated[int | None, typer.Option("--seed", help="Repeat a run exactly; drawn and reported where none is given.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.")]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.")]
-Dtype = Annotated[str, typer.Option("--dtype", metavar="auto|float32|bfloat16|float16", help="Of weights and arithmetic; auto is what the files hold.")]
+Dtype = Annotated[str, typer.Option("--dtype", metavar="auto|float32|bfloat16|float16|float64", help="Of weights and arithmetic; auto is what the files hold.")]
 OpsName = Annotated[str, typer.Option("--ops", metavar="auto|fused|reference", help="Which kernels compute.")]
 Deterministic = Annotated[bool, typer.Option("--deterministic", help="Bit-equal results whatever is computed beside them; slower.")]
 AcceptUnread = Annotated[list[str] | None, typer.Option("--accept-unread", metavar="KEY", help="A key of config.json you know to be inert; recorded.")]
@@ -37,9 +37,12 @@ Template = Annotated[str | None, typer.Option("--chat-template", metavar="FILE|N
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")]
 
 
-def sampling(*, logit_bias: Sequence[str] | None, stop: Sequence[str] | None, **options: Any) -> dict[str, Any]:
-    """Options for the API. Raises BadRequest for a bias that is not ID=VALUE."""
-    return {**options, "logit_bias": dict(map(_bias, logit_bias or ())), "stop": list(stop or ())}
+def sampling(*, max_tokens: int | None, logit_bias: Sequence[str] | None, stop: Sequence[str] | None, **options: Any) -> dict[str, Any]:
+    """What was asked, for the API. Raises BadRequest for what cannot be, while no model has been loaded for it."""
+    biases = dict(map(_bias, logit_bias or ()))
+    from pellucid.api.completion import checked  # torch comes with it: a second that --help need not take
+    asked = {name: value for name, value in options.items() if value is not None}
+    return checked({**asked, "max_tokens": max_tokens, "logit_bias": biases, "stop": list(stop or ())})
 
 
 def _bias(text: str) -> tuple[int, float]:
@@ -52,7 +55,7 @@ def _bias(text: str) -> tuple[int, float]:
 
 def load_model(name: str, *, accept_unread: Sequence[str] | None, quiet: bool, threads: int | None, **how: Any) -> Any:
     """The model, its report said on stderr. Where no thread count is given, no more are used than there is work for."""
-    from pellucid.api import load  # torch comes with it: a second that --help need not take
+    from pellucid.api import load
     model = load(name, accept_unread=accept_unread or (), threads=threads, **how)
     lines = model.report.lines()
     if threads is None and model.report.device == "cpu" and (few := _threads(model)):

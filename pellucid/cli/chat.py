@@ -22,11 +22,11 @@ def command(
     think: Annotated[bool, typer.Option("--think/--no-think", help="Show or hide what the model thinks before it answers.")] = True,
     template_arg: Annotated[list[str] | None, typer.Option("--template-arg", metavar="KEY=VALUE", help="For the chat template; may be repeated.")] = None,
     max_tokens: o.MaxTokens = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", help="Divides the logits; 0 always takes the likeliest.")] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Keep the k likeliest tokens; 0 keeps all.")] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", help="Keep the fewest likeliest tokens that sum to p.")] = None,
-    min_p: Annotated[float | None, typer.Option("--min-p", help="Drop tokens less likely than this share of the likeliest.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option("--repetition-penalty", help="Above 1 discourages what prompt and output hold.")] = None,
+    temperature: o.Temperature = None,
+    top_k: o.TopK = None,
+    top_p: o.TopP = None,
+    min_p: o.MinP = None,
+    repetition_penalty: o.Repetition = None,
     presence_penalty: o.Presence = 0.0,
     frequency_penalty: o.Frequency = 0.0,
     logit_bias: o.LogitBias = None,
@@ -52,16 +52,17 @@ def command(
     pellucid chat Qwen/Qwen3-0.6B --system "Answer in one sentence." --no-think
     echo "Why is the sky blue?" | pellucid chat ./model --json
     """
+    asked = o.sampling(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+                       presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias, stop=stop, seed=seed)
+    asked.pop("seed", None)  # the conversation's: each answer has its own
+    arguments = template_arguments(template_arg or ())
     loaded = o.load_model(model, accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, deterministic=deterministic,
                           threads=threads, chat_template=chat_template)
-    asked = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty}
-    asked = {name: value for name, value in asked.items() if value is not None}
     advised = {name: value for name, value in recommended(loaded.checkpoint.generation).items() if name not in asked}
     if advised and not quiet:
         note(f"sampling  {', '.join(f'{name} {value}' for name, value in advised.items())}, as generation_config.json recommends")
-    options = o.sampling(max_tokens=max_tokens, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias,
-                         stop=stop, **advised, **asked)
-    conversation = Conversation(loaded, options, system=system, template_args=template_arguments(template_arg or ()), seed=seed, show_thinking=think)
+    options = {**advised, **asked}
+    conversation = Conversation(loaded, options, system=system, template_args=arguments, seed=seed, show_thinking=think)
     # Computes nothing: a model that cannot chat says so now, and not after the first question.
     loaded.stream_chat([{"role": "user", "content": "?"}], template_args=conversation.template_args, **options)
     interactive = sys.stdin.isatty()

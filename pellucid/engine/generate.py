@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pellucid.engine.request import FinishReason, Request, Result, check_vocabulary
 from pellucid.engine.sampler import Sampler
-from pellucid.errors import EmptyPrompt, PromptTooLong
+from pellucid.errors import BadRequest, EmptyPrompt, PromptTooLong
 from pellucid.model.cache import Cache
 from pellucid.model.decoder import Decoder
 from pellucid.model.parts import Rows
@@ -24,6 +24,7 @@ class Memory:
     """
 
     def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
         self.ids: list[int] = []
         self.cache = Cache(decoder.spec)
 
@@ -64,8 +65,10 @@ class Generation(Iterator[int]):
         if n >= n_ctx:
             raise PromptTooLong(f"the prompt has {n:,} tokens; this model's context holds {n_ctx:,} with at least one left to generate. "
                                 f"Shorten the prompt by {n - n_ctx + 1:,}", n_prompt=n, n_ctx=n_ctx)
+        if memory is not None and memory.decoder is not decoder:
+            raise BadRequest("memory is another model's: its keys and values mean nothing to this one. Take one from this model's memory()", field="memory")
         self.decoder, self.request, self.chunk = decoder, request, chunk
-        self.memory = memory or Memory(decoder)
+        self.memory = Memory(decoder) if memory is None else memory
         self.device = decoder.embed.weight.device
         check_vocabulary(request.stop_ids, decoder.spec.n_vocab, "stop_ids")
         self.sampler = Sampler([request], decoder.spec.n_vocab, self.device)

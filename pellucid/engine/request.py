@@ -1,7 +1,9 @@
 """What is asked of the engine and what comes back, as frozen data checked when it is made."""
 from __future__ import annotations
 
+import contextlib
 import math
+import numbers
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -11,6 +13,7 @@ from pellucid.errors import BadRequest, did_you_mean, nearest
 
 FinishReason = Literal["stop", "length", "context"]
 
+MAX_BIAS = 3.4e38  # what float32 holds, in which logits are summed
 MIN_TEMPERATURE = 1e-6  # smaller ones differ from greedy in nothing but rounding, and the very smallest are zero in float32
 
 
@@ -18,7 +21,8 @@ MIN_TEMPERATURE = 1e-6  # smaller ones differ from greedy in nothing but roundin
 class Sampling:
     """How the next token is chosen. The defaults change nothing: a draw from the model's own distribution.
 
-    Raises BadRequest for a value out of range, naming the field. The order in which they act: engine/sampler.py.
+    Numbers may be numpy's; they are kept as Python's. Raises BadRequest for a value out of range, naming the field. The order in which
+    they act: engine/sampler.py.
     """
 
     temperature: float = 1.0  # divides the logits; 0 = greedy
@@ -32,17 +36,19 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        t = _number("temperature", self.temperature)
-        _in_range("temperature", self.temperature, t == 0 or t >= MIN_TEMPERATURE, f"0 (greedy), or a number from {MIN_TEMPERATURE}")
-        _in_range("top_k", self.top_k, _integer("top_k", self.top_k) >= 0, "0 (all tokens) or the count of tokens to keep")
-        _in_range("top_p", self.top_p, 0 < _number("top_p", self.top_p) <= 1, "above 0 and at most 1")
-        _in_range("min_p", self.min_p, 0 <= _number("min_p", self.min_p) <= 1, "from 0 to 1")
-        penalty = _number("repetition_penalty", self.repetition_penalty)
-        _in_range("repetition_penalty", self.repetition_penalty, penalty > 0, "above 0 (1 changes nothing)")
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
+        for name in ("top_k", "seed"):
+            object.__setattr__(self, name, _integer(name, getattr(self, name)))
+        t = self.temperature
+        _in_range("temperature", t, t == 0 or t >= MIN_TEMPERATURE, f"0 (greedy), or a number from {MIN_TEMPERATURE}")
+        _in_range("top_k", self.top_k, self.top_k >= 0, "0 (all tokens) or the count of tokens to keep")
+        _in_range("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1")
+        _in_range("min_p", self.min_p, 0 <= self.min_p <= 1, "from 0 to 1")
+        _in_range("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0 (1 changes nothing)")
         for name in ("presence_penalty", "frequency_penalty"):  # OpenAI's range
-            value = getattr(self, name)
-            _in_range(name, value, -2 <= _number(name, value) <= 2, "from -2 to 2")
-        _in_range("seed", self.seed, 0 <= _integer("seed", self.seed) < 2**63, "from 0 to 2**63 - 1")
+            _in_range(name, getattr(self, name), -2 <= getattr(self, name) <= 2, "from -2 to 2")
+        _in_range("seed", self.seed, 0 <= self.seed < 2**63, "from 0 to 2**63 - 1")
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
 
     @property
@@ -78,8 +84,7 @@ class Request:
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt_ids", tuple(token_ids(self.prompt_ids, "prompt")))
         object.__setattr__(self, "stop_ids", frozenset(token_ids(self.stop_ids, "stop_ids")))
-        if self.max_tokens is not None:
-            _in_range("max_tokens", self.max_tokens, _integer("max_tokens", self.max_tokens) >= 1, "at least 1, or None for all there is room for")
+        object.__setattr__(self, "max_tokens", checked_max_tokens(self.max_tokens))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +98,15 @@ class Result:
     n_reused: int  # leading prompt tokens whose keys and values were still in memory
     prefill_seconds: float  # until the first id
     seconds: float  # until the last, the caller's own time between ids not counted
+
+
+def checked_max_tokens(asked: Any) -> int | None:
+    """Raises BadRequest for a count that cannot be."""
+    if asked is None:
+        return None
+    n = _integer("max_tokens", asked)
+    _in_range("max_tokens", n, n >= 1, "at least 1, or None for all there is room for")
+    return n
 
 
 def token_ids(ids: Iterable[Any], name: str) -> list[int]:
@@ -124,19 +138,29 @@ def check_names(options: Iterable[str], known: Sequence[str]) -> None:
 def _biases(biases: Mapping[Any, Any]) -> dict[int, float]:
     if not isinstance(biases, Mapping):
         raise BadRequest(f"logit_bias must map token ids to numbers, got {_shown(biases)}", field="logit_bias")
-    return {_integer("a token id of logit_bias", i, "logit_bias"): _number(f"logit_bias of token {i}", b, "logit_bias") for i, b in biases.items()}
+    plain = {_integer("a token id of logit_bias", i, "logit_bias"): _number(f"logit_bias of token {i}", b, "logit_bias") for i, b in biases.items()}
+    for i, b in plain.items():
+        if abs(b) > MAX_BIAS:
+            raise BadRequest(f"logit_bias of token {i} is {b}, more than float32 holds; 100 or -100 is enough to force or forbid a token", field="logit_bias")
+    return plain
 
 
 def _number(what: str, value: Any, name: str | None = None) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadRequest(f"{what} must be a finite number, got {value!r}", field=name or what)
-    return float(value)
+    """A Python number of one that may be numpy's; an int stays one, as it was asked."""
+    number = float("nan")
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # of an integer past every float
+            number = float(value)
+    if not math.isfinite(number):
+        raise BadRequest(f"{what} must be a finite number, got {value!r:.60}", field=name or what)
+    return value if type(value) is int else number
 
 
 def _integer(what: str, value: Any, name: str | None = None) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise BadRequest(f"{what} must be an integer, got {value!r}", field=name or what)
-    return value
+    with contextlib.suppress(TypeError):
+        if not isinstance(value, bool):
+            return operator.index(value)
+    raise BadRequest(f"{what} must be an integer, got {value!r}", field=name or what)
 
 
 def _in_range(name: str, value: Any, holds: bool, wanted: str) -> None:

@@ -192,6 +192,9 @@ class ChatTemplate:
                               f"Change the messages, or pass another: {_HINT}") from None
 
 
+_FILLED_IN = ("messages", "tools", "documents", "add_generation_prompt")
+
+
 def _inputs(messages: Sequence[Message], tools: Any, documents: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
     """What a template sees, as plain data of its own: a template can neither reach an object's methods nor change the caller's lists."""
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
@@ -205,8 +208,11 @@ def _inputs(messages: Sequence[Message], tools: Any, documents: Any, extra: Mapp
     for name, value in (("tools", tools), ("documents", documents)):
         if value is not None and (not isinstance(value, Sequence) or not all(isinstance(item, Mapping) for item in value)):
             raise BadRequest(f"{name} is {value!r:.80}; expected a list of objects", field=name)
-    if reserved := sorted(k for k in extra if k.startswith("_")):
-        raise BadRequest(f"the template argument {reserved[0]!r} begins with an underscore; such names are taken", field=reserved[0])
+    if not isinstance(extra, Mapping) or not all(isinstance(key, str) for key in extra):
+        raise BadRequest(f"template_args is {extra!r:.80}; expected an object of names and values", field="template_args")
+    if reserved := sorted(k for k in extra if k in _FILLED_IN or k.startswith("_")):
+        raise BadRequest(f"{reserved[0]!r} is no name for a template argument: {', '.join(_FILLED_IN)} and names that begin with an underscore are filled "
+                         f"in for the template", field="template_args")
     plain = [_with_reasoning(message) for message in _plain(messages, "messages")]
     return {"messages": plain, "tools": _plain(tools, "tools"), "documents": _plain(documents, "documents")} | {
         key: _plain(value, key) for key, value in extra.items()}
@@ -283,14 +289,14 @@ def choose(tokenizer: Tokenizer, template: ChatTemplate | str | None = None, *, 
 
 def chat_ids(tokenizer: Tokenizer, messages: Sequence[Message], *, template: ChatTemplate | str | None = None,
              tools: Sequence[Mapping[str, Any]] | None = None, documents: Sequence[Mapping[str, Any]] | None = None,
-             add_generation_prompt: bool = True, **extra: Any) -> list[int]:
+             add_generation_prompt: bool = True, template_args: Mapping[str, Any] | None = None) -> list[int]:
     """The ids of a conversation. Special tokens come from the template alone: one that is spelled in a message stays text.
 
-    Raises BadTemplate where there is no template, where it does not render, where BOS stands twice at the beginning, and where the
-    tokenizer wants BOS and the template writes none.
+    template_args reach the template by name. Raises BadTemplate where there is no template, where it does not render, where BOS stands
+    twice at the beginning, and where the tokenizer wants BOS and the template writes none.
     """
     chosen = choose(tokenizer, template, tools=tools)
-    inputs = _inputs(messages, tools, documents, extra)
+    inputs = _inputs(messages, tools, documents, {} if template_args is None else template_args)
     [mark] = _free_marks([inputs, chosen.special_tokens, chosen.source], 1)
     rendered = chosen._render(_defused(inputs, tokenizer, mark), add_generation_prompt, "", "")
     plain = rendered.replace(mark, "")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import get_type_hints
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from pellucid.api import Model
 from pellucid.api.completion import OPTIONS, SAMPLING, Options
 from pellucid.engine.request import Sampling
 from pellucid.errors import BadRequest, BadTemplate, BadTokenizer, EmptyPrompt, ModelNotFound, PromptTooLong, UnsupportedModel
+from pellucid.records import Record
 
 from .conftest import ABC, THOUGHT
 from .scripted import scripted_model
@@ -379,12 +381,56 @@ def test_an_unknown_option_gets_the_nearest_name(abc):
     ({"stop": 3}, "stop must be a string or several, none of them empty; got 3"),
     ({"ignore_eos": "yes"}, "ignore_eos must be True or False, got 'yes'"),
     ({"logprobs": 5}, "logprobs must be True or False, got 5"),
+    ({"stop": ["a", "\udcff"]}, "stop='.udcff' holds half a character .* Was it bytes that are not UTF-8"),
+    ({"memory": 5}, r"memory is int; expected what model.memory\(\) gives"),
     ({"max_tokens": 0}, "max_tokens=0 is out of range"),
     ({"logit_bias": {9999: 1.0}}, "logit_bias has token id 9999"),
 ])
 def test_options_that_cannot_be_say_why(abc, options, message):
     with pytest.raises(BadRequest, match=message):
         abc.generate("a", **options)
+
+
+@pytest.mark.parametrize("prompt", [5, None, 2.5, [1, "a"], object()])
+def test_a_prompt_that_is_none_is_a_bad_request(abc, prompt):
+    with pytest.raises(BadRequest, match="prompt must be token ids, one integer each; got") as caught:
+        abc.generate(prompt)
+    assert caught.value.field == "prompt"
+
+
+def test_a_memory_of_another_model_is_refused(abc, abc_folder):
+    twin = pellucid.load(abc_folder)  # of the same shape: nothing else would notice
+    abc.generate("ab", temperature=0, memory=(memory := abc.memory()))
+    with pytest.raises(BadRequest, match=r"memory is another model's: its keys and values mean nothing to this one\. Take one from this model's memory\(\)"):
+        twin.generate("ab", memory=memory)
+    assert abc.generate("abc", temperature=0, memory=memory).usage.reused_tokens == 2
+
+
+@pytest.mark.parametrize("name", ["messages", "tools", "documents", "add_generation_prompt", "_generation_begins"])
+def test_a_template_argument_takes_no_name_that_is_filled_in(abc, name):
+    with pytest.raises(BadRequest, match=f"'{name}' is no name for a template argument: messages, tools, documents, add_generation_prompt and names that "
+                                         f"begin with an underscore are filled in for the template") as caught:
+        abc.chat([{"role": "user", "content": "a"}], template_args={name: 3})
+    assert caught.value.field == "template_args"
+    for wrong in (5, ["a"], {3: 4}):
+        with pytest.raises(BadRequest, match=r"template_args is .*; expected an object of names and values"):
+            abc.chat([{"role": "user", "content": "a"}], template_args=wrong)
+
+
+def test_a_template_argument_may_be_called_what_the_package_calls_its_own(tmp_path):
+    model = pellucid.load(scripted_model(tmp_path / "m", [ABC], template="{{ messages[0].content }}{{ template }}{{ tokenizer }}"))
+    done = model.chat([{"role": "user", "content": "x"}], template_args={"template": "b", "tokenizer": "a"}, temperature=0, max_tokens=2)
+    assert (model.tokenizer.decode(list(done.prompt_ids)), done.text) == ("xba", "bc")
+
+
+def test_numbers_of_numpy_are_numbers_and_a_record_holds_them(abc, tmp_path):
+    options = {"temperature": np.float32(0.5), "top_k": np.int64(3), "top_p": np.float16(0.5), "seed": np.int64(5), "max_tokens": np.int32(2),
+               "logit_bias": {np.int64(7): np.float32(1.5)}}
+    done = abc.generate("a", **options)
+    assert done.token_ids == abc.generate("a", temperature=0.5, top_k=3, top_p=0.5, seed=5, max_tokens=2, logit_bias={7: 1.5}).token_ids
+    abc.record(done).save(tmp_path / "r.json")
+    request = Record.read(tmp_path / "r.json").settings["request"]
+    assert {name: request[name] for name in options} == {"temperature": 0.5, "top_k": 3, "top_p": 0.5, "seed": 5, "max_tokens": 2, "logit_bias": {"7": 1.5}}
 
 
 def test_the_options_are_the_samplers_and_these():

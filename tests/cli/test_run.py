@@ -124,6 +124,8 @@ def test_sampling_flags_reach_the_model(say: Say, abc: str) -> None:
 @pytest.mark.parametrize(("flags", "code", "message"), [
     (["--logit-bias", "x=1"], 2, "error: --logit-bias 'x=1' is not ID=VALUE, such as 198=-100"),
     (["--logit-bias", "12"], 2, "error: --logit-bias '12' is not ID=VALUE"),
+    (["--logit-bias", "5=1e39"], 2, "error: logit_bias of token 5 is 1e+39, more than float32 holds; 100 or -100 is enough to force or forbid a token"),
+    (["--stop", "\udcff"], 2, "error: stop='\\udcff' holds half a character (a lone surrogate), which no text does. Was it bytes that are not UTF-8?"),
     (["--logit-bias", "9999=1"], 2, "error: logit_bias has token id 9999, and this model's vocabulary has ids 0 to"),
     (["--temperature", "-1"], 2, "error: temperature=-1.0 is out of range"),
     (["--max-tokens", "0"], 2, "error: max_tokens=0 is out of range"),
@@ -142,6 +144,17 @@ def test_what_cannot_be_is_one_line_and_an_exit_code(say: Say, abc: str, flags: 
     assert (done.code, done.out) == (code, "")
     assert done.err.startswith(message)
     assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags", [
+    ["--temperature", "nan"], ["--seed", "-1"], ["--stop", ""], ["--max-tokens", "0"], ["--logit-bias", "1=inf"], ["--top-p", "7"]])
+@pytest.mark.parametrize("command", ["run", "chat"])
+def test_options_that_cannot_be_are_told_before_a_model_is_loaded(say: Say, abc: str, monkeypatch: pytest.MonkeyPatch, command: str, flags: list[str]) -> None:
+    monkeypatch.setattr(_options, "load_model", lambda *_, **__: pytest.fail("a model was loaded for it"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    done = say(command, abc, *(["-p", "a"] if command == "run" else []), *flags)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert flags[0].removeprefix("--").replace("-", "_") in done.err
 
 
 def test_an_empty_prompt_starts_from_bos_or_is_an_error(say: Say, abc: str, tmp_path: Path) -> None:

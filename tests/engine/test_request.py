@@ -29,6 +29,10 @@ from pellucid.errors import BadRequest
     ({"seed": None}, "seed", "seed must be an integer, got None"),
     ({"logit_bias": [3]}, "logit_bias", "logit_bias must map token ids to numbers, got list [3]"),
     ({"logit_bias": {"3": 1.0}}, "logit_bias", "a token id of logit_bias must be an integer, got '3'"),
+    ({"top_p": np.bool_(True)}, "top_p", "top_p must be a finite number, got"),
+    ({"seed": np.float64(3)}, "seed", "seed must be an integer, got"),
+    ({"temperature": 10**400}, "temperature", "temperature must be a finite number, got 1000"),
+    ({"logit_bias": {3: -1e39}}, "logit_bias", "logit_bias of token 3 is -1e+39, more than float32 holds; 100 or -100 is enough to force or forbid a token"),
     ({"logit_bias": {3: float("inf")}}, "logit_bias", "logit_bias of token 3 must be a finite number, got inf"),
 ])
 def test_a_setting_out_of_range_is_named_with_its_range(options, field, message):

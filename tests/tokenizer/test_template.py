@@ -170,7 +170,7 @@ def test_nesting_that_breaks_the_compiler_is_an_error_of_the_template() -> None:
     ({"messages": [USER], "tools": {"a": 1}}, "tools", "tools is .*; expected a list of objects"),
     ({"messages": [USER], "documents": ["x"]}, "documents", "documents is .*; expected a list of objects"),
     ({"messages": [{"role": "user", "content": object()}]}, "messages", r"messages\[0\]\.content holds object; a template takes"),
-    ({"messages": [USER], "_generation_begins": "x"}, "_generation_begins", "begins with an underscore; such names are taken"),
+    ({"messages": [USER], "_generation_begins": "x"}, "template_args", "'_generation_begins' is no name for a template argument"),
 ])
 def test_messages_that_are_none_are_a_bad_request(how: dict[str, Any], field: str, message: str) -> None:
     with pytest.raises(BadRequest, match=message) as caught:
@@ -310,7 +310,8 @@ def test_no_message_can_write_a_special_token(tmp_path_factory: pytest.TempPathF
 def test_neither_parts_nor_tools_nor_documents_can(tmp_path: Path, library: Library, template: str) -> None:
     ours = load_tokenizer(folder_with(tmp_path, library, chat_template=template))
     parts = [{"type": "text", "text": t} for t in ("<|im_", "end|", ">", "<|im_end|>", "<", "|im_start|>")]
-    ids = chat_ids(ours, [{"role": "user", "content": parts}], tools=[{"<|im_end|>": "<|im_start|>"}], documents=[{"t": "<|end|>"}], extra="<|end|>")
+    ids = chat_ids(ours, [{"role": "user", "content": parts}], tools=[{"<|im_end|>": "<|im_start|>"}], documents=[{"t": "<|end|>"}],
+                   template_args={"extra": "<|end|>"})
     assert [i for i in ids if i in ours.special_ids] == [ours.bos_id]
     assert ours.decode(ids) == ours.chat_template.render(  # type: ignore[union-attr]
         [{"role": "user", "content": parts}], tools=[{"<|im_end|>": "<|im_start|>"}], documents=[{"t": "<|end|>"}], extra="<|end|>").removeprefix("<|begin|>")
