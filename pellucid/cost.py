@@ -35,8 +35,8 @@ def flops_per_token(spec: DecoderSpec, n_context: int) -> int:
     D = spec.d_model
     total = 2 * spec.n_vocab * (spec.d_embed or D) + 2 * _ends(spec)
     for layer in spec.layers:
-        total += 2 * _matrices(D, layer) + 2 * _pair(layer.mixer) * seen(layer.mixer, n_context)
-    return total
+        total += 2 * _matrices(D, layer)
+    return total + sum(2 * _pair(mixer) * seen(mixer, n_context) for mixer in spec.mixers)
 
 
 def seen(mixer: Mixer, n_context: int) -> int:
@@ -48,7 +48,7 @@ def seen(mixer: Mixer, n_context: int) -> int:
 
 def cache_bytes_per_token(spec: DecoderSpec, bytes_per_number: int) -> int:
     """Bytes of what all layers keep of one token."""
-    return sum(layer.mixer.n_cached for layer in spec.layers) * bytes_per_number
+    return sum(mixer.n_cached for mixer in spec.mixers) * bytes_per_number
 
 
 def _ends(spec: DecoderSpec) -> int:
@@ -58,15 +58,21 @@ def _ends(spec: DecoderSpec) -> int:
 
 def _block(spec: DecoderSpec, layer: Layer) -> int:
     D = spec.d_model
-    n_norms = (spec.norm_in + (spec.norm_in and not spec.shared_norm)) + 2 * spec.norm_out + 2 * (spec.norm_stream is not None)
-    return _projections(D, layer.mixer) + _small(D, layer.mixer) + n_norms * _norm(spec.norm, D) + _mlp(D, layer.mlp)
+    around = spec.norm_out + (spec.norm_stream is not None)
+    total = 0
+    if layer.mixer is not None:
+        total += _projections(D, layer.mixer) + _small(D, layer.mixer) + (spec.norm_in + around) * _norm(spec.norm, D)
+    if layer.mlp is not None:
+        total += _mlp(D, layer.mlp) + ((spec.norm_in and not spec.shared_norm) + around) * _norm(spec.norm, D)
+    return total
 
 
 def _matrices(D: int, layer: Layer) -> int:
     """Numbers of the matrices one token passes in this layer; biases are no multiplication."""
-    mlp = layer.mlp
-    width = mlp.n_active * _matrix(D, mlp.each) + mlp.n_experts * D + _shared(D, mlp, _matrix) if isinstance(mlp, Experts) else _matrix(D, mlp)
-    return _projections(D, layer.mixer) + width
+    mlp, total = layer.mlp, 0 if layer.mixer is None else _projections(D, layer.mixer)
+    if isinstance(mlp, Experts):
+        return total + mlp.n_active * _matrix(D, mlp.each) + mlp.n_experts * D + _shared(D, mlp, _matrix)
+    return total if mlp is None else total + _matrix(D, mlp)
 
 
 def _projections(D: int, mixer: Mixer) -> int:

@@ -290,10 +290,13 @@ class Experts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One block: what mixes positions and what works on each position. Layers may differ in anything named here."""
+    """One block: what mixes positions and what works on each position. Layers may differ in anything named here.
 
-    mixer: Mixer
-    mlp: FeedForward | Experts
+    None: this layer has no such sublayer, nor the norms around it.
+    """
+
+    mixer: Mixer | None
+    mlp: FeedForward | Experts | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,8 +335,15 @@ class DecoderSpec:
                   d_embed=1 if self.d_embed is None else self.d_embed)
         if self.norm_stream and (self.norm_in or self.norm_out or self.parallel):
             raise ValueError(f"norm_stream={self.norm_stream!r} normalizes the stream itself: norm_in, norm_out and parallel must be off")
+        if (self.parallel or self.norm_stream) and any(layer.mixer is None or layer.mlp is None for layer in self.layers):
+            raise ValueError("a layer lacks one of its sublayers, and parallel and norm_stream are about both")
         if self.learned_positions and self.sinusoidal_positions:
             raise ValueError("positions cannot be learned and sinusoidal at once")
+
+    @property
+    def mixers(self) -> tuple[Mixer, ...]:
+        """The mixers of the layers that have one."""
+        return tuple(layer.mixer for layer in self.layers if layer.mixer is not None)
 
 
 def _positive(**sizes: int) -> None:

@@ -34,7 +34,8 @@ WIRINGS = [{"tied": True}, {"unembed_bias": True}, {"learned_positions": 33}, {"
            {"parallel": True}, {"parallel": True, "shared_norm": True}, {"norm_out": True}, {"norm_in": False, "norm_out": True},
            {"norm_in": False, "norm_stream": "before"}, {"norm_in": False, "norm_stream": "after", "norm": LAYER, "final_norm": False},
            {"embed_norm": True, "norm": LAYER}, {"d_embed": 20}, {"d_embed": 20, "tied": True, "sinusoidal_positions": True},
-           {"layers": (WIDE, MIXED, WIDE)}, {"layers": (SHARING,)}, {"layers": (dataclasses.replace(
+           {"layers": (WIDE, MIXED, WIDE)}, {"layers": (SHARING,)}, {"layers": (WIDE, Layer(mixer=None, mlp=MLP), Layer(mixer=MIXER, mlp=None))},
+           {"layers": (Layer(mixer=None, mlp=MLP),), "norm_in": False, "norm_out": True}, {"layers": (dataclasses.replace(
                SHARING, mlp=dataclasses.replace(SHARING.mlp, shared_gate=False, correction=False)),)}]
 SPECS = ([BASE] + [dataclasses.replace(BASE, layers=(Layer(mixer=mixer, mlp=MLP), WIDE)) for mixer in MIXERS]
          + [dataclasses.replace(BASE, layers=(Layer(mixer=MIXER, mlp=mlp),)) for mlp in MLPS] + [dataclasses.replace(BASE, **facts) for facts in WIRINGS])
@@ -56,7 +57,7 @@ def test_active_parameters_leave_out_idle_experts_and_tables() -> None:
     assert cost.parameters(mixed) - cost.active_parameters(mixed) == 101 * 48 + 3 * 3 * 48 * 20
 
 
-@pytest.mark.parametrize("spec", [BASE, dataclasses.replace(BASE, layers=(WIDE, MIXED, SHARING), tied=True), dataclasses.replace(BASE, d_embed=20),
+@pytest.mark.parametrize("spec", [BASE, dataclasses.replace(BASE, layers=(WIDE, MIXED, SHARING, Layer(mixer=None, mlp=MLP), Layer(mixer=MIXER, mlp=None)), tied=True), dataclasses.replace(BASE, d_embed=20),
                                   dataclasses.replace(BASE, layers=(Layer(mixer=dataclasses.replace(MIXER, window=5), mlp=MLP),)),
                                   *(dataclasses.replace(BASE, layers=(Layer(mixer=mixer, mlp=MLP),)) for mixer in LATENTS[:3])])
 def test_flops_are_what_torch_counts(spec: DecoderSpec) -> None:

@@ -165,11 +165,13 @@ def _tensors(n: int) -> str:
 def _layer(layer: Layer) -> str:
     """One kind of layer in a line."""
     mixer, mlp = layer.mixer, layer.mlp
-    if isinstance(mixer, LatentAttention):
+    if mixer is None:
+        facts = ["no attention"]
+    elif isinstance(mixer, LatentAttention):
         facts = [f"attention of {mixer.n_heads} heads, {mixer.d_plain + mixer.rope.d_rotary} channels each, out of a latent of {mixer.d_latent}"]
     else:
         facts = [f"attention of {mixer.n_heads} heads / {mixer.n_kv_heads} kv, {mixer.d_head} channels each"]
-    if mixer.rope is not None:
+    if mixer is not None and mixer.rope is not None:
         scaled = f", {type(mixer.rope.scaling).__name__.lower()}-scaled" if mixer.rope.scaling else ""
         facts.append(f"rope theta {mixer.rope.theta:,.0f}{scaled}")
     if isinstance(mixer, Attention) and mixer.window is not None:
@@ -178,7 +180,7 @@ def _layer(layer: Layer) -> str:
         shared = f" and one for all, {_feed_forward(mlp.shared)}" if mlp.shared else ""
         facts.append(f"{mlp.n_active} of {mlp.n_experts} experts, each {_feed_forward(mlp.each)}{shared}")
     else:
-        facts.append(_feed_forward(mlp))
+        facts.append("no feed-forward" if mlp is None else _feed_forward(mlp))
     return " · ".join(facts)
 
 

@@ -140,6 +140,14 @@ def layer_types(c: Config, default: Sequence[str], window: int | None) -> list[s
     return kinds
 
 
+def one_a_layer(c: Config, name: str, n_layers: int) -> list[Any]:
+    """A list with one entry for every layer. Raises BadConfig for one of another length."""
+    said: list[Any] = c(name)
+    if len(said) != n_layers:
+        raise BadConfig(f"{c.where}: {name} names {len(said)} layers and num_hidden_layers says {n_layers}. Which one is right?")
+    return said
+
+
 def late_windows(c: Config, *, used: bool | None = None, first: int = 28) -> list[int | None]:
     """The window of every layer where only those from max_window_layers on have one, and only if use_sliding_window says so.
 

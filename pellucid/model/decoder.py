@@ -187,7 +187,7 @@ class MixtureOfExperts(nn.Module):
 class Block(nn.Module):
     """One layer: two sublayers, each adding what it computes to the residual stream.
 
-        sequential   x ─ x + attn(norm(x)) ─ x + mlp(norm(x))
+        sequential   x ─ x + attn(norm(x)) ─ x + mlp(norm(x))        either may be missing
         parallel     x ─ x + attn(norm(x)) + mlp(norm(x))
 
     `norm_in` and `norm_out` say on which side of a sublayer the norms stand; `norm_stream` puts them on the line between the sublayers instead:
@@ -198,19 +198,21 @@ class Block(nn.Module):
 
     def __init__(self, ops: Ops, spec: DecoderSpec, layer: Layer, index: int) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.layer = spec, layer
 
         def norm(used: bool) -> nn.Module:
             return Normalize(ops, spec.norm, spec.d_model) if used else nn.Identity()
 
-        self.attn_norm = norm(spec.norm_in or spec.norm_stream is not None)
-        self.attn = (CompressedAttention(ops, spec.d_model, layer.mixer, index) if isinstance(layer.mixer, LatentAttention)
-                     else SoftmaxAttention(ops, spec.d_model, layer.mixer, index))
-        self.attn_out_norm = norm(spec.norm_out)
-        self.mlp_norm = norm((spec.norm_in and not spec.shared_norm) or spec.norm_stream is not None)
-        self.mlp = (MixtureOfExperts(ops, spec.d_model, layer.mlp) if isinstance(layer.mlp, Experts)
-                    else Mlp(ops, spec.d_model, layer.mlp))
-        self.mlp_out_norm = norm(spec.norm_out)
+        if layer.mixer is not None:
+            self.attn_norm = norm(spec.norm_in or spec.norm_stream is not None)
+            self.attn = (CompressedAttention(ops, spec.d_model, layer.mixer, index) if isinstance(layer.mixer, LatentAttention)
+                         else SoftmaxAttention(ops, spec.d_model, layer.mixer, index))
+            self.attn_out_norm = norm(spec.norm_out)
+        if layer.mlp is not None:
+            self.mlp_norm = norm((spec.norm_in and not spec.shared_norm) or spec.norm_stream is not None)
+            self.mlp = (MixtureOfExperts(ops, spec.d_model, layer.mlp) if isinstance(layer.mlp, Experts)
+                        else Mlp(ops, spec.d_model, layer.mlp))
+            self.mlp_out_norm = norm(spec.norm_out)
 
     def forward(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Cache | None) -> Tensor:
         if self.spec.norm_stream == "before":
@@ -220,13 +222,16 @@ class Block(nn.Module):
         if self.spec.norm_stream == "after":
             x_TD = self.attn_norm(x_TD + self.scaled(self.attn(x_TD, tables, rows, cache)))
             return self.mlp_norm(x_TD + self.scaled(self.mlp(x_TD)))
-        h_TD = self.attn_norm(x_TD)
-        attn_TD = self.scaled(self.attn_out_norm(self.attn(h_TD, tables, rows, cache)))
         if self.spec.parallel:
+            h_TD = self.attn_norm(x_TD)
+            attn_TD = self.scaled(self.attn_out_norm(self.attn(h_TD, tables, rows, cache)))
             h_TD = h_TD if self.spec.shared_norm else self.mlp_norm(x_TD)
             return x_TD + attn_TD + self.scaled(self.mlp_out_norm(self.mlp(h_TD)))
-        x_TD = x_TD + attn_TD
-        return x_TD + self.scaled(self.mlp_out_norm(self.mlp(self.mlp_norm(x_TD))))
+        if self.layer.mixer is not None:
+            x_TD = x_TD + self.scaled(self.attn_out_norm(self.attn(self.attn_norm(x_TD), tables, rows, cache)))
+        if self.layer.mlp is not None:
+            x_TD = x_TD + self.scaled(self.mlp_out_norm(self.mlp(self.mlp_norm(x_TD))))
+        return x_TD
 
     def scaled(self, x_TD: Tensor) -> Tensor:
         return x_TD if self.spec.residual_scale == 1.0 else x_TD * self.spec.residual_scale
@@ -255,8 +260,8 @@ class Decoder(nn.Module):
             self.unembed.weight = self.embed.weight
         self._reach = reach(spec)
         self._switches = rotary.switches(spec)
-        self._ropes = {layer.mixer.rope for layer in spec.layers if layer.mixer.rope is not None}
-        self._temperatures = {mixer.temperature for layer in spec.layers if isinstance(mixer := layer.mixer, Attention) and mixer.temperature is not None}
+        self._ropes = {mixer.rope for mixer in spec.mixers if mixer.rope is not None}
+        self._temperatures = {mixer.temperature for mixer in spec.mixers if isinstance(mixer, Attention) and mixer.temperature is not None}
         self._frequencies: dict[Rope, tuple[Tensor, float]] = {}
 
     def forward(self, tokens: Tensor, positions_T: Tensor | None = None, rows: Rows | None = None, cache: Cache | None = None) -> Tensor:
@@ -336,9 +341,8 @@ class Decoder(nn.Module):
 
 def reach(spec: DecoderSpec) -> tuple[int, str] | None:
     """How many tokens of a row the decoder can compute at all, and why no more; None where nothing stops it."""
-    limits = [(layer.mixer.rope.scaling.original,
-               "past that its dynamic rope scaling changes with the length, and cached keys would be wrong")
-              for layer in spec.layers if layer.mixer.rope is not None and isinstance(layer.mixer.rope.scaling, Dynamic)]
+    limits = [(mixer.rope.scaling.original, "past that its dynamic rope scaling changes with the length, and cached keys would be wrong")
+              for mixer in spec.mixers if mixer.rope is not None and isinstance(mixer.rope.scaling, Dynamic)]
     if spec.learned_positions:
         limits.append((spec.learned_positions - spec.position_offset, "its table of learned positions ends there"))
     return min(limits, default=None)

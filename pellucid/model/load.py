@@ -150,7 +150,7 @@ def _device(asked: str | torch.device) -> torch.device:
 def _report(checkpoint: Checkpoint, described: Description, decoder: Decoder, *, stored: Mapping[str, int], dtype: torch.dtype,
             device: torch.device, seconds: float, left_out: dict[str, int], notes: Iterable[str]) -> LoadReport:
     spec = described.spec
-    heads, kv_heads = {layer.mixer.n_heads for layer in spec.layers}, {layer.mixer.n_kv_heads for layer in spec.layers}
+    heads, kv_heads = ({getattr(mixer, name) for mixer in spec.mixers} or {0} for name in ("n_heads", "n_kv_heads"))
     wrapper = [f"the text model of a {described.model_type} checkpoint"] if described.model_type.replace("-", "_") != spec.family else []
     return LoadReport(
         name=checkpoint.name, family=spec.family, n_layers=len(spec.layers), d_model=spec.d_model, n_heads=(min(heads), max(heads)),

@@ -54,7 +54,7 @@ def _yarn_ramp(rope: Rope, scaling: Yarn) -> Tensor:
 
 def switches(spec: DecoderSpec) -> tuple[int, ...]:
     """The lengths past which a row of this model turns by other angles, at all its positions."""
-    ropes = (layer.mixer.rope for layer in spec.layers)
+    ropes = (mixer.rope for mixer in spec.mixers)
     return tuple(sorted({rope.scaling.original for rope in ropes if rope is not None and isinstance(rope.scaling, LongRope)}))
 
 

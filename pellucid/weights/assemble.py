@@ -167,7 +167,9 @@ def _shares(place: Place, spec: DecoderSpec) -> int:
     """Into how many equal parts the rows are cut: shards, or key/value heads of the layer of this place."""
     if isinstance(place.rule.stacked, int):
         return place.rule.stacked
-    return spec.layers[int(place.names[0].split(".")[1])].mixer.n_kv_heads
+    mixer = spec.layers[int(place.names[0].split(".")[1])].mixer
+    assert mixer is not None  # the names are those of its tensors
+    return mixer.n_kv_heads
 
 
 def _checked(theirs: str, tensor: Tensor, shape: Shape, ours: str) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 
 from tests.families.case import DYNAMIC, LINEAR, LLAMA3, ORIGINAL, SIZES, WINDOW, YARN, Case, Json, flat_rope, rope, yarn
 from tests.families.cases_llama import EVERY_OTHER, PLAIN, of
+from tests.references import deci
 
 qwen2_moe = of("qwen2_moe")
 QWEN2_MOE = [
@@ -180,4 +181,26 @@ LATE_NORMS = [
         "rope_parameters": LLAMA3 | {"llama_4_scaling_beta": 0.4}, "sliding_window": WINDOW, "tie_word_embeddings": True, "hidden_act": "gelu"}),
 ]
 
-CASES: list[Case] = [*LATE_NORMS, *FUSED, *PHI3, *QWEN2_MOE, *DOTS1, *GLM, *GRANITEMOE, *MINIMAX_M2, *DENSE]
+def block(group: int | None, mult: float | None) -> Json:
+    """One of block_configs; None leaves the half out."""
+    attention = {"n_heads_in_group": group, "no_op": group is None, "num_sink_tokens": None, "replace_with_linear": False, "sparsify": None,
+                 "unshifted_sink": False, "use_prefill_window_in_sink_attention": False, "window_length": None}
+    return {"attention": attention, "ffn": {"ffn_mult": mult, "no_op": mult is None, "replace_with_linear": False, "sparsify": None}}
+
+
+def own_layers(family: str, name: str, why: str, config: Json) -> Case:
+    return Case(family, name, why, {"hidden_size": 84, "rope_theta": 500.0, **config}, without=("head_dim", "num_key_value_heads"), reference=deci)
+
+
+OWN_LAYERS = [
+    own_layers("nemotron_nas", "released", "groups and widths of each layer's own, layers without attention or without feed-forward, llama3 scaling", {
+        "model_type": "nemotron-nas", "intermediate_size": None, "rms_norm_eps": 3e-5, "num_key_value_heads": None,
+        "block_configs": [block(2, 5.25), block(None, 2.625), block(3, None), block(6, 4.5)],
+        "rope_scaling": {**{k: v for k, v in LLAMA3.items() if k != "rope_theta"}}}),
+    own_layers("nemotron_nas", "biases", "attention_bias, mlp_bias, tied", {
+        "model_type": "nemotron-nas", "num_hidden_layers": 2, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-5, "block_configs": [block(3, 2.5), block(1, 5.25)]}),
+    own_layers("deci", "released", "key/value heads of each layer's own", {"num_key_value_heads_per_layer": [3, 2, 6, 1], "rms_norm_eps": 3e-5}),
+]
+
+CASES: list[Case] = [*OWN_LAYERS, *LATE_NORMS, *FUSED, *PHI3, *QWEN2_MOE, *DOTS1, *GLM, *GRANITEMOE, *MINIMAX_M2, *DENSE]

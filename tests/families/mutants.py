@@ -164,9 +164,9 @@ def _norm_essence(norm: Norm) -> Norm:
     return norm if norm.weight else dataclasses.replace(norm, offset=0.0)  # the offset is added to the weight
 
 
-def _mlp_essence(mlp: FeedForward | Experts, norm_out: bool) -> FeedForward | Experts:
+def _mlp_essence(mlp: FeedForward | Experts | None, norm_out: bool) -> FeedForward | Experts | None:
     if not isinstance(mlp, Experts):
-        return dataclasses.replace(mlp, act="silu") if mlp.xielu else mlp  # it stands in place of act
+        return dataclasses.replace(mlp, act="silu") if mlp is not None and mlp.xielu else mlp  # it stands in place of act
     mutes: dict[str, Any] = {}
     if norm_out and mlp.shared is None and not mlp.scale_input:
         mutes["share_scale"] = 1.0  # the norm of what they write undoes it
@@ -180,7 +180,9 @@ def _mlp_essence(mlp: FeedForward | Experts, norm_out: bool) -> FeedForward | Ex
     return dataclasses.replace(mlp, **mutes)
 
 
-def _attention_essence(mixer: Mixer, length: int) -> Mixer:
+def _attention_essence(mixer: Mixer | None, length: int) -> Mixer | None:
+    if mixer is None:
+        return None
     if isinstance(mixer, LatentAttention):
         return dataclasses.replace(mixer, rope=_rope_essence(mixer.rope, length), norm=_norm_essence(mixer.norm))
     mutes: dict[str, Any] = {}

@@ -209,6 +209,8 @@ DECODER = {"family": "x", "n_vocab": 9, "n_ctx": 8, "d_model": 7, "layers": (LAY
     (lambda: FeedForward(d_ff=5, xielu=True), "xIELU stands in a feed-forward without a gate"),
     (lambda: FeedForward(d_ff=0), "d_ff is 0, and no decoder has fewer than 1"),
     (lambda: DecoderSpec(**{**DECODER, "n_vocab": 0}), "n_vocab is 0, and no decoder has fewer than 1"),
+    (lambda: DecoderSpec(**{**DECODER, "layers": (Layer(mixer=None, mlp=FeedForward(d_ff=5)),), "parallel": True}),
+     "a layer lacks one of its sublayers, and parallel and norm_stream are about both"),
     (lambda: DecoderSpec(**{**DECODER, "layers": ()}), "n_layers is 0, and no decoder has fewer than 1"),
     (lambda: DecoderSpec(**DECODER, d_embed=0), "d_embed is 0, and no decoder has fewer than 1"),
     *((lambda facts=facts: DecoderSpec(**DECODER, **{"norm_in": False, "norm_stream": "after"} | facts),

@@ -10,7 +10,7 @@ from pellucid.errors import PellucidError
 from pellucid.model.load import load_decoder
 from tests.families.build import build, randomized, read_spec
 from tests.families.case import Json
-from tests.families.cases_later import CASES
+from tests.families.cases_later import CASES, block
 
 CASE = {str(case): case for case in CASES}
 
@@ -34,6 +34,12 @@ def changed(case: str, **settings: Any) -> Json:
     ("ministral3-released", {"rope_parameters": ..., "rope_theta": 500.0}, "rope_theta=500.0 (only 1000000.0)"),
     ("hunyuan_v1_moe-released", {"moe_intermediate_size": [20, 24]}, "moe_intermediate_size=[20, 24] (only 20)"),
     ("hunyuan_v1_moe-released", {"num_shared_expert": 2}, "num_shared_expert=2 (only 1)"),
+    ("nemotron_nas-biases", {"num_hidden_layers": 3}, "block_configs names 2 layers and num_hidden_layers says 3. Which one is right?"),
+    ("nemotron_nas-biases", {"block_configs": [block(3, 2.5), {**block(3, 2.5), "ffn": {"replace_with_linear": True}}]},
+     "block_configs[1].ffn of config.json has a setting this family does not implement: replace_with_linear=True (only False)"),
+    ("nemotron_nas-biases", {"block_configs": [{**block(3, 2.5), "attention": {"n_heads_in_group": 3, "window_length": 8}}] * 2}, "window_length=8 (only"),
+    ("nemotron_nas-biases", {"block_configs": [{**block(3, 2.5), "ffn": {"ffn_mult": 2.5, "moe": 4}}] * 2}, "does not read: moe=4"),
+    ("deci-released", {"num_key_value_heads_per_layer": [3, 2]}, "num_key_value_heads_per_layer names 2 layers"),
     ("exaone4-32b", {"attention_bias": True}, "attention_bias=True (only False)"),
     ("olmo3-released", {"sliding_window": None}, "layer_types has windowed layers and there is no window"),
 ])
