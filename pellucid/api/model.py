@@ -14,7 +14,7 @@ from pellucid.api.stream import Stream
 from pellucid.api.text import Thinking
 from pellucid.engine.generate import Generation, Memory
 from pellucid.engine.request import Request, check_vocabulary, token_ids
-from pellucid.errors import BadRequest, BadTokenizer, EmptyPrompt, PromptTooLong, UnsupportedModel
+from pellucid.errors import BadConfig, BadRequest, BadTokenizer, EmptyPrompt, PromptTooLong, UnsupportedModel
 from pellucid.model.decoder import Decoder
 from pellucid.model.load import check_vocabulary as check_tokenizer
 from pellucid.model.load import load_decoder
@@ -142,7 +142,7 @@ class Model:
     def stop_ids(self) -> frozenset[int]:
         """The ids that end an answer: all that generation_config.json, config.json and the tokenizer name."""
         from_tokenizer = {self._tokenizer.eos_id} if self._tokenizer is not None else set()
-        return frozenset(i for i in {*self.checkpoint.eos_ids, *from_tokenizer} if i is not None and i < self.spec.n_vocab)
+        return frozenset(i for i in {*self.checkpoint.eos_ids, *from_tokenizer} if i is not None)
 
     def _stream(self, ids: list[int], options: Mapping[str, Any], *, asked: Mapping[str, Any], continues: Sequence[int] = (),
                 thinking: Thinking | None = None) -> Stream:
@@ -186,12 +186,13 @@ def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "au
     settings: dict[str, Any] = {
         "model": os.fspath(path), "path": os.path.abspath(found), "device": device, "dtype": dtype, "accept_unread": sorted(accept_unread), "ops": ops,
         "deterministic": deterministic, "threads": threads, "chat_template": None if chat_template is None else os.fspath(chat_template)}
-    if found.suffix == ".gguf":
-        raise UnsupportedModel(f"{found.name} is a GGUF file, which this version does not read. Fetch the model's safetensors repository")
     if threads is not None:
         set_threads(threads)
     checkpoint = open_checkpoint(found)
     decoder, report = load_decoder(checkpoint, device=device, dtype=dtype, accept_unread=settings["accept_unread"], ops=ops, deterministic=deterministic)
+    if wrong := [i for i in checkpoint.eos_ids if i >= decoder.spec.n_vocab]:
+        raise BadConfig(f"{checkpoint.name!r} has eos_token_id {wrong[0]:,}, and its vocabulary has {decoder.spec.n_vocab:,} ids, so that nothing would "
+                        f"end an answer there. Mend it in generation_config.json or config.json, whichever states it.")
     tokenizer = None
     if has_tokenizer(checkpoint.folder):
         tokenizer = load_tokenizer(checkpoint.folder)

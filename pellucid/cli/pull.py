@@ -47,7 +47,10 @@ def command(
         emit(asdict(pulled))
     else:
         print(pulled.path)
-    next_step("pellucid", "chat", pulled.repo if pulled.revision == "main" else f"{pulled.repo}@{pulled.revision}")
+    if any(file.endswith((".safetensors", ".bin")) for file in pulled.files):
+        next_step("pellucid", "chat", pulled.repo if pulled.revision == "main" else f"{pulled.repo}@{pulled.revision}")
+    else:
+        next_step("pellucid", "models", "--local")
 
 
 def _say_plan(plan: hub.Plan, json: bool) -> None:

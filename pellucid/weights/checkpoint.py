@@ -212,13 +212,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise _not_found(path)
     folder = path if path.is_dir() else path.parent
     name = _name(path)
+    alone = None if path.is_dir() else _single(path, name)  # before config.json, which what is no checkpoint need not have
     config = _read_config(folder, name)
     notes: list[str] = []
-    format, files, index = _in_folder(folder, name, notes) if path.is_dir() else _single(path, name)
+    format, files, index = alone or _in_folder(folder, name, notes)
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
-        raise MissingShard(f"{len(missing)} of the {len(files)} files that hold the weights of {name!r} are not there, first: {', '.join(missing[:3])}. "
-                           f"Was the download complete? Fetch the missing ones into {folder}.")
+        told = f"{len(missing)} of the {len(files)} files that hold the weights of {name!r} are not there, first: " if len(files) > 1 else \
+            f"the file that holds the weights of {name!r} is not there: "
+        raise MissingShard(f"{told}{', '.join(missing[:3])}. Was the download complete? Fetch what is missing into {folder}.")
     generation = read_object(folder / GENERATION, BadConfig, f"{GENERATION} of {name!r}") if (folder / GENERATION).is_file() else {}
     return Checkpoint(name=name, folder=folder, format=format, files=tuple(File(file, (folder / file).stat().st_size) for file in files), index=index,
                       config=config, generation=generation, notes=tuple(notes))

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import textwrap
 import warnings
 import zipfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from pellucid.errors import BadCheckpoint, TruncatedFile, UnsafePickle
 from pellucid.weights.header import LFS_POINTER
+from pellucid.weights.safetensors import SPELLED
 
 _NEXT = "A pickle can run any program on loading. Ask for the same weights as safetensors, or convert the file on a machine you can lose."
 
@@ -43,7 +45,20 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     if others := [f"{name!r} ({type(value).__name__})" for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]:
         raise BadCheckpoint(f"{path.name} holds {len(others)} entries that are not tensors, first: {', '.join(others[:3])}. "
                             f"Is it a training checkpoint? The model's own state dict is what is expected.")
+    if odd := [f"{name} ({_kind(tensor)})" for name, tensor in state.items() if not _plain(tensor)]:
+        raise BadCheckpoint(f"{path.name} holds {len(odd)} tensors that are not plain numbers, first: {', '.join(odd[:3])}. "
+                            f"Fetch the weights as they were before they were packed, or as safetensors.")
     return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def _plain(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and tensor.device.type == "cpu" and tensor.dtype in SPELLED
+
+
+def _kind(tensor: Tensor) -> str:
+    """What a tensor is, told by what is odd about it: `torch.qint8`, `torch.sparse_coo torch.float32`, `meta torch.float32`."""
+    layout = "" if tensor.layout is torch.strided else f"{tensor.layout} "
+    return f"{layout}{'' if tensor.device.type == 'cpu' else f'{tensor.device} '}{tensor.dtype}"
 
 
 def _refused(file: str, message: str) -> UnsafePickle:
@@ -56,4 +71,6 @@ def _refused(file: str, message: str) -> UnsafePickle:
 
 
 def _first_line(e: object) -> str:
-    return str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
+    """The first sentence of what torch says; its lines go on with advice and a C++ traceback."""
+    lines = str(e).strip().splitlines()
+    return textwrap.shorten(lines[0].split(". ")[0].rstrip("."), 200, placeholder=" ...") if lines else type(e).__name__

@@ -14,7 +14,7 @@ import pellucid
 from pellucid.api import Model
 from pellucid.api.completion import OPTIONS, SAMPLING, Options
 from pellucid.engine.request import Sampling
-from pellucid.errors import BadRequest, BadTemplate, BadTokenizer, EmptyPrompt, ModelNotFound, PromptTooLong, UnsupportedModel
+from pellucid.errors import BadConfig, BadRequest, BadTemplate, BadTokenizer, EmptyPrompt, ModelNotFound, PromptTooLong, UnsupportedModel
 from pellucid.records import Record
 
 from .conftest import ABC, THOUGHT
@@ -57,6 +57,16 @@ def test_every_end_id_of_generation_config_stops(tmp_path):
     model = pellucid.load(folder)
     assert model.stop_ids() == {*tokenizer.encode("ch"), tokenizer.eos_id}
     assert [model.generate(p, temperature=0).text for p in ("a", "e", "j")] == ["b", "fg", "kl"]
+
+
+@pytest.mark.parametrize("where", ["config.json", "generation_config.json"])
+def test_an_end_id_outside_the_vocabulary_is_refused(tmp_path, where):
+    folder = scripted_model(tmp_path / "m", [ABC])
+    stated = json.loads((folder / "config.json").read_text()) if where == "config.json" else {}
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    (folder / where).write_text(json.dumps(stated | {"eos_token_id": [1, 999_999]}))
+    with pytest.raises(BadConfig, match=r"'m' has eos_token_id 999,999, and its vocabulary has 259 ids, so that nothing would end an answer there\. Mend"):
+        pellucid.load(folder)
 
 
 @pytest.mark.parametrize(("stop", "text", "met"), [

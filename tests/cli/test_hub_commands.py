@@ -18,7 +18,7 @@ from pellucid.weights import hub as pellucid_hub
 from pellucid.weights import hub_cache
 from tests.cli.conftest import ROOT, Said, environment
 from tests.hub.fixtures import NAME, WEIGHTS
-from tests.hub.server import Hub
+from tests.hub.server import Hub, Repo
 
 Say = Callable[..., Said]
 COMMIT = "a" * 40
@@ -30,6 +30,11 @@ COMMIT = "a" * 40
 def test_the_options_are_these(command: str, options: set[str], say: Say) -> None:
     listed = say(command, "--help").out.split("Options:")[1]
     assert set(re.findall(r"^ +(-\w)\b|(?:^ +|, )(--[\w-]+)", listed, re.M)) == {(o, "") if len(o) == 2 else ("", o) for o in options}
+
+
+def test_after_a_pull_without_weights_that_can_run_no_chat_is_proposed(hub: Hub, say: Say, cache: Path) -> None:
+    hub.repos["acme/packed"] = Repo({"a.gguf": b"GGUF"})
+    assert say("pull", "acme/packed", "--file", "a.gguf").err.endswith("next: pellucid models --local\n")
 
 
 # the programs

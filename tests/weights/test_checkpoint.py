@@ -182,7 +182,20 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     (folder / "model-00002-of-00003.safetensors").unlink()
     assert message(folder, MissingShard) == (
         f"1 of the 3 files that hold the weights of 'm' are not there, first: model-00002-of-00003.safetensors. "
-        f"Was the download complete? Fetch the missing ones into {folder}.")
+        f"Was the download complete? Fetch what is missing into {folder}.")
+
+
+def test_a_link_to_nothing_is_the_one_file_that_is_missing(tmp_path: Path) -> None:
+    folder = write(tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(tmp_path / "gone")
+    assert message(folder, MissingShard) == (f"the file that holds the weights of 'm' is not there: model.safetensors. "
+                                             f"Was the download complete? Fetch what is missing into {folder}.")
+
+
+def test_a_gguf_file_is_called_one_where_no_config_lies_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    assert message(tmp_path / "m.gguf", UnsupportedModel).startswith("m.gguf is a GGUF file, which this version does not read.")
 
 
 @pytest.mark.parametrize("format", ["safetensors", "pickle"])

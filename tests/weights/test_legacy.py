@@ -79,7 +79,7 @@ def test_a_file_cut_short(tmp_path: Path) -> None:
     (tmp_path / "x.bin").write_bytes(raw[:-300])
     text = message(tmp_path / "x.bin", TruncatedFile)
     assert text.startswith(f"x.bin ({len(raw) - 300:,} bytes) is not a whole torch file: PytorchStreamReader failed")
-    assert text.endswith("Fetch it again.")
+    assert text.endswith("failed finding central directory. Fetch it again.")
 
 
 @pytest.mark.parametrize(("content", "expected"), [
@@ -99,3 +99,21 @@ def test_something_else_altogether(tmp_path: Path, content: bytes, expected: str
 def test_something_other_than_a_state_dict(tmp_path: Path, content: Any, expected: str) -> None:
     torch.save(content, tmp_path / "x.bin")
     assert message(tmp_path / "x.bin", BadCheckpoint) == expected
+
+
+@pytest.mark.parametrize(("tensor", "kind"), [
+    (W.to(torch.complex128), "torch.complex128"),
+    (W.to_sparse(), "torch.sparse_coo torch.float32"),
+    (torch.empty(2, device="meta"), "meta torch.float32"),
+], ids=["complex", "sparse", "meta"])
+def test_tensors_that_are_not_plain_numbers_are_refused_by_name(tmp_path: Path, tensor: torch.Tensor, kind: str) -> None:
+    torch.save({"a": W, "odd": tensor}, tmp_path / "x.bin")
+    assert message(tmp_path / "x.bin", BadCheckpoint) == (
+        f"x.bin holds 1 tensors that are not plain numbers, first: odd ({kind}). "
+        f"Fetch the weights as they were before they were packed, or as safetensors.")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # torch means to drop them
+def test_quantized_tensors_are_refused_by_name(tmp_path: Path) -> None:
+    torch.save({"a": torch.quantize_per_tensor(W, 0.1, 0, torch.qint8)}, tmp_path / "x.bin")
+    assert "1 tensors that are not plain numbers, first: a (torch.qint8)" in message(tmp_path / "x.bin", BadCheckpoint)
