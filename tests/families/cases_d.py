@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.families.case import ORIGINAL, SIZES, Case, Json
-from tests.references import baichuan, chatglm, internlm2, minicpm, pangu_embedded, pangu_pro_moe, qwen, sarvam_moe
+from tests.references import baichuan, chatglm, internlm2, minicpm, pangu_embedded, pangu_pro_moe, qwen, sarvam_mla, sarvam_moe
 
 N_CTX = SIZES["max_position_embeddings"]
 
@@ -104,4 +104,18 @@ BAICHUAN = [
         "vocab_size": 64_000, "hidden_size": 36, "model_max_length": 29, "num_hidden_layers": 2, "rms_norm_eps": 3e-5}, without=NAMED),
 ]
 
-CASES: list[Case] = [*INTERNLM2, *MINICPM, *PANGU_EMBEDDED, *CHATGLM, *QWEN, *SARVAM_MOE, *PANGU_PRO_MOE, *BAICHUAN]
+mla = of("sarvam_mla", sarvam_mla)
+LATENT = {"qk_nope_head_dim": 10, "qk_rope_head_dim": 12, "v_head_dim": 14, "kv_lora_rank": 18, "moe_intermediate_size": 20, "rope_theta": 50.0}
+STRETCHED = {"type": "deepseek_yarn", "factor": 4.0, "original_max_position_embeddings": ORIGINAL, "beta_fast": 1.2, "beta_slow": 0.3,
+             "mscale": 1.0, "mscale_all_dim": 1.0}
+SARVAM_MLA = [
+    mla("released", "two groups of eight experts by default, queries straight from the stream, a dense layer first, deepseek_yarn", {
+        **LATENT, "num_experts": 24, "num_experts_per_tok": 3, "num_shared_experts": 1, "rope_scaling": STRETCHED, "num_hidden_layers": 2,
+        "rms_norm_eps": 3e-4}, without=ONE_HEAD),
+    mla("latent_queries", "q_lora_rank, attention_bias, groups as told, two shared experts, two mscales that differ, all layers sparse, tied", {
+        **LATENT, "q_lora_rank": 26, "attention_bias": True, "num_experts": 8, "num_experts_per_tok": 2, "num_shared_experts": 2, "n_group": 4,
+        "topk_group": 2, "first_k_dense_replace": 0, "rope_scaling": STRETCHED | {"mscale": 0.8, "mscale_all_dim": 0.3, "rope_type": "deepseek_yarn"},
+        "routed_scaling_factor": 1.5, "tie_word_embeddings": True, "num_hidden_layers": 2, "rms_norm_eps": 3e-4}, without=ONE_HEAD),
+]
+
+CASES: list[Case] = [*INTERNLM2, *MINICPM, *PANGU_EMBEDDED, *CHATGLM, *QWEN, *SARVAM_MOE, *PANGU_PRO_MOE, *BAICHUAN, *SARVAM_MLA]

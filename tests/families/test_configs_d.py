@@ -47,6 +47,9 @@ def test_a_published_config_is_read_whole_and_its_tensors_count_as_the_reference
     ("baichuan-baichuan_13b", {"vocab_size": 64_003}, "vocab_size=64003 is neither Baichuan 1's (64,000) nor Baichuan 2's (125,696)"),
     ("baichuan-baichuan2_7b", {"hidden_size": 5120}, "hidden_size=5120 is a 13B's, which has ALiBi, and max_position_embeddings a 7B's, which has rope"),
     ("baichuan-baichuan2_13b", {"hidden_size": 4096}, "hidden_size=4096 is a 7B's, which has rope, and there is no max_position_embeddings, as in a 13B"),
+    ("sarvam_mla-released", {"rope_scaling": {"rope_type": "deepseek_yarn", "factor": 40}}, "without a 'type' the published code sharpens the scores"),
+    ("sarvam_mla-released", {"rope_scaling": None}, "config.json has no 'rope_scaling', which this family needs"),
+    ("sarvam_mla-released", {"moe_layer_freq": 2}, "moe_layer_freq=2 (only 1)"),
     ("minicpm-released", {"num_experts": 8}, "1 key that family 'minicpm' does not read: num_experts=8"),
 ])
 def test_a_setting_that_is_not_computed_is_refused_by_name(case, settings, message):
