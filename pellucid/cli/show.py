@@ -174,6 +174,8 @@ def _layer(layer: Layer) -> str:
     if mixer is not None and mixer.rope is not None:
         scaled = f", {type(mixer.rope.scaling).__name__.lower()}-scaled" if mixer.rope.scaling else ""
         facts.append(f"rope theta {mixer.rope.theta:,.0f}{scaled}")
+    if isinstance(mixer, Attention) and mixer.alibi is not None:
+        facts.append("ALiBi")
     if isinstance(mixer, Attention) and mixer.window is not None:
         facts.append(f"window {mixer.window:,}")
     if isinstance(mlp, Experts):

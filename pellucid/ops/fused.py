@@ -62,7 +62,7 @@ class Fused(Reference):
         mask = visible(T, S, window, chunk, q_THC.device) if narrow or 1 < T < S or (T > 1 and (sinks_H is not None or slopes_H is not None)) else None
         if slopes_H is not None:
             bias_HTS = falling(slopes_H, T, k_BKSC.shape[2])
-            mask = bias_HTS if mask is None else bias_HTS.masked_fill_(~mask, -torch.inf)
+            mask = (bias_HTS if mask is None else bias_HTS.masked_fill_(~mask, -torch.inf))[None]  # without a row axis torch takes a slow path
         if sinks_H is not None:
             q_BHTC, k_BKSC, v_BKSC = with_sink(q_BHTC, k_BKSC, v_BKSC, sinks_H / scale)
             mask = None if mask is None else F.pad(mask, (1, 0), value=slopes_H is None)  # seen, or a bias of zero

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import pellucid
 from pellucid.cli import show
-from pellucid.spec import Attention, Experts, FeedForward, LatentAttention, Layer, Linear, Norm, Rope
+from pellucid.spec import Alibi, Attention, Experts, FeedForward, LatentAttention, Layer, Linear, Norm, Rope
 from tests.api.scripted import scripted_model
 from tests.cli.conftest import ROOT, Said
 from tests.conftest import SHARED
@@ -73,6 +73,8 @@ def test_every_kind_of_layer_has_its_line() -> None:
     assert show._layer(Layer(mixer=plain, mlp=mlp)) == "attention of 4 heads / 2 kv, 16 channels each · feed-forward 96 gelu"
     assert show._layer(Layer(mixer=replace(plain, rope=rope, window=4096), mlp=mlp)) == (
         "attention of 4 heads / 2 kv, 16 channels each · rope theta 1,000,000, linear-scaled · window 4,096 · feed-forward 96 gelu")
+    assert show._layer(Layer(mixer=replace(plain, alibi=Alibi()), mlp=mlp)) == (
+        "attention of 4 heads / 2 kv, 16 channels each · ALiBi · feed-forward 96 gelu")
     assert show._layer(Layer(mixer=latent, mlp=experts)) == (
         "attention of 4 heads, 24 channels each, out of a latent of 32 · rope theta 1,000,000, linear-scaled · 2 of 8 experts, each feed-forward 24 silu gated "
         "and one for all, feed-forward 48 silu gated")
