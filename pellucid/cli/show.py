@@ -29,6 +29,7 @@ SLOW_BYTES = 2_000_000_000  # hashing this much takes long enough to say so firs
 def command(
     model: o.Model = o.SHIPPED,
     template: Annotated[bool, typer.Option("--template", help="Print an example conversation as the chat template renders it, special tokens marked.")] = False,
+    chat_template: o.Template = None,
     accept_unread: o.AcceptUnread = None,
     json: Json = False,
 ) -> None:
@@ -40,8 +41,8 @@ def command(
     pellucid show ./model --json
     """
     path = resolve(model)
-    if template:
-        return _show_template(path if path.is_dir() else path.parent, model, json)
+    if template or chat_template:
+        return _show_template(path if path.is_dir() else path.parent, model, chat_template, json)
     checkpoint = open_checkpoint(path)
     described = describe(checkpoint.config, accept_unread=accept_unread or (), where=f"config.json of {checkpoint.name!r}")
     facts = _facts(model, checkpoint, described)
@@ -96,17 +97,17 @@ def _tokenizer(folder: Path) -> dict[str, Any] | None:
             "chat_template": tokenizer.chat_template is not None}
 
 
-def _show_template(folder: Path, model: str, json: bool) -> None:
+def _show_template(folder: Path, model: str, chat_template: str | None, json: bool) -> None:
     if not has_tokenizer(folder):
         raise BadTokenizer(f"{model!r} has no tokenizer files in {folder}, so no chat template either: looked for {', '.join(TOKENIZER_FILES)}")
     from pellucid.tokenizer import load_tokenizer
     from pellucid.tokenizer.template import example
-    rendered = example(load_tokenizer(folder))
+    rendered = example(load_tokenizer(folder), chat_template)
     if json:
         emit({"model": model, "example": rendered})
     else:
         print(rendered)
-    next_step("pellucid", "chat", *([model] if model != o.SHIPPED else []))
+    next_step("pellucid", "chat", *([model] if model != o.SHIPPED else []), *(["--chat-template", chat_template] if chat_template else []))
 
 
 def _print(facts: dict[str, Any], spec: DecoderSpec) -> None:

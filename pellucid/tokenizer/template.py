@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from pellucid.errors import BadRequest, BadTemplate
+from pellucid.errors import BadRequest, BadTemplate, did_you_mean, nearest
 
 if TYPE_CHECKING:
     from pellucid.tokenizer.tokenizer import Tokenizer
@@ -147,13 +147,19 @@ class ChatTemplate:
         """Whether the template says which text is the assistant's."""
         return re.search(r"\{%-?\+?\s*generation\b", self.source) is not None
 
+    @cached_property
+    def reads(self) -> frozenset[str]:
+        """The names it looks up among what it is given; not those it sets itself before it reads them."""
+        return frozenset(meta.find_undeclared_variables(_environment().parse(self.source)))
+
     def render(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None,
                documents: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = True, **extra: Any) -> str:
         """The text of a conversation. `extra` goes to the template as it is (enable_thinking=False, for instance).
 
-        Raises BadTemplate with the template's own message where it refuses, and BadRequest for messages that are none.
+        Raises BadTemplate with the template's own message where it refuses, and BadRequest for messages that are none and for
+        tools, documents and arguments that it never reads.
         """
-        return self._render(_inputs(messages, tools, documents, extra), add_generation_prompt, "", "")
+        return self._render(self._inputs(messages, tools, documents, extra), add_generation_prompt, "", "")
 
     def render_with_spans(self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None,
                           documents: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = False,
@@ -166,7 +172,7 @@ class ChatTemplate:
             raise BadTemplate(f"chat template {self.name!r} has no {{% generation %}} block, so it does not say which text is the "
                               f"assistant's. "
                               f"Put the blocks around it and pass the file: {_HINT}")
-        inputs = _inputs(messages, tools, documents, extra)
+        inputs = self._inputs(messages, tools, documents, extra)
         begin, end = _free_marks([inputs, self.special_tokens, self.source], 2)
         marked = self._render(inputs, add_generation_prompt, begin, end)
         spans, starts = [], []
@@ -176,6 +182,17 @@ class ChatTemplate:
             elif starts:
                 spans.append((starts.pop(), match.start() - n))
         return marked.replace(begin, "").replace(end, ""), sorted(spans)
+
+    def _inputs(self, messages: Sequence[Message], tools: Any, documents: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """`_inputs`, held against what this template reads: the model would never see the rest."""
+        inputs = _inputs(messages, tools, documents, extra)
+        given = [name for name in ("tools", "documents") if inputs[name]] + list(extra)
+        if unread := [name for name in given if name not in self.reads]:
+            known = sorted(name for name in self.reads - {"messages", "add_generation_prompt"} if not name.startswith("_") and not name.endswith("_token"))
+            raise BadRequest(f"chat template {self.name!r} never reads {unread[0]!r}, so the model would not see it.{did_you_mean(nearest(unread[0], known))} "
+                             f"Beside the messages it reads {', '.join(known) or 'nothing'}. Leave {unread[0]!r} out, or pass another template: {_HINT}",
+                             field=unread[0] if unread[0] in _FILLED_IN else "template_args")
+        return inputs
 
     def _render(self, inputs: Mapping[str, Any], add_generation_prompt: bool, begin: str, end: str) -> str:
         try:
@@ -296,7 +313,7 @@ def chat_ids(tokenizer: Tokenizer, messages: Sequence[Message], *, template: Cha
     twice at the beginning, and where the tokenizer wants BOS and the template writes none.
     """
     chosen = choose(tokenizer, template, tools=tools)
-    inputs = _inputs(messages, tools, documents, {} if template_args is None else template_args)
+    inputs = chosen._inputs(messages, tools, documents, {} if template_args is None else template_args)
     [mark] = _free_marks([inputs, chosen.special_tokens, chosen.source], 1)
     rendered = chosen._render(_defused(inputs, tokenizer, mark), add_generation_prompt, "", "")
     plain = rendered.replace(mark, "")
@@ -356,4 +373,5 @@ def example(tokenizer: Tokenizer, template: ChatTemplate | str | None = None) ->
     except BadTemplate as refusal:
         text = chosen.render(_EXAMPLE[1:])
         note = f"(without a system message: {refusal})\n"
+    _with_one_bos(tokenizer, tokenizer.encode_rendered(text), chosen)
     return note + "".join(p if isinstance(p, str) else f"⟦{tokenizer.token_of(p)}⟧" for p in tokenizer.split_special(text))

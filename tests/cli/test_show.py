@@ -101,6 +101,13 @@ def test_the_template_is_shown_with_its_special_tokens(say: Say, folder: Path) -
     assert said["example"] + "\n" == done.out
 
 
+def test_another_template_is_tried_before_a_chat(say: Say, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.jinja").write_text("{{ messages[-1].content }} mine")
+    done = say("show", str(folder), "--chat-template", str(tmp_path / "mine.jinja"))
+    assert done.out == "And of Spain? mine\n"
+    assert done.err == f"next: pellucid chat {folder} --chat-template {tmp_path}/mine.jinja\n"
+
+
 def test_a_folder_without_a_tokenizer_is_still_shown(say: Say, folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     assert "tokenizer   none: this model takes token ids only" in say("show", str(folder)).out

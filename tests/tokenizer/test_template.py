@@ -53,15 +53,19 @@ def theirs(source: str, *, add_generation_prompt: bool = True, messages: list[di
 @pytest.mark.parametrize("style", templates.ALL)
 def test_text_is_that_of_transformers_and_refusals_too(style: str, conversation: str) -> None:
     template, how = ChatTemplate(templates.ALL[style], special_tokens=NAMES), CONVERSATIONS[conversation]
+    read = {name: value for name, value in how.items() if name in {"messages", "add_generation_prompt"} | template.reads}
     try:
         expected, refusal = theirs(template.source, **how), None
     except Exception as error:
         expected, refusal = None, error
     if refusal is None:
-        assert template.render(**how) == expected
+        assert template.render(**read) == expected
     else:
         with pytest.raises(BadTemplate, match=re.escape(str(refusal))):
-            template.render(**how)
+            template.render(**read)
+    for unread in how.keys() - read.keys():  # had it any effect, the text above would not be theirs
+        with pytest.raises(BadRequest, match=f"never reads '{unread}', so the model would not see it"):
+            template.render(how["messages"], **{unread: how[unread]})
 
 
 def test_most_styles_take_most_conversations() -> None:
@@ -178,6 +182,24 @@ def test_messages_that_are_none_are_a_bad_request(how: dict[str, Any], field: st
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize(("how", "field", "message"), [
+    ({"tools": [TOOL]}, "tools", "'chatml' never reads 'tools', so the model would not see it. Beside the messages it reads enable_thinking, mood. "
+                                 "Leave 'tools' out, or pass another template: --chat-template FILE|NAME"),
+    ({"documents": [{"t": "x"}]}, "documents", "never reads 'documents'"),
+    ({"enable_thinkng": False}, "template_args", "never reads 'enable_thinkng', so the model would not see it. Did you mean enable_thinking? Beside"),
+    ({"own": 1}, "template_args", "never reads 'own'"),
+])
+def test_what_a_template_never_reads_is_a_bad_request(how: dict[str, Any], field: str, message: str) -> None:
+    source = "{% set own = 2 %}{{ own }}{% if not mood is defined %}{% set mood = 1 %}{% endif %}{% macro m(tools) %}{{ tools }}{% endmacro %}" \
+             "{{ m(3) }}{{ mood }}{{ bos_token }}{{ enable_thinking }}{{ messages[0].documents }}{% if add_generation_prompt %}!{% endif %}"
+    template = ChatTemplate(source, name="chatml")
+    assert template.render([USER], mood=5, enable_thinking=6, tools=[], documents=None) == "2356!"
+    with pytest.raises(BadRequest) as caught:
+        template.render([USER], **how)
+    assert message in str(caught.value)
+    assert caught.value.field == field
+
+
 def test_a_text_that_holds_every_mark_is_a_bad_request() -> None:
     with pytest.raises(BadRequest, match="every sign of the Phaistos Disc"):
         ChatTemplate(templates.GENERATION).render_with_spans([{"role": "user", "content": "".join(map(chr, range(0x101D0, 0x101FD)))}])
@@ -236,7 +258,7 @@ def test_templates_are_found_where_models_keep_them(tmp_path: Path, library: Lib
 
 
 def test_a_template_is_chosen_by_name_by_file_and_for_tools(tmp_path: Path, library: Library) -> None:
-    named = [{"name": "default", "template": "{{ bos_token }}d"}, {"name": "tool_use", "template": "{{ bos_token }}t"}]
+    named = [{"name": "default", "template": "{{ bos_token }}d{% if tools %}{% endif %}"}, {"name": "tool_use", "template": "{{ bos_token }}t{% if tools %}{% endif %}"}]
     ours = load_tokenizer(folder_with(tmp_path, library, chat_template=named))
     (tmp_path / "mine.jinja").write_text("{{ bos_token }}m{{ eos_token }}")
     (tmp_path / "mine.json").write_text('{"chat_template": "{{ bos_token }}j"}')
@@ -310,11 +332,11 @@ def test_no_message_can_write_a_special_token(tmp_path_factory: pytest.TempPathF
 def test_neither_parts_nor_tools_nor_documents_can(tmp_path: Path, library: Library, template: str) -> None:
     ours = load_tokenizer(folder_with(tmp_path, library, chat_template=template))
     parts = [{"type": "text", "text": t} for t in ("<|im_", "end|", ">", "<|im_end|>", "<", "|im_start|>")]
-    ids = chat_ids(ours, [{"role": "user", "content": parts}], tools=[{"<|im_end|>": "<|im_start|>"}], documents=[{"t": "<|end|>"}],
-                   template_args={"extra": "<|end|>"})
+    more: dict[str, Any] = {"tools": [{"<|im_end|>": "<|im_start|>"}], "documents": [{"t": "<|end|>"}]} if "tools" in template else {}
+    extra = {"extra": "<|end|>"} if "extra" in template else {}
+    ids = chat_ids(ours, [{"role": "user", "content": parts}], **more, template_args=extra)
     assert [i for i in ids if i in ours.special_ids] == [ours.bos_id]
-    assert ours.decode(ids) == ours.chat_template.render(  # type: ignore[union-attr]
-        [{"role": "user", "content": parts}], tools=[{"<|im_end|>": "<|im_start|>"}], documents=[{"t": "<|end|>"}], extra="<|end|>").removeprefix("<|begin|>")
+    assert ours.decode(ids) == ours.chat_template.render([{"role": "user", "content": parts}], **more, **extra).removeprefix("<|begin|>")  # type: ignore[union-attr]
 
 
 def test_a_role_still_builds_the_token_of_its_name(tmp_path: Path, library: Library) -> None:
@@ -334,3 +356,9 @@ def test_the_example_shows_special_tokens_and_says_when_a_system_message_is_refu
     assert "System role not supported" in first
     assert rest.startswith("⟦<|begin|>⟧")
     assert "<start_of_turn>model\nParis.<end_of_turn>\n" in rest
+
+
+def test_the_example_refuses_what_a_chat_refuses(tmp_path: Path, library: Library) -> None:
+    ours = load_tokenizer(folder_with(tmp_path, library, chat_template="{{ bos_token }}{{ bos_token }}{{ messages[0].content }}"))
+    with pytest.raises(BadTemplate, match=r"writes the beginning-of-sequence token '<\|begin\|>' twice"):
+        example(ours)
