@@ -28,6 +28,14 @@ INTERNLM2 = [
         "bias": False, "rope_scaling": {"type": "dynamic", "factor": 2.5}, "tie_word_embeddings": True}, length=N_CTX),
 ]
 
+
+
+def longrope(original: int) -> Json:
+    """MiniCPM4's rope_scaling, every factor another."""
+    return {"type": "longrope", "rope_type": "longrope", "short_factor": [1.0, 1.3, 1.6, 2.1], "long_factor": [1.5, 2.4, 3.7, 5.2],
+            "original_max_position_embeddings": original}
+
+
 mini = of("minicpm", minicpm)
 MINICPM = [
     mini("released", "three multipliers, tied", {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 16, "rms_norm_eps": 3e-5, "rope_theta": 500.0}),
@@ -35,6 +43,12 @@ MINICPM = [
         "attention_bias": True, "tie_word_embeddings": False, "rope_scaling": {"type": "linear", "factor": 3.0}}),
     mini("dynamic", "dynamic scaling, up to the original context", {
         "scale_depth": 1.2, "dim_model_base": 24, "rope_scaling": {"type": "dynamic", "factor": 2.5}}, length=N_CTX),
+    mini("minicpm4", "longrope at its original context: the short factors", {
+        "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 16, "num_hidden_layers": 2, "rms_norm_eps": 3e-5,
+        "rope_scaling": longrope(N_CTX)}, length=N_CTX),
+    mini("longrope_past", "longrope, a row past its original context: the long factors", {"num_hidden_layers": 2, "rope_scaling": longrope(N_CTX)}),
+    mini("longrope_stretched", "longrope with a context past the original one: the long factors for short rows too, sharpened", {
+        "num_hidden_layers": 2, "max_position_embeddings": 58, "rope_scaling": longrope(26)}, length=25),
 ]
 
 pangu = of("pangu_embedded", pangu_embedded)

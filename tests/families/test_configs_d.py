@@ -10,7 +10,7 @@ from pellucid import cost, families
 from pellucid.errors import BadRequest, PellucidError
 from pellucid.families._describe import describe
 from tests.families.build import build, logits, ours, shapes
-from tests.families.cases_d import CASES
+from tests.families.cases_d import CASES, longrope
 from tests.families.configs_d import CONFIGS
 
 CASE = {str(case): case for case in CASES}
@@ -50,6 +50,7 @@ def test_a_published_config_is_read_whole_and_its_tensors_count_as_the_reference
     ("sarvam_mla-released", {"rope_scaling": {"rope_type": "deepseek_yarn", "factor": 40}}, "without a 'type' the published code sharpens the scores"),
     ("sarvam_mla-released", {"rope_scaling": None}, "config.json has no 'rope_scaling', which this family needs"),
     ("sarvam_mla-released", {"moe_layer_freq": 2}, "moe_layer_freq=2 (only 1)"),
+    ("minicpm-minicpm4", {"rope_scaling": longrope(29) | {"factor": 4.0}}, "does not implement: factor in rope_scaling (the published code does not read"),
     ("minicpm-released", {"num_experts": 8}, "1 key that family 'minicpm' does not read: num_experts=8"),
 ])
 def test_a_setting_that_is_not_computed_is_refused_by_name(case, settings, message):

@@ -29,7 +29,11 @@ def shapes(c: Config) -> Shapes:
 def logits(c: Config, w: Tensors, tokens: np.ndarray) -> np.ndarray:
     D, H, T, eps = c["hidden_size"], c["num_attention_heads"], len(tokens), c["rms_norm_eps"]
     scaling, depth = c["rope_scaling"] or {"type": "default"}, c["scale_depth"] / np.sqrt(c["num_hidden_layers"])
-    turn = angles(c["rope_theta"], D // H, T) / (scaling["factor"] if scaling["type"] == "linear" else 1)
+    turn, gain = angles(c["rope_theta"], D // H, T) / (scaling["factor"] if scaling["type"] == "linear" else 1), 1.0
+    if scaling["type"] == "longrope":  # its tables are made for max_position_embeddings, and made anew for rows that are longer
+        n, trained = c["max_position_embeddings"], scaling["original_max_position_embeddings"]
+        turn = turn / np.array(scaling["long_factor" if max(n, T) > trained else "short_factor"])
+        gain = np.sqrt(1 + np.log(n / trained) / np.log(trained))
     assert scaling["type"] != "dynamic" or c["max_position_embeddings"] >= T  # up to there it is plain
     x = w["model.embed_tokens.weight"][tokens] * c["scale_emb"]
     for i in range(c["num_hidden_layers"]):
@@ -40,7 +44,7 @@ def logits(c: Config, w: Tensors, tokens: np.ndarray) -> np.ndarray:
 
         h = rms(x, w[p + "input_layernorm.weight"], eps)
         q, k, v = (linear(h, f"self_attn.{m}_proj").reshape(T, -1, D // H) for m in "qkv")
-        x = x + linear(attended(turned_halves(q, turn), turned_halves(k, turn), v, (D // H) ** -0.5), "self_attn.o_proj") * depth
+        x = x + linear(attended(turned_halves(q, turn) * gain, turned_halves(k, turn) * gain, v, (D // H) ** -0.5), "self_attn.o_proj") * depth
         h = rms(x, w[p + "post_attention_layernorm.weight"], eps)
         x = x + linear(silu(linear(h, "mlp.gate_proj")) * linear(h, "mlp.up_proj"), "mlp.down_proj") * depth
     h = rms(x, w["model.norm.weight"], eps) / (D / c["dim_model_base"])
