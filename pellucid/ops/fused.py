@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,22 +37,22 @@ class Fused(Reference):
     def attend(self, q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, q_lengths: Sequence[int], k_lengths: Sequence[int],
                scale: float, window: int | None, softcap: float | None, chunk: int | None = None, sinks_H: Tensor | None = None,
                slopes_H: Tensor | None = None) -> Tensor:
-        if softcap is not None or (slopes_H is not None and not q_THC.is_cpu and q_THC.dtype != torch.float32):
-            # Off the CPU torch wants a bias in the queries' own dtype, and half precision is too coarse for one.
-            return super().attend(q_THC, k_SKC, v_SKC, q_lengths=q_lengths, k_lengths=k_lengths,
-                                  scale=scale, window=window, softcap=softcap, chunk=chunk, sinks_H=sinks_H, slopes_H=slopes_H)
+        how: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap, "chunk": chunk, "sinks_H": sinks_H, "slopes_H": slopes_H}
+        if softcap is not None:
+            return super().attend(q_THC, k_SKC, v_SKC, q_lengths=q_lengths, k_lengths=k_lengths, **how)
         B, T, S = len(q_lengths), q_lengths[0], k_lengths[0]
         many = slopes_H is not None and T > BLOCK
         if any(t != T for t in q_lengths) or any(s != S for s in k_lengths) or (many and B > 1):
             # Ragged: row by row, so that a row's arithmetic does not depend on its neighbours' lengths.
             q, k, v = q_THC.split(list(q_lengths)), k_SKC.split(list(k_lengths)), v_SKC.split(list(k_lengths))
-            return torch.cat([self.attend(q[b], k[b], v[b], q_lengths=[q_lengths[b]], k_lengths=[k_lengths[b]], scale=scale,
-                                          window=window, softcap=None, chunk=chunk, sinks_H=sinks_H, slopes_H=slopes_H) for b in range(B)])
+            return torch.cat([self.attend(q[b], k[b], v[b], q_lengths=[q_lengths[b]], k_lengths=[k_lengths[b]], **how) for b in range(B)])
         if many:
-            stops = [min(start + BLOCK, T) for start in range(0, T, BLOCK)]
-            return torch.cat([self.attend(q_tHC, k_SKC[: S - T + stop], v_SKC[: S - T + stop], q_lengths=[len(q_tHC)], k_lengths=[S - T + stop],
-                                          scale=scale, window=window, softcap=None, chunk=chunk, sinks_H=sinks_H, slopes_H=slopes_H)
-                              for q_tHC, stop in zip(q_THC.split(BLOCK), stops, strict=True)])
+            seen = [S - T + min(start + BLOCK, T) for start in range(0, T, BLOCK)]  # keys up to the last query of each block
+            return torch.cat([self.attend(q, k_SKC[:n], v_SKC[:n], q_lengths=[len(q)], k_lengths=[n], **how)
+                              for q, n in zip(q_THC.split(BLOCK), seen, strict=True)])
+        if slopes_H is not None and not q_THC.is_cpu and q_THC.dtype != torch.float32:
+            # Off the CPU torch wants a bias in the queries' own dtype, and half precision is too coarse for one.
+            return super().attend(q_THC, k_SKC, v_SKC, q_lengths=q_lengths, k_lengths=k_lengths, **how)
         q_BHTC, k_BKSC, v_BKSC = (x.unflatten(0, (B, -1)).transpose(1, 2) for x in (q_THC, k_SKC, v_SKC))
         grouped = q_BHTC.shape[1] != k_BKSC.shape[1]
         narrow = min(x for x in (window, chunk, S) if x is not None) < S
