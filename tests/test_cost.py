@@ -57,7 +57,8 @@ def test_active_parameters_leave_out_idle_experts_and_tables() -> None:
     assert cost.parameters(mixed) - cost.active_parameters(mixed) == 101 * 48 + 3 * 3 * 48 * 20
 
 
-@pytest.mark.parametrize("spec", [BASE, dataclasses.replace(BASE, layers=(WIDE, MIXED, SHARING, Layer(mixer=None, mlp=MLP), Layer(mixer=MIXER, mlp=None)), tied=True), dataclasses.replace(BASE, d_embed=20),
+@pytest.mark.parametrize("spec", [BASE, dataclasses.replace(BASE, d_embed=20),
+                                  dataclasses.replace(BASE, layers=(WIDE, MIXED, SHARING, Layer(mixer=None, mlp=MLP), Layer(mixer=MIXER, mlp=None)), tied=True),
                                   dataclasses.replace(BASE, layers=(Layer(mixer=dataclasses.replace(MIXER, window=5), mlp=MLP),)),
                                   *(dataclasses.replace(BASE, layers=(Layer(mixer=mixer, mlp=MLP),)) for mixer in LATENTS[:3])])
 def test_flops_are_what_torch_counts(spec: DecoderSpec) -> None:

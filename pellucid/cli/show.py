@@ -175,10 +175,10 @@ def _layer(layer: Layer) -> str:
     if mixer is not None and mixer.rope is not None:
         scaled = f", {type(mixer.rope.scaling).__name__.lower()}-scaled" if mixer.rope.scaling else ""
         facts.append(f"rope theta {mixer.rope.theta:,.0f}{scaled}")
-    if isinstance(mixer, Attention) and mixer.alibi is not None:
-        facts.append("ALiBi")
-    if isinstance(mixer, Attention) and mixer.window is not None:
-        facts.append(f"window {mixer.window:,}")
+    if isinstance(mixer, Attention):
+        facts += ["ALiBi"] * (mixer.alibi is not None)
+        facts += [f"{name} {tokens:,}" for name, tokens in (("window", mixer.window), ("chunk", mixer.chunk)) if tokens is not None]
+        facts += ["attention sinks"] * mixer.sinks
     if isinstance(mlp, Experts):
         shared = f" and one for all, {_feed_forward(mlp.shared)}" if mlp.shared else ""
         facts.append(f"{mlp.n_active} of {mlp.n_experts} experts, each {_feed_forward(mlp.each)}{shared}")

@@ -75,6 +75,8 @@ def test_every_kind_of_layer_has_its_line() -> None:
         "attention of 4 heads / 2 kv, 16 channels each · rope theta 1,000,000, linear-scaled · window 4,096 · feed-forward 96 gelu")
     assert show._layer(Layer(mixer=replace(plain, alibi=Alibi()), mlp=mlp)) == (
         "attention of 4 heads / 2 kv, 16 channels each · ALiBi · feed-forward 96 gelu")
+    assert show._layer(Layer(mixer=replace(plain, chunk=8192, sinks=True), mlp=mlp)) == (
+        "attention of 4 heads / 2 kv, 16 channels each · chunk 8,192 · attention sinks · feed-forward 96 gelu")
     assert show._layer(Layer(mixer=latent, mlp=experts)) == (
         "attention of 4 heads, 24 channels each, out of a latent of 32 · rope theta 1,000,000, linear-scaled · 2 of 8 experts, each feed-forward 24 silu gated "
         "and one for all, feed-forward 48 silu gated")
