@@ -1,4 +1,4 @@
-"""`pellucid models`: what is on this disk."""
+"""`pellucid models`: what is on this disk, and which families can be run."""
 from __future__ import annotations
 
 import time
@@ -14,14 +14,19 @@ from pellucid.weights import hub, hub_cache
 
 def command(
     local: Annotated[bool, typer.Option("--local", help="The models on this disk, which are all this command knows so far.")] = False,
+    families: Annotated[bool, typer.Option("--families", help="The families of models that can be run, and how closely each was proven.")] = False,
     json: Json = False,
 ) -> None:
     """List the models on this disk: those that were pulled, here or by another program, last used first, and
-    the model in the package.
+    the model in the package. Or the families that can be run, with what each covers.
 
     \b
     pellucid models --local
+    pellucid models --families
     """
+    if families:
+        _families(json)
+        return
     pulled, shipped = hub.local_models(), hub_cache.shipped_model()
     models = [*pulled, shipped] if shipped else pulled
     if json:
@@ -35,6 +40,21 @@ def command(
         next_step("pellucid", "show", usable[0])
     else:
         next_step("pellucid", "pull", models[0].repo if models else "OWNER/NAME")
+
+
+def _families(as_json: bool) -> None:
+    from pellucid.catalog import families as catalog
+    rows = catalog.table()
+    if as_json:
+        emit({"sources": catalog.sources(), "families": [asdict(row) for row in rows]})
+        return
+    width = max(len(row.name) for row in rows)
+    for row in rows:
+        proven = f"{row.proof.error:.0e} from {row.proof.against}" if row.proof else "by the family it wraps"
+        print(f"{row.name:{width}}  {row.checkpoints}\n{'':{width}}  proven: {proven} · vLLM {row.vllm} · llama.cpp {row.llama_cpp} · "
+              f"transformers {row.transformers}")
+    note(f"{len(rows)} families; the other engines' lists as of {catalog.sources()['read_on']}; docs/families.md has every case")
+    next_step("pellucid", "pull", "OWNER/NAME")
 
 
 def _line(model: hub.LocalModel, width: int) -> str:

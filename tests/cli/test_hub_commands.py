@@ -26,7 +26,7 @@ COMMIT = "a" * 40
 
 @pytest.mark.parametrize(("command", "options"), [
     ("pull", {"--revision", "--file", "--all", "--offline", "--verify", "--dry-run", "--json", "--debug", "-h", "--help"}),
-    ("models", {"--local", "--json", "--debug", "-h", "--help"}), ("rm", {"-y", "--yes", "--json", "--debug", "-h", "--help"})])
+    ("models", {"--local", "--families", "--json", "--debug", "-h", "--help"}), ("rm", {"-y", "--yes", "--json", "--debug", "-h", "--help"})])
 def test_the_options_are_these(command: str, options: set[str], say: Say) -> None:
     listed = say(command, "--help").out.split("Options:")[1]
     assert set(re.findall(r"^ +(-\w)\b|(?:^ +|, )(--[\w-]+)", listed, re.M)) == {(o, "") if len(o) == 2 else ("", o) for o in options}
@@ -239,3 +239,25 @@ def test_rm_json_names_the_bytes(hub: Hub, say: Say) -> None:
     pellucid_hub.pull(NAME)
     value = json.loads(say("rm", f"{NAME}@main", "--yes", "--json").out)
     assert value == {"repo": NAME, "revision": "main", "freed_bytes": 3_000_052}
+
+
+def test_the_families_are_listed_with_what_each_covers_and_how_it_was_proven(program: Say) -> None:
+    listed = program("models", "--families")
+    assert listed.code == 0
+    assert re.search(r"^llama +Llama 1 to 3\.3, Alpaca, Vicuna, .*\n"
+                     r" +proven: \de-0\d from transformers 5\.23\.0 · vLLM yes · llama\.cpp llama · transformers yes$", listed.out, re.M)
+    assert re.search(r"^gemma3 .*\n +proven: by the family it wraps · ", listed.out, re.M)
+    assert re.fullmatch(r"\d+ families; the other engines' lists as of 20\d\d-\d\d-\d\d; docs/families\.md has every case\n"
+                        r"next: pellucid pull OWNER/NAME\n", listed.err)
+
+
+def test_the_families_as_json_are_those_of_the_page(say: Say) -> None:
+    said = json.loads(say("models", "--families", "--json").out)
+    page = (ROOT / "docs" / "families.md").read_text(encoding="utf8")
+    assert {"read_on", "vllm", "llama_cpp", "transformers"} == set(said["sources"])
+    for row in said["families"]:
+        proof = row["proof"]
+        proven = f"{proof['against']} | {proof['cases']} | {proof['error']:.1e} | " if proof else "– | – | – | "
+        assert f"| {row['name']} | " in page
+        assert f" | {row['checkpoints']} | {proven}" in page
+    assert len(said["families"]) == page.split("## What each case proves")[0].count("\n| ") - 2

@@ -5,14 +5,20 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
+import gguf
 import pytest
+import transformers
 
 from pellucid import families
+from pellucid.catalog import families as catalog
 from pellucid.model import decoder
 from pellucid.weights.names import NameTable
 from tests.families import report
+from tests.families.build import TOLERANCE
+from tests.families.cases import CASES
 
 FOLDER = Path(families.__file__).parent
 ALLOWED = {"WEIGHTS", "CHAT", "GGUF", "spec"}
@@ -75,9 +81,35 @@ def test_families_import_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_page_of_families_is_up_to_date():
-    """Its rows and proofs are those of today; the numbers are of the day it says. Written by `python -m tests.families.report`."""
-    page = report.PAGE.read_text(encoding="utf8")
-    rows = [line.strip("| ").split(" | ")[:2] for line in page.splitlines() if line.startswith("| ")][2:]
-    assert rows == [[name, report.summary(name)] for name in families.NAMES]
-    assert page.split("## What each case proves\n\n")[1].splitlines() == report.proofs()
+def test_the_page_of_families_is_that_of_the_catalog_and_of_today():
+    """The numbers are of the day each row says. Written by `python -m tests.families.report`."""
+    assert report.PAGE.read_text(encoding="utf8").splitlines()[4:] == report.page().splitlines()[4:]  # less torch's version
+
+
+def test_the_catalog_speaks_of_every_family_and_of_no_other():
+    facts = tomllib.loads((Path(catalog.__file__).with_name("families.toml")).read_text(encoding="utf8"))
+    assert list(facts) == ["sources", *families.NAMES]
+    assert {"read_on", "vllm", "llama_cpp", "transformers"} == set(facts["sources"])
+    proven = {case.family for case in CASES}
+    for row in catalog.table():
+        assert row.checkpoints
+        assert row.particular
+        assert (row.proof is not None) == (row.name in proven)
+
+
+def test_what_was_measured_is_within_bounds_and_of_the_cases_there_are():
+    for row in catalog.table():
+        cases = [case for case in CASES if case.family == row.name]
+        if row.proof is not None:
+            assert (row.proof.cases, row.proof.against) == (len(cases), report.against(cases)), f"measure {row.name} again"
+            assert row.proof.error < TOLERANCE
+            assert row.proof.cached < TOLERANCE
+
+
+def test_what_the_catalog_says_of_other_engines_is_what_their_lists_say():
+    names = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+    for row in catalog.table():
+        assert row.transformers == ("yes" if {row.name, row.name.replace("_", "-")} & set(transformers.CONFIG_MAPPING) else "no"), row.name
+        assert re.fullmatch(r"yes|no|unknown|until 0\.\d+", row.vllm), row.name
+        assert row.llama_cpp in ("no", "unknown") or gguf.MODEL_TENSORS[names[row.llama_cpp]], row.name
+
