@@ -20,7 +20,7 @@ from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAt
 from pellucid.weights.checkpoint import Checkpoint, open_checkpoint
 from pellucid.weights.hub import resolve
 from pellucid.weights.inputs import TOKENIZER_FILES, has_tokenizer, input_files
-from pellucid.weights.names import LeftOut
+from pellucid.weights.names import LeftOut, family_name
 
 DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 SLOW_BYTES = 2_000_000_000  # hashing this much takes long enough to say so first
@@ -139,7 +139,7 @@ def _rows(facts: dict[str, Any], spec: DecoderSpec) -> list[tuple[str, str]]:
     made_from = f" · made from {', '.join(facts['base_models'])}" if facts["base_models"] else ""
     source = f" ({facts['license_source']})" if facts["license_source"] else ""
     active = f", {count(facts['n_active_parameters'])} of them for a token" if any(isinstance(layer.mlp, Experts) for layer in spec.layers) else ""
-    wrapper = f" (the text model of {facts['model_type']})" if facts["model_type"].replace("-", "_") != facts["family"] else ""
+    wrapper = f" (the text model of {facts['model_type']})" if family_name(facts["model_type"]) != facts["family"] else ""
     rows = [
         ("model", facts["path"] if os.path.abspath(facts["model"]) == facts["path"] else f"{facts['model']}   {facts['path']}"),
         ("family", f"{facts['family']}{wrapper}"),

@@ -1,19 +1,19 @@
-"""One file a family, named after config.json's model_type (hyphens as underscores, PanguEmbedded as pangu_embedded) and discovered, not registered."""
+"""One file a family, named after config.json's model_type (as weights.names.family_name spells it) and discovered, not registered."""
 from __future__ import annotations
 
 import importlib
 import pkgutil
-import re
 from types import ModuleType
 
 from pellucid.errors import UnsupportedModel, nearest
+from pellucid.weights.names import family_name
 
 NAMES: tuple[str, ...] = tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")))
 
 
 def family(model_type: str) -> ModuleType:
     """The module of a family. Raises UnsupportedModel with the nearest names for one that has no file."""
-    name = re.sub("(?<=[a-z])(?=[A-Z][a-z])", "_", model_type).replace("-", "_").lower()
+    name = family_name(model_type)
     if name not in NAMES:
         near = nearest(name, NAMES, 0.4)
         hint = f"Nearest: {', '.join(near)}." if near else f"Known: {', '.join(NAMES)}."

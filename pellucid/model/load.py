@@ -22,7 +22,7 @@ from pellucid.ops.choose import choose
 from pellucid.spec import DecoderSpec
 from pellucid.weights.assemble import assemble
 from pellucid.weights.checkpoint import Checkpoint, open_checkpoint
-from pellucid.weights.names import LeftOut
+from pellucid.weights.names import LeftOut, family_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 SHORT = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
@@ -151,7 +151,7 @@ def _report(checkpoint: Checkpoint, described: Description, decoder: Decoder, *,
             device: torch.device, seconds: float, left_out: dict[str, int], notes: Iterable[str]) -> LoadReport:
     spec = described.spec
     heads, kv_heads = ({getattr(mixer, name) for mixer in spec.mixers} or {0} for name in ("n_heads", "n_kv_heads"))
-    wrapper = [f"the text model of a {described.model_type} checkpoint"] if described.model_type.replace("-", "_") != spec.family else []
+    wrapper = [f"the text model of a {described.model_type} checkpoint"] if family_name(described.model_type) != spec.family else []
     return LoadReport(
         name=checkpoint.name, family=spec.family, n_layers=len(spec.layers), d_model=spec.d_model, n_heads=(min(heads), max(heads)),
         n_kv_heads=(min(kv_heads), max(kv_heads)), n_parameters=sum(p.numel() for p in decoder.parameters()), n_ctx=spec.n_ctx,

@@ -163,6 +163,11 @@ def _filled(rule: To, coordinates: Iterable[Mapping[str, str]]) -> Iterator[tupl
     yield from (({"i": i}, tuple(ours.format_map({"i": i, "e": e}) for e in range(n) for ours in rule.names)) for i, n in n_experts.items())
 
 
+def family_name(model_type: str) -> str:
+    """The name of a model_type's file in families/: hyphens as underscores, words run together apart (PanguProMoE is pangu_pro_moe)."""
+    return re.sub("(?<=[a-z])(?=[A-Z][a-z])", "_", model_type).replace("-", "_").lower()
+
+
 def _whole(rule: Rule) -> To | LeftOut:
     return To((rule,)) if isinstance(rule, str) else rule
 

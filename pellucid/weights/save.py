@@ -15,7 +15,7 @@ from pellucid.errors import BadRequest
 from pellucid.spec import DecoderSpec
 from pellucid.weights.assemble import joined, layout
 from pellucid.weights.checkpoint import CONFIG, GENERATION
-from pellucid.weights.names import NameTable, Place, Table
+from pellucid.weights.names import NameTable, Place, Table, family_name
 from pellucid.weights.safetensors import write
 
 MAX_SHARD_BYTES = 5 * 10**9  # what the hub recommends, and transformers writes
@@ -39,7 +39,7 @@ def save_checkpoint(folder: str | Path, spec: DecoderSpec, table: Table, ours: M
     folder = Path(folder)
     if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
         raise BadRequest(f"{folder} is there and not empty; nothing was written. Choose another folder, or overwrite it on purpose.", field="folder")
-    if (said := str(config.get("model_type")).replace("-", "_")) != spec.family:
+    if (said := family_name(str(config.get("model_type")))) != spec.family:
         raise BadRequest(f"config says model_type {said!r}, and the tensors are of family {spec.family!r}: nobody could load what would be written. "
                          f"Give the config of the model that is run (of a multimodal wrapper its text_config).", field="config")
     folder.parent.mkdir(parents=True, exist_ok=True)

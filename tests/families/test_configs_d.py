@@ -9,7 +9,9 @@ import torch
 from pellucid import cost, families
 from pellucid.errors import BadRequest, PellucidError
 from pellucid.families._describe import describe
-from tests.families.build import build, logits, ours, shapes
+from pellucid.model.load import load_decoder
+from pellucid.weights.save import save_checkpoint
+from tests.families.build import TOLERANCE, build, error, logits, ours, shapes
 from tests.families.cases_d import CASES, longrope
 from tests.families.configs_d import CONFIGS
 
@@ -59,8 +61,14 @@ def test_a_setting_that_is_not_computed_is_refused_by_name(case, settings, messa
     assert message in str(refusal.value)
 
 
-def test_a_model_type_run_together_is_found_by_its_words():
+def test_a_model_type_of_words_run_together_is_saved_and_loaded_under_its_own_name(tmp_path):
     assert families.family("PanguEmbedded") is families.family("pangu_embedded")
+    case = build(CASE["pangu_pro_moe-released"])
+    save_checkpoint(tmp_path / "saved", case.spec, case.module.WEIGHTS, case.tensors, case.raw)
+    decoder, report = load_decoder(tmp_path / "saved", device="cpu")
+    assert error(logits(decoder, case.tokens_T), case.logits_TV) < TOLERANCE
+    assert not [note for note in report.notes if "the text model of" in note]
+
 
 
 def test_a_row_of_the_first_qwen_ends_where_its_dynamic_rope_would_change():
