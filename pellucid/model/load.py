@@ -53,7 +53,8 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
     with torch.device("meta"):
         decoder = Decoder(described.spec, backend, deterministic=deterministic)
     shapes = {name: tuple(p.shape) for name, p in decoder.named_parameters()}
-    ours, left_out = assemble(described.names, checkpoint.tensors(release=True, unpack_to=chosen), shapes, described.spec)
+    tensors = checkpoint.tensors(release=True, unpack_to=chosen, used=lambda name: not isinstance(described.names.place(name), LeftOut))
+    ours, left_out = assemble(described.names, tensors, shapes, described.spec)
     _fill(decoder, ours, checkpoint, chosen, place)
     report = _report(checkpoint, described, decoder, stored=stored, dtype=chosen, device=place, seconds=time.perf_counter() - started,
                      left_out={why: len(names) for why, names in left_out.items()}, notes=notes)

@@ -10,7 +10,7 @@ Opening looks at names and headers only, and imports no torch where the weights 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -120,10 +120,12 @@ class Checkpoint:
         """The ids that end a sequence: generation_config.json's where it names any, else config.json's."""
         return self._ids("eos_token_id")
 
-    def tensors(self, *, release: bool = False, unpack_to: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self, *, release: bool = False, unpack_to: torch.dtype | None = None,
+                used: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of everything stored, as views of the files where the format allows it; what is packed comes unpacked, as a copy.
 
         unpack_to: the dtype of what is unpacked; bfloat16 where it is not given.
+        used: whether a packed tensor will be used; of one that will not, the packed numbers are given as they are.
         release: memory of a tensor's pages goes back to the system once the next one is asked for. What reads a tensor only once (to copy
         or compare it) then never holds two; whoever keeps a view and reads it later reads it again. Not for tensors changed in place.
         Raises what `stored` raises, and UnsafePickle.
@@ -140,6 +142,8 @@ class Checkpoint:
             packed = self.packed.get(name)
             if packed is None:
                 yield name, self._tensor(name)
+            elif not used(name):
+                yield name, self._tensor(packed.numbers)
             else:
                 yield name, packed.unpack(self._tensor(packed.numbers), self._tensor(packed.scales), unpack_to or torch.bfloat16)
             if release:

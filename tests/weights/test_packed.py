@@ -17,6 +17,7 @@ from pellucid.errors import BadCheckpoint, MisshapenTensor, MissingTensors, Pell
 from pellucid.families import family
 from pellucid.families._describe import describe
 from pellucid.model.load import load_decoder
+from pellucid.weights import packed
 from pellucid.weights.checkpoint import open_checkpoint
 from pellucid.weights.packed import Packed
 from pellucid.weights.save import save_checkpoint
@@ -86,14 +87,31 @@ def test_an_fp8_checkpoint_runs_as_its_unpacked_numbers(tmp_path: Path) -> None:
             continue
         scales = files.get(f"{name}_scale_inv")
         plain[name] = tensor if scales is None else _dequantize_fp8_weight(tensor, scales, [16, 8], torch.float32)
-    packed = write(tmp_path / "packed", files, quantization_config=FP8, dtype="bfloat16")
-    assert torch.equal(logits(packed), logits(write(tmp_path / "plain", plain)))
-    decoder, report = load_decoder(packed)
+    folder = write(tmp_path / "packed", files, quantization_config=FP8, dtype="bfloat16")
+    assert torch.equal(logits(folder), logits(write(tmp_path / "plain", plain)))
+    decoder, report = load_decoder(folder)
     assert (report.dtype, set(report.stored)) == ("bf16", {"fp8", "bf16"})
     assert report.stored["fp8"] == sum(t.nbytes for name, t in files.items() if "proj" in name)
     assert report.notes[0] == "14 packed matrices (fp8 in blocks of 16 x 8) are unpacked: each number times its scale, rounded once"
     assert "safetensors bf16 + fp8, loaded as bf16" in report.lines()[1] or "safetensors fp8 + bf16, loaded as bf16" in report.lines()[1]
     assert torch.equal(decoder.blocks[1].mlp.up.weight, plain["model.layers.1.mlp.up_proj.weight"].to(torch.bfloat16))
+
+
+def test_packed_layers_that_are_left_out_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSeek-V3's drafting layer is 2 % of its numbers."""
+    files = fp8_files()
+    files |= {name.replace("layers.1.", "layers.2."): tensor.clone() for name, tensor in files.items() if "layers.1." in name}
+    folder = write(tmp_path, files, quantization_config=FP8, dtype="bfloat16", num_nextn_predict_layers=1)
+    unpacked, really = [], packed._fp8
+
+    def watched(*args: Any) -> Tensor:
+        unpacked.append(args)
+        return really(*args)
+
+    monkeypatch.setattr(packed, "_fp8", watched)
+    _, report = load_decoder(folder)
+    assert len(unpacked) == 14
+    assert list(report.left_out.values()) == [9]  # seven matrices and two norms
 
 
 def test_a_published_gpt_oss_layout_runs_as_transformers_runs_it(tmp_path: Path) -> None:
@@ -127,12 +145,12 @@ def test_a_published_gpt_oss_layout_runs_as_transformers_runs_it(tmp_path: Path)
 
 
 def test_a_plain_model_is_saved_from_packed_files_and_says_so(tmp_path: Path) -> None:
-    packed = write(tmp_path / "packed", fp8_files(), quantization_config=FP8, dtype="bfloat16")
-    decoder, _ = load_decoder(packed)
-    described = describe(open_checkpoint(packed).config)
+    folder = write(tmp_path / "packed", fp8_files(), quantization_config=FP8, dtype="bfloat16")
+    decoder, _ = load_decoder(folder)
+    described = describe(open_checkpoint(folder).config)
     save_checkpoint(tmp_path / "plain", decoder.spec, family("llama").WEIGHTS, decoder.state_dict(), described.config)
     assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
-    assert torch.equal(logits(tmp_path / "plain", "bfloat16"), logits(packed, "bfloat16"))
+    assert torch.equal(logits(tmp_path / "plain", "bfloat16"), logits(folder, "bfloat16"))
     assert not load_decoder(tmp_path / "plain")[1].notes
 
 
