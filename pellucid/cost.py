@@ -59,7 +59,7 @@ def _ends(spec: DecoderSpec) -> int:
 def _block(spec: DecoderSpec, layer: Layer) -> int:
     D = spec.d_model
     around = spec.norm_out + (spec.norm_stream is not None)
-    total = 0
+    total = int(layer.scaled)
     if layer.mixer is not None:
         total += _projections(D, layer.mixer) + _small(D, layer.mixer) + (spec.norm_in + around) * _norm(spec.norm, D)
     if layer.mlp is not None:
@@ -82,7 +82,7 @@ def _projections(D: int, mixer: Mixer) -> int:
         L, R, Q = mixer.d_latent, mixer.rope.d_rotary, mixer.d_query_latent
         queries = H * (mixer.d_plain + R) * (Q or D) + (Q or 0) * D
         return queries + (L + R) * D + H * (mixer.d_plain + mixer.d_value) * L + H * mixer.d_value * D
-    return 2 * (H + mixer.n_kv_heads) * mixer.d_head * D
+    return (2 * H + (2 - mixer.values_from_keys) * mixer.n_kv_heads) * mixer.d_head * D
 
 
 def _small(D: int, mixer: Mixer) -> int:
@@ -95,7 +95,8 @@ def _small(D: int, mixer: Mixer) -> int:
     gains = 0
     if mixer.qk_norm is not None:
         gains = sum(_norm(mixer.qk_norm, C if mixer.qk_norm_over == "head" else n * C) for n in (H, K))
-    return out + ((H + 2 * K) * C if mixer.qkv_bias else 0) + gains + (H if mixer.sinks else 0)
+    values = _norm(mixer.value_norm, C) if mixer.value_norm else 0
+    return out + ((H + (2 - mixer.values_from_keys) * K) * C if mixer.qkv_bias else 0) + gains + values + (H if mixer.sinks else 0)
 
 
 def _pair(mixer: Mixer) -> int:

@@ -89,7 +89,15 @@ class Ntk:
     alpha: float
 
 
-RopeScaling = Linear | Dynamic | Llama3 | Yarn | LongRope | Ntk
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proportional:
+    """Rope scaling: only the first `turning` pairs of the head turn, each as fast as if all did, divided by `factor`; the others stand still."""
+
+    turning: int
+    factor: float
+
+
+RopeScaling = Linear | Dynamic | Llama3 | Yarn | LongRope | Ntk | Proportional
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +110,8 @@ class Rope:
     scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.scaling, Proportional) and not 0 <= self.scaling.turning <= self.d_rotary // 2:
+            raise ValueError(f"{self.scaling.turning} of {self.d_rotary // 2} pairs cannot turn")
         if isinstance(self.scaling, LongRope) and {len(self.scaling.short), len(self.scaling.long)} != {self.d_rotary // 2}:
             raise ValueError(f"{len(self.scaling.short)} short and {len(self.scaling.long)} long factors are not those of {self.d_rotary // 2} pairs")
 
@@ -165,6 +175,8 @@ class Attention:
     clip: float | None = None  # q, k and v are clamped to [-clip, clip] before they are split into heads
     qk_norm: Norm | None = None  # normalize queries and keys before they rotate
     qk_norm_over: Literal["head", "each_head", "width"] = "head"  # one gain for all heads, one gain a head, all heads together
+    value_norm: Norm | None = None  # normalize each head's values
+    values_from_keys: bool = False  # values are what keys are before their norm and rope: one projection makes both
     qk_norm_late: bool = False  # after they rotated instead
     temperature: Temperature | LogTemperature | None = None
 
@@ -297,6 +309,7 @@ class Layer:
 
     mixer: Mixer | None
     mlp: FeedForward | Experts | None
+    scaled: bool = False  # a learned number multiplies what leaves the layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

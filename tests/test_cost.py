@@ -26,7 +26,8 @@ LATENT = LatentAttention(n_heads=5, d_plain=10, d_value=12, d_latent=20, d_query
 LATENTS = [dataclasses.replace(LATENT, **facts) for facts in ({}, {"d_query_latent": None}, {"latent_bias": True}, {"out_bias": True}, {"norm": LAYER},
                                                               {"d_query_latent": None, "latent_bias": True})]
 MIXERS = [*LATENTS] + [dataclasses.replace(MIXER, **facts) for facts in (
-    {}, {"qkv_bias": True}, {"out_bias": True}, {"window": 5}, {"chunk": 5}, {"sinks": True}, *({"qk_norm": norm, "qk_norm_over": over} for norm in (RMS, LAYER)
+    {}, {"qkv_bias": True}, {"out_bias": True}, {"window": 5}, {"values_from_keys": True, "qkv_bias": True}, {"value_norm": RMS}, {"chunk": 5},
+    {"sinks": True}, *({"qk_norm": norm, "qk_norm_over": over} for norm in (RMS, LAYER)
                                                                 for over in ("head", "each_head", "width")))]
 MLPS = [FeedForward(d_ff=72, gated=gated, bias=bias) for gated, bias in itertools.product((False, True), repeat=2)] + [
     FeedForward(d_ff=72, gated=False, xielu=True)]
@@ -34,7 +35,8 @@ WIRINGS = [{"tied": True}, {"unembed_bias": True}, {"learned_positions": 33}, {"
            {"parallel": True}, {"parallel": True, "shared_norm": True}, {"norm_out": True}, {"norm_in": False, "norm_out": True},
            {"norm_in": False, "norm_stream": "before"}, {"norm_in": False, "norm_stream": "after", "norm": LAYER, "final_norm": False},
            {"embed_norm": True, "norm": LAYER}, {"d_embed": 20}, {"d_embed": 20, "tied": True, "sinusoidal_positions": True},
-           {"layers": (WIDE, MIXED, WIDE)}, {"layers": (SHARING,)}, {"layers": (WIDE, Layer(mixer=None, mlp=MLP), Layer(mixer=MIXER, mlp=None))},
+           {"layers": (WIDE, MIXED, WIDE)}, {"layers": (SHARING,)}, {"layers": (dataclasses.replace(WIDE, scaled=True),)},
+           {"layers": (WIDE, Layer(mixer=None, mlp=MLP), Layer(mixer=MIXER, mlp=None))},
            {"layers": (Layer(mixer=None, mlp=MLP),), "norm_in": False, "norm_out": True}, {"layers": (dataclasses.replace(
                SHARING, mlp=dataclasses.replace(SHARING.mlp, shared_gate=False, correction=False)),)}]
 SPECS = ([BASE] + [dataclasses.replace(BASE, layers=(Layer(mixer=mixer, mlp=MLP), WIDE)) for mixer in MIXERS]

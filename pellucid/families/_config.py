@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from pellucid.errors import BadConfig, UnsupportedModel
 from pellucid.families._inert import INERT
-from pellucid.spec import Activation, Dynamic, Linear, Llama3, LongRope, Ntk, Rope, RopeScaling, Yarn
+from pellucid.spec import Activation, Dynamic, Linear, Llama3, LongRope, Ntk, Proportional, Rope, RopeScaling, Yarn
 
 # Hugging Face's spellings of activations. https://github.com/huggingface/transformers/blob/main/src/transformers/activations.py
 ACTIVATIONS: dict[str, Activation] = {
@@ -126,6 +126,8 @@ class Config:
         theta, fraction = facts.pop("rope_theta", theta), facts.pop("partial_rotary_factor", fraction)
         for name in beside:
             facts.pop(name, None)
+        if facts["rope_type"] == "proportional":  # the fraction counts turning pairs there, not channels
+            facts["turning"], fraction = int(fraction * d_head // 2), 1.0
         facts["rope_type"] = (called or {}).get(facts["rope_type"], facts["rope_type"])
         return Rope(theta=float(theta), d_rotary=int(d_head * fraction), pairing=pairing, scaling=self._scaling(facts))
 
@@ -225,4 +227,5 @@ _SCALINGS: dict[str, Callable[[dict[str, Any], Config], RopeScaling | None]] = {
     "yarn": _yarn,
     "longrope": _longrope,
     "ntk_alpha": _ntk,
+    "proportional": lambda facts, c: Proportional(turning=facts.pop("turning"), factor=float(facts.pop("factor", 1.0))),
 }

@@ -67,23 +67,26 @@ class SoftmaxAttention(nn.Module):
         H, K, C = mixer.n_heads, mixer.n_kv_heads, mixer.d_head
         self.q = Project(ops, d_model, H * C, mixer.qkv_bias)
         self.k = Project(ops, d_model, K * C, mixer.qkv_bias)
-        self.v = Project(ops, d_model, K * C, mixer.qkv_bias)
+        self.v = None if mixer.values_from_keys else Project(ops, d_model, K * C, mixer.qkv_bias)
         self.o = Project(ops, H * C, d_model, mixer.out_bias)
         self._slopes: Tensor | None = None
         if mixer.qk_norm is not None:
             shape = {"head": lambda n: (C,), "each_head": lambda n: (n, C), "width": lambda n: (n * C,)}[mixer.qk_norm_over]
             self.q_norm = Normalize(ops, mixer.qk_norm, *shape(H))
             self.k_norm = Normalize(ops, mixer.qk_norm, *shape(K))
+        self.v_norm = nn.Identity() if mixer.value_norm is None else Normalize(ops, mixer.value_norm, C)
         self.sinks = nn.Parameter(torch.empty(H)) if mixer.sinks else None
 
     def forward(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Cache | None) -> Tensor:
         mixer = self.mixer
-        q_TE, k_TE, v_TE = self.q(x_TD), self.k(x_TD), self.v(x_TD)
+        q_TE, k_TE = self.q(x_TD), self.k(x_TD)
+        v_TE = k_TE if self.v is None else self.v(x_TD)
         if mixer.qk_norm is not None and mixer.qk_norm_over == "width":
             q_TE, k_TE = self.q_norm(q_TE), self.k_norm(k_TE)
         if mixer.clip is not None:
             q_TE, k_TE, v_TE = (x.clamp(-mixer.clip, mixer.clip) for x in (q_TE, k_TE, v_TE))
         q_THC, k_TKC, v_TKC = (x.unflatten(-1, (-1, mixer.d_head)) for x in (q_TE, k_TE, v_TE))
+        v_TKC = self.v_norm(v_TKC)
         by_head = mixer.qk_norm is not None and mixer.qk_norm_over != "width"
         if by_head and not mixer.qk_norm_late:
             q_THC, k_TKC = self.q_norm(q_THC), self.k_norm(k_TKC)
@@ -203,6 +206,7 @@ class Block(nn.Module):
         def norm(used: bool) -> nn.Module:
             return Normalize(ops, spec.norm, spec.d_model) if used else nn.Identity()
 
+        self.scale = nn.Parameter(torch.empty(1)) if layer.scaled else None
         if layer.mixer is not None:
             self.attn_norm = norm(spec.norm_in or spec.norm_stream is not None)
             self.attn = (CompressedAttention(ops, spec.d_model, layer.mixer, index) if isinstance(layer.mixer, LatentAttention)
@@ -215,6 +219,10 @@ class Block(nn.Module):
             self.mlp_out_norm = norm(spec.norm_out)
 
     def forward(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Cache | None) -> Tensor:
+        x_TD = self.sublayers(x_TD, tables, rows, cache)
+        return x_TD if self.scale is None else x_TD * self.scale
+
+    def sublayers(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Cache | None) -> Tensor:
         if self.spec.norm_stream == "before":
             x_TD = self.attn_norm(x_TD)
             x_TD = self.mlp_norm(x_TD + self.scaled(self.attn(x_TD, tables, rows, cache)))

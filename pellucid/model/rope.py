@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pellucid.spec import DecoderSpec, Dynamic, Linear, Llama3, LogTemperature, LongRope, Ntk, Rope, Temperature, Yarn
+from pellucid.spec import DecoderSpec, Dynamic, Linear, Llama3, LogTemperature, LongRope, Ntk, Proportional, Rope, Temperature, Yarn
 
 
 def frequencies(rope: Rope) -> tuple[Tensor, float]:
@@ -31,6 +31,8 @@ def frequencies(rope: Rope) -> tuple[Tensor, float]:
             return freq * (keep + (1 - keep) / scaling.factor), 1.0
         case LongRope():
             return freq / torch.tensor([scaling.short, scaling.long]), scaling.gain
+        case Proportional():
+            return freq * (torch.arange(R // 2) < scaling.turning) / scaling.factor, 1.0
         case Ntk():
             return 1.0 / (rope.theta * scaling.alpha ** (R / (R - 2))) ** (torch.arange(0, R, 2, dtype=torch.float32) / R), 1.0
         case Yarn():

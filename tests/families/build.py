@@ -87,8 +87,8 @@ def randomized(case: Case) -> Any:
         gain = p.ndim == 1 and "bias" not in name
         p.data = random * case.spread * p.shape[-1] ** -0.5 if p.ndim > 1 else random * 0.4 + gain
     for name, b in theirs.named_buffers():
-        if "correction" in name:  # zero until trained
-            b.copy_(torch.randn(b.shape, generator=noise) * 0.4)
+        if "correction" in name or "scalar" in name:  # zero, or one, until trained
+            b.copy_(torch.randn(b.shape, generator=noise) * 0.4 + ("scalar" in name))
     theirs.tie_weights()
     if case.adjust is not None:
         case.adjust(theirs)

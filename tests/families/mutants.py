@@ -20,7 +20,6 @@ from pellucid.spec import (
     Experts,
     FeedForward,
     LatentAttention,
-    Layer,
     Linear,
     Llama3,
     LogTemperature,
@@ -28,6 +27,7 @@ from pellucid.spec import (
     Mixer,
     Norm,
     Ntk,
+    Proportional,
     Rope,
     Temperature,
     Yarn,
@@ -50,6 +50,7 @@ INSTEAD_OF_NONE: dict[Any, Any] = {
     Yarn: Yarn(factor=3.0, original=17, gain=1.2),
     LongRope: LongRope(short=(1.1, 1.3), long=(2.0, 3.0), original=17, gain=1.2),
     Ntk: Ntk(alpha=3.0),
+    Proportional: Proportional(turning=1, factor=2.0),
     Experts: Experts(n_experts=3, n_active=1, renormalize=False, each=FeedForward(d_ff=7)),
     FeedForward: FeedForward(d_ff=7),
     Attention: Attention(n_heads=2, n_kv_heads=1, d_head=6, scale=0.5),
@@ -150,7 +151,8 @@ def essence(spec: DecoderSpec, length: int) -> DecoderSpec:
     mutes: dict[str, Any] = {
         "family": "",  # a label
         "n_ctx": 1,  # what the engine enforces; the decoder computes past it
-        "layers": tuple(Layer(mixer=_attention_essence(layer.mixer, length), mlp=_mlp_essence(layer.mlp, spec.norm_out)) for layer in spec.layers),
+        "layers": tuple(dataclasses.replace(layer, mixer=_attention_essence(layer.mixer, length), mlp=_mlp_essence(layer.mlp, spec.norm_out))
+                        for layer in spec.layers),
         "norm": _norm_essence(spec.norm),
     }
     if not spec.norm_in:
@@ -201,6 +203,8 @@ def _attention_essence(mixer: Mixer | None, length: int) -> Mixer | None:
         mutes["qk_norm_over"] = "head"
     if mixer.qk_norm is not None:
         mutes["qk_norm"] = _norm_essence(mixer.qk_norm)
+    if mixer.value_norm is not None:
+        mutes["value_norm"] = _norm_essence(mixer.value_norm)
     if mixer.rope is not None:
         rope = mixer.rope
         if mixer.qk_norm is not None and mixer.qk_norm_late and rope.d_rotary == mixer.d_head and isinstance(rope.scaling, Yarn | LongRope):

@@ -11,7 +11,7 @@ from pellucid.errors import BadConfig, UnsupportedModel
 from pellucid.families._config import Config
 from pellucid.families._describe import describe
 from pellucid.families._inert import INERT
-from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, Layer, Linear, LogTemperature, Norm, Rope, Yarn
+from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, Layer, Linear, LogTemperature, Norm, Proportional, Rope, Yarn
 from tests.families.build import build
 from tests.families.case import Json
 from tests.families.cases_llama import CASES
@@ -46,9 +46,9 @@ ONLY_FULL = "layer_types with 'chunked_attention' (only 'full_attention' and 'sl
     ("qwen2-plain", {"use_mrope": True}, UnsupportedModel, "does not implement: use_mrope=True (only False)"),
     ("gemma2-caps", {"sliding_window_size": 12}, UnsupportedModel, "does not implement: sliding_window_size=12 (only 11)"),
     # rope
-    ("llama-biases", {"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}}, UnsupportedModel,
-     "config.json has a rope scaling Pellucid does not implement: rope_type='proportional' (known: default, linear, dynamic, llama3, yarn, longrope, "
-     "ntk_alpha)"),
+    ("llama-biases", {"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, UnsupportedModel,
+     "config.json has a rope scaling Pellucid does not implement: rope_type='spiral' (known: default, linear, dynamic, llama3, yarn, longrope, "
+     "ntk_alpha, proportional)"),
     ("llama-biases", {"rope_parameters": LONGROPE}, BadConfig, "ValueError: 1 short and 1 long factors are not those of 7 pairs"),
     ("llama-biases", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, BadConfig,
      "rope scaling 'linear' lacks 'factor'. Is the file whole?"),
@@ -206,6 +206,7 @@ DECODER = {"family": "x", "n_vocab": 9, "n_ctx": 8, "d_model": 7, "layers": (LAY
     (lambda: Experts(**MIXTURE, n_groups=2, spread=True), "2 active experts cannot spread over 2 groups, of which 1 are active"),
     (lambda: LogTemperature(original=1), "original is 1, whose logarithm nothing can be divided by"),
     (lambda: Experts(**MIXTURE, shared_gate=True), "there is a gate for a shared expert, and no shared expert"),
+    (lambda: Rope(theta=1e4, d_rotary=8, scaling=Proportional(turning=5, factor=1.0)), "5 of 4 pairs cannot turn"),
     (lambda: FeedForward(d_ff=5, xielu=True), "xIELU stands in a feed-forward without a gate"),
     (lambda: FeedForward(d_ff=0), "d_ff is 0, and no decoder has fewer than 1"),
     (lambda: DecoderSpec(**{**DECODER, "n_vocab": 0}), "n_vocab is 0, and no decoder has fewer than 1"),

@@ -45,6 +45,13 @@ def test_longrope(d_head, theta, factor, n_ctx, original, gain, data):
 
 
 @settings(max_examples=20, deadline=None)
+@given(HEADS, THETAS, st.one_of(st.none(), FACTORS), LENGTHS, st.sampled_from([0.25, 0.5, 1.0]))
+def test_proportional(d_head, theta, factor, n_ctx, share):
+    how = {} if factor is None else {"factor": factor}
+    agree(d_head, n_ctx, {"rope_type": "proportional", "rope_theta": theta, "partial_rotary_factor": share, **how})
+
+
+@settings(max_examples=20, deadline=None)
 @given(HEADS, THETAS, FACTORS, LENGTHS)
 def test_linear(d_head, theta, factor, n_ctx):
     agree(d_head, n_ctx, {"rope_type": "linear", "rope_theta": theta, "factor": factor})
