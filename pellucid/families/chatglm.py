@@ -4,7 +4,7 @@ transformers does not have it under these names: modeling_chatglm.py of the Chat
 """
 from pellucid.errors import UnsupportedModel
 from pellucid.families._config import Config
-from pellucid.spec import Attention, DecoderSpec, FeedForward, Layer, Norm, Rope
+from pellucid.spec import Attention, DecoderSpec, FeedForward, Layer, Norm
 from pellucid.weights.names import Rule, left_out, to
 
 WEIGHTS: dict[str, Rule] = {
@@ -37,9 +37,11 @@ def spec(c: Config) -> DecoderSpec:
     if n_vocab == 65_024 and ratio != 1:
         # ChatGLM2-6B-32K reads it in another way than all later ones: https://github.com/ztxz16/fastllm/issues/374
         raise UnsupportedModel(f"{c.where} has a setting with two meanings: rope_ratio={ratio!r} divides the positions in ChatGLM2-6B-32K and multiplies "
-                               f"the base in ChatGLM3-6B-32K, which share this vocabulary, and nothing else in the file says which model it is")
+                               f"the base in ChatGLM3-6B-32K, which share this vocabulary. Write what it means in its place: "
+                               f"'rope_scaling': {{'type': 'linear', 'factor': {ratio}}} for the former, 'rope_theta': {10_000 * ratio} for the latter.")
+    rope = c.rope(d_head, pairing="adjacent", fraction=0.5, theta=10_000.0 * ratio)
     mixer = Attention(n_heads=c("num_attention_heads"), n_kv_heads=c("multi_query_group_num"), d_head=d_head, scale=d_head ** -0.5,
-                      qkv_bias=c("add_qkv_bias", default=False), rope=Rope(theta=10_000.0 * ratio, d_rotary=d_head // 2, pairing="adjacent"))
+                      qkv_bias=c("add_qkv_bias", default=False), rope=rope)
     return DecoderSpec(family=c("model_type"), n_vocab=n_vocab, n_ctx=c("seq_length"), d_model=c("hidden_size"),
                        layers=(Layer(mixer=mixer, mlp=FeedForward(d_ff=c("ffn_hidden_size"))),) * n_layers,
                        norm=Norm(eps=c("layernorm_epsilon", default=1e-5)))

@@ -27,7 +27,7 @@ def spec(c: Config) -> DecoderSpec:
     d_head = d_model // n_heads
     c("kv_channels")
     c.expect(kv_channels=d_head, scale_attn_weights=True, apply_residual_connection_post_layernorm=False, activation="swiglu", pos_emb="rotary",
-             padded_vocab_size=n_vocab)
+             padded_vocab_size=n_vocab, rope_theta=c("rotary_emb_base", default=10_000))  # Qwen-72B says it twice
     c.inert(**dict.fromkeys(("emb_dropout_prob", "attn_dropout_prob"), "acts in training only"), bias_dropout_fusion="chooses how, not what",
             softmax_in_fp32="attention is float32 here", use_cache_kernel="chooses how, not what", params_dtype="the files say it",
             tokenizer_type="says what the file is", n_inner="the published code does not read it")

@@ -66,6 +66,10 @@ CHATGLM = [
     glm("chatglm3", "q, k and v biases, two key heads", {**GLM, "add_qkv_bias": True, "layernorm_epsilon": 3e-5}, without=NO_SIZES),
     glm("glm4_9b", "rope_ratio, one key head, no biases, heads of another width", {
         **GLM, "add_qkv_bias": False, "rope_ratio": 500, "kv_channels": 20, "multi_query_group_num": 1, "num_layers": 2}, without=NO_SIZES),
+    glm("chatglm2_32k", "rope_ratio written out as position interpolation", {
+        **GLM, "add_qkv_bias": True, "rope_scaling": {"type": "linear", "factor": 4.0}, "num_layers": 2}, without=NO_SIZES),
+    glm("chatglm3_32k", "rope_ratio written out as the base", {
+        **GLM, "add_qkv_bias": True, "rope_theta": 500_000.0, "num_layers": 2}, without=NO_SIZES),
 ]
 
 qwen1 = of("qwen", qwen)

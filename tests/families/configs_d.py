@@ -4,6 +4,24 @@ from __future__ import annotations
 from tests.families.case import Json
 
 CONFIGS: dict[str, Json] = {
+    # github.com/mapengAdam/qianwen-72B @ c677f291, a copy of Qwen-72B's repository
+    "Qwen-72B": {
+        "architectures": ["QWenLMHeadModel"], "attn_dropout_prob": 0.0,
+        "auto_map": {"AutoConfig": "configuration_qwen.QWenConfig", "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel"}, "bf16": False,
+        "emb_dropout_prob": 0.0, "fp16": False, "fp32": False, "hidden_size": 8192, "initializer_range": 0.02, "intermediate_size": 49152,
+        "kv_channels": 128, "layer_norm_epsilon": 1e-06, "max_position_embeddings": 8192, "model_type": "qwen", "no_bias": True,
+        "num_attention_heads": 64, "num_hidden_layers": 80, "onnx_safe": None, "padded_vocab_size": 152064, "rope_theta": 1000000,
+        "rotary_emb_base": 1000000, "rotary_pct": 1.0, "scale_attn_weights": True, "seq_length": 8192, "tie_word_embeddings": False,
+        "tokenizer_type": "QWenTokenizer", "transformers_version": "4.32.0", "use_cache": True, "use_dynamic_ntk": False, "use_flash_attn": "auto",
+        "use_logn_attn": False, "vocab_size": 152064},
+    # github.com/sophgo/LLM-TPU @ d581e7bf, models/Baichuan2/compile/files/Baichuan2-7B: a copy of Baichuan2-7B's
+    "Baichuan2-7B": {
+        "architectures": ["BaichuanForCausalLM"],
+        "auto_map": {"AutoConfig": "configuration_baichuan.BaichuanConfig", "AutoModelForCausalLM": "modeling_baichuan.BaichuanForCausalLM"},
+        "tokenizer_class": "BaichuanTokenizer", "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096,
+        "initializer_range": 0.02, "intermediate_size": 11008, "max_position_embeddings": 4096, "model_max_length": 4096, "model_type": "baichuan",
+        "num_attention_heads": 32, "num_hidden_layers": 32, "pad_token_id": 0, "rms_norm_eps": 1e-06, "_from_model_config": True,
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.29.2", "use_cache": True, "vocab_size": 125696},
     # github.com/jrd77/Baichuan2-13B-Chat @ a56c793e, a copy of Baichuan2-13B-Chat's repository
     "Baichuan2-13B-Chat": {
         "_from_model_config": True, "architectures": ["BaichuanForCausalLM"],

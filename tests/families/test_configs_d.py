@@ -35,6 +35,8 @@ def test_a_published_config_is_read_whole_and_its_tensors_count_as_the_reference
     ("chatglm-chatglm3", {"position_encoding_2d": True}, "is the first ChatGLM's (position_encoding_2d, inner_hidden_size), another architecture"),
     ("chatglm-chatglm3", {"inner_hidden_size": 16384}, "of 'chatglm' only ChatGLM 2 and 3 and GLM-4-9B are implemented"),
     ("chatglm-glm4_9b", {"padded_vocab_size": 65024}, "rope_ratio=500 divides the positions in ChatGLM2-6B-32K and multiplies the base in ChatGLM3-6B"),
+    ("chatglm-glm4_9b", {"padded_vocab_size": 65024}, "{'type': 'linear', 'factor': 500} for the former, 'rope_theta': 5000000 for the latter."),
+    ("qwen-logn", {"rope_theta": 10_000}, "rope_theta=10000 (only 500)"),
     ("chatglm-chatglm3", {"multi_query_attention": False}, "multi_query_attention=False (only True)"),
     ("chatglm-chatglm3", {"multi_query_attention": None}, "config.json has no 'multi_query_attention'"),
     ("chatglm-chatglm3", {"quantization_bit": 4}, "quantization_bit=4 (only 0)"),

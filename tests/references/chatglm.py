@@ -1,5 +1,6 @@
 """ChatGLM 2 and 3 and GLM-4-9B in float64, after their published code: modeling_chatglm.py and configuration_chatglm.py of ChatGLM3-6B, as carried
-by zhangbo2008/chatglm3_annotated; rope_ratio as GLM-4-9B and ChatGLM3-6B-32K have it, which multiply the base (github.com/ztxz16/fastllm, issue 374)."""
+by zhangbo2008/chatglm3_annotated; rope_ratio as GLM-4-9B and ChatGLM3-6B-32K have it, which multiply the base (github.com/ztxz16/fastllm, issue 374:
+ChatGLM2-6B-32K divides the positions; its README calls it position interpolation)."""
 from __future__ import annotations
 
 import numpy as np
@@ -28,7 +29,8 @@ def shapes(c: Config) -> Shapes:
 
 def logits(c: Config, w: Tensors, tokens: np.ndarray) -> np.ndarray:
     H, K, C, F, T = c["num_attention_heads"], c["multi_query_group_num"], c["kv_channels"], c["ffn_hidden_size"], len(tokens)
-    eps, turn = c["layernorm_epsilon"], angles(10000 * c["rope_ratio"], C // 2, T)
+    eps, scaling = c["layernorm_epsilon"], c.get("rope_scaling") or {"factor": 1}
+    turn = angles(c.get("rope_theta", 10000 * c["rope_ratio"]), C // 2, T) / scaling["factor"]  # divided: ChatGLM2-6B-32K's rope_ratio, written out
     x = w["transformer.embedding.word_embeddings.weight"][tokens]
     for i in range(c["num_layers"]):
         p = f"transformer.encoder.layers.{i}."
