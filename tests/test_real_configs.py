@@ -110,6 +110,7 @@ def test_describing_them_all_imports_no_torch() -> None:
     ("Qwen/Qwen3-Coder-480B-A35B-Instruct", {"shared_expert_intermediate_size": 512}, "shared_expert_intermediate_size=512 (only 0)"),
     ("stabilityai/stablelm-2-12b", {"use_norm_bias": True}, "use_norm_bias=True (only False)"),
     ("rednote-hilab/dots.llm1.base", {"scoring_func": "softmax"}, "scoring_func='softmax' (only 'sigmoid')"),
+    ("Qwen/Qwen-72B", {"rope_theta": 10_000}, "rope_theta=10000 (only 1000000)"),
     ("THUDM/codegeex2-6b", {"rotary_percent": 1.0}, "rotary_percent=1.0 (only 0.5)")])
 def test_another_value_of_what_a_published_config_says_is_refused_by_name(repo: str, setting: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedModel) as refusal:
