@@ -24,6 +24,10 @@ ACTIVATIONS: dict[str, Activation] = {
 assert set(ACTIVATIONS.values()) == set(get_args(Activation))
 
 
+_DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+_DEEPEST = 10_000  # published ones have 126 at most; a spec of a billion layers would fill the memory before a tensor is looked at
+
+
 class Config:
     """A config.json whose every key must be taken, expected, or known to be inert.
 
@@ -45,11 +49,23 @@ class Config:
         """Value of the first of `names` that is present. Raises BadConfig when none is and there is no default."""
         self._read |= set(names)
         for name in names:
-            if self.raw.get(name) is not None:
-                return self.raw[name]
+            if (value := self.raw.get(name)) is not None:
+                if name in _DEPTHS and isinstance(value, int) and value > _DEEPEST:
+                    raise BadConfig(f"{self.where}: {name} is {value:,}, and no decoder here has more than {_DEEPEST:,} layers. Is the file as its "
+                                    f"authors wrote it?")
+                return value
         if default is ...:
             raise BadConfig(f"{self.where} has no {' or '.join(map(repr, names))}, which this family needs. Is the file whole?")
         return default
+
+    def names(self) -> set[str]:
+        """Every key there is, those of the parts included."""
+        return set(self.raw) | set(self._left) | {key for part in self.parts for key in part.names()}
+
+    def no_numbers(self) -> list[str]:
+        """What was read and is text, a list or an object, as `key=value`: where to look when a family stumbles over a kind."""
+        read = [f"{key}={self.raw[key]!r:.60}" for key in sorted(self._read & set(self.raw)) if isinstance(self.raw[key], str | list | dict)]
+        return read + [each for part in self.parts for each in part.no_numbers()]
 
     def nullable(self, name: str, *, absent: Any) -> Any:
         """A setting that null switches off (None) and whose absence means something else, as it does in transformers."""
@@ -120,10 +136,9 @@ class Config:
             called: this family's own names of scalings.
             beside: facts in the same place that are not the rope's, and that the family reads with `rope_fact`.
         """
-        theta = self(theta_key, *(() if layer_type else ("rope_theta",)), default=theta)
-        fraction = self(fraction_key, "partial_rotary_factor", default=fraction)
         facts = self._rope_facts(layer_type, scaled)
-        theta, fraction = facts.pop("rope_theta", theta), facts.pop("partial_rotary_factor", fraction)
+        theta = self._agreed(facts, "rope_theta", (theta_key, *(() if layer_type else ("rope_theta",))), theta)
+        fraction = self._agreed(facts, "partial_rotary_factor", (fraction_key, "partial_rotary_factor"), fraction)
         for name in beside:
             facts.pop(name, None)
         if facts["rope_type"] == "proportional":  # the fraction counts turning pairs there, not channels
@@ -134,6 +149,14 @@ class Config:
     def rope_fact(self, name: str) -> Any:
         """A fact beside the rope's scaling that acts outside of it; None where the file does not state it."""
         return self._rope_facts(None, True).get(name)
+
+    def _agreed(self, facts: dict[str, Any], name: str, keys: tuple[str, ...], default: float) -> Any:
+        """A fact that may stand inside rope_parameters (taken out of `facts`) and beside them. Raises BadConfig where the two differ."""
+        inside, beside = facts.pop(name, None), self(*keys, default=None)
+        if None not in (inside, beside) and inside != beside:
+            raise BadConfig(f"{self.where}: {' or '.join(dict.fromkeys(keys))} is {beside!r}, and {name} of the rope's own facts is {inside!r}. "
+                            f"Remove the wrong one.")
+        return inside if inside is not None else beside if beside is not None else default
 
     def _rope_facts(self, layer_type: str | None, scaled: bool) -> dict[str, Any]:
         """What rope_parameters (transformers 5) or rope_scaling (4) says of this type of layer. Raises BadConfig where they disagree."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pellucid.errors import BadConfig, UnsupportedModel
+from pellucid.errors import BadConfig, BadRequest, UnsupportedModel, did_you_mean, nearest
 from pellucid.families import family
 from pellucid.families._buffers import MTP_LAYERS
 from pellucid.families._config import Config
@@ -60,11 +60,17 @@ def describe(raw: Mapping[str, Any], *, accept_unread: Iterable[str] = (), where
                  num_nextn_predict_layers="those layers are left out, and the load report says so")
     try:
         spec: DecoderSpec = module.spec(config)
-    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, IndexError) as e:
-        raise BadConfig(f"{where} has a value of a kind that family {model_type!r} cannot read ({type(e).__name__}: {e}). "
+    except ValueError as e:
+        raise BadConfig(f"{where} describes no decoder of family {model_type!r}: {e}. Is the file as its authors wrote it?") from e
+    except (TypeError, KeyError, AttributeError, ArithmeticError, IndexError) as e:
+        suspects = f"; no plain numbers: {', '.join(odd)}" if (odd := config.no_numbers()) else ""
+        raise BadConfig(f"{where} has a value of a kind that family {model_type!r} cannot read ({type(e).__name__}: {e}{suspects}). "
                         f"Is the file as its authors wrote it?") from e
     check_kinds(spec, where)
     config.finish()
+    if absent := sorted(config.accept_unread - config.names()):
+        hint = did_you_mean(nearest(absent[0], config.names()))
+        raise BadRequest(f"--accept-unread {absent[0]}: {where} has no such key, so there is nothing to accept.{hint} Leave it out.", field="accept_unread")
     names = NameTable(module.WEIGHTS, past_last=_past_last(raw, spec))
     if spec.tied and _disagree_on_tying(config, spec) and _hold_unembedding(names, stored):
         spec = replace(spec, tied=False)

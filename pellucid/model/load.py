@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from pellucid import cost
-from pellucid.errors import BadRequest, BadTokenizer, UnsupportedModel
+from pellucid.errors import BadConfig, BadRequest, BadTokenizer, UnsupportedModel
 from pellucid.families._describe import Description, describe
 from pellucid.model.decoder import Decoder, kept_in
+from pellucid.model.memory import available_bytes, check_memory
 from pellucid.model.report import LoadReport
 from pellucid.ops.choose import choose
 from pellucid.spec import DecoderSpec
@@ -41,7 +42,8 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
         ops: a backend's name; deterministic: see `Decoder`.
 
     The weights share memory with the files' private map: changing them in place changes no file. Raises what `open_checkpoint`, `describe` and
-    `assemble` raise, UnsupportedModel for packed weights, BadRequest for a device, dtype or backend that is not there.
+    `assemble` raise, UnsupportedModel for packed weights, BadRequest for a device, dtype or backend that is not there,
+    OutOfMemoryBudget before anything is copied.
     """
     started = time.perf_counter()
     backend, place = choose(ops), _device(device)
@@ -50,6 +52,8 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
                          stored=checkpoint.unpacked)
     stored = _stored_dtypes(checkpoint, described)
     chosen, notes = _dtype(dtype, stored, checkpoint)
+    in_place = stored.get(SHORT[chosen], 0) if place.type == "cpu" else 0  # what the files hold in this dtype is used where they are mapped
+    check_memory(checkpoint.name, described.spec, chosen, in_place, place, available_bytes(place))
     with torch.device("meta"):
         decoder = Decoder(described.spec, backend, deterministic=deterministic)
     shapes = {name: tuple(p.shape) for name, p in decoder.named_parameters()}
@@ -105,12 +109,13 @@ def _dtype(asked: str | torch.dtype, stored: Mapping[str, int], checkpoint: Chec
     notes = [unpacked] if formats else []
     if "quantization_config" in checkpoint.config and not formats:
         notes.append("config.json has a quantization_config, and the files hold plain numbers: they are used as they are")
+    named = _named(checkpoint)
+    stated = DTYPES.get(named or "")
     if asked != "auto":
         name = str(asked).removeprefix("torch.")
         if (name := _ALSO.get(name, name)) not in DTYPES:
             raise BadRequest(f"dtype={asked!r} is not one the decoder runs in (auto, {', '.join(DTYPES)})", field="dtype")
         return DTYPES[name], notes
-    stated = _stated(checkpoint)
     if formats:  # packed weights run in what they were trained in; their plain neighbors may be float32
         return stated or torch.bfloat16, notes
     most = next(iter(plain), torch.float32)
@@ -118,19 +123,20 @@ def _dtype(asked: str | torch.dtype, stored: Mapping[str, int], checkpoint: Chec
     assert chosen is not None
     if len(plain) > 1:
         notes.append(f"the files mix {' and '.join(SHORT[d] for d in plain)}: everything runs in {SHORT[chosen]}")
-    if stated is not None and stated not in plain and plain:
-        notes.append(f"config.json says {SHORT[stated]}, the files hold {SHORT[most]}: the files are believed")
+    if named is not None and stated not in plain and plain:
+        notes.append(f"config.json says {SHORT[stated] if stated else named}, the files hold {SHORT[most]}: the files are believed")
     return chosen, notes
 
 
-def _stated(checkpoint: Checkpoint) -> torch.dtype | None:
-    """The dtype config.json names, in either dialect, of the model or of its text part."""
+def _named(checkpoint: Checkpoint) -> str | None:
+    """The dtype config.json names, in either dialect, of the model or of its text part. Raises BadConfig where the dialects disagree."""
     text = checkpoint.config.get("text_config")
     for facts in (checkpoint.config, text if isinstance(text, dict) else {}):
-        for key in ("dtype", "torch_dtype"):
-            name = str(facts.get(key)).removeprefix("torch.")
-            if name in DTYPES:
-                return DTYPES[name]
+        named: dict[str, str] = {key: facts[key].removeprefix("torch.") for key in ("dtype", "torch_dtype") if isinstance(facts.get(key), str)}
+        if len(set(named.values())) > 1:
+            raise BadConfig(f"config.json of {checkpoint.name!r} has dtype={named['dtype']!r} and torch_dtype={named['torch_dtype']!r}. Remove the wrong one.")
+        if named:
+            return next(iter(named.values()))
     return None
 
 

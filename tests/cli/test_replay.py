@@ -91,7 +91,9 @@ def test_json_says_all_of_it(say: Say, recorded: Path) -> None:
     assert said["recorded"]["text"] == "bcdefg"
 
 
-@pytest.mark.parametrize(("content", "message"), [("{", "where a run record was expected, is not JSON"), ("{}", "is not a run record of a format this version reads")])
+@pytest.mark.parametrize(("content", "message"), [
+    ("{", "where a run record was expected, is not JSON"),
+    ("{}", "is not a run record of a format this version reads")])
 def test_what_is_no_record_is_refused(say: Say, tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "r.json").write_text(content)
     done = say("replay", str(tmp_path / "r.json"))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pellucid import families
-from pellucid.errors import BadConfig, UnsupportedModel
+from pellucid.errors import BadConfig, BadRequest, UnsupportedModel
 from pellucid.families._config import Config
 from pellucid.families._describe import describe
 from pellucid.families._inert import INERT
@@ -36,12 +36,13 @@ ONLY_FULL = "layer_types with 'chunked_attention' (only 'full_attention' and 'sl
     ("mixtral-window", {"num_key_value_heads": ...}, BadConfig, "config.json has no 'num_key_value_heads', which this family needs"),
     ("llama-biases", {"hidden_act": "prelu"}, UnsupportedModel,
      "config.json has a setting this family does not implement: hidden_act='prelu' (known: silu, swish, gelu, "),
-    ("llama-biases", {"num_key_value_heads": 4}, BadConfig, "ValueError: 6 query heads cannot share 4 key/value heads evenly"),
-    ("llama-biases", {"hidden_size": "48"}, BadConfig, "has a value of a kind that family 'llama' cannot read"),
-    ("llama-biases", {"num_hidden_layers": 0}, BadConfig, "ValueError: n_layers is 0, and no decoder has fewer than 1"),
-    ("mixtral-window", {"num_experts_per_tok": 9}, BadConfig, "ValueError: 9 of 8 experts cannot be active"),
+    ("llama-biases", {"num_key_value_heads": 4}, BadConfig, "describes no decoder of family 'llama': 6 query heads cannot share 4 key/value heads evenly"),
+    ("llama-biases", {"hidden_size": "48"}, BadConfig, "; no plain numbers: hidden_size='48'"),
+    ("llama-biases", {"num_hidden_layers": 10**9}, BadConfig, "num_hidden_layers is 1,000,000,000, and no decoder here has more than 10,000 layers"),
+    ("llama-biases", {"num_hidden_layers": 0}, BadConfig, "describes no decoder of family 'llama': n_layers is 0, and no decoder has fewer than 1"),
+    ("mixtral-window", {"num_experts_per_tok": 9}, BadConfig, "describes no decoder of family 'mixtral': 9 of 8 experts cannot be active"),
     ("mistral-window", {"attention_bias": True}, UnsupportedModel, "does not implement: attention_bias=True (only False)"),
-    ("mistral-window", {"sliding_window": 0}, BadConfig, "ValueError: window is 0, and no decoder has fewer than 1"),
+    ("mistral-window", {"sliding_window": 0}, BadConfig, "describes no decoder of family 'mistral': window is 0, and no decoder has fewer than 1"),
     ("llama-biases", {"rope_interleaved": True}, UnsupportedModel, "does not implement: rope_interleaved=True (only False)"),
     ("qwen2-plain", {"use_mrope": True}, UnsupportedModel, "does not implement: use_mrope=True (only False)"),
     ("gemma2-caps", {"sliding_window_size": 12}, UnsupportedModel, "does not implement: sliding_window_size=12 (only 11)"),
@@ -49,7 +50,7 @@ ONLY_FULL = "layer_types with 'chunked_attention' (only 'full_attention' and 'sl
     ("llama-biases", {"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, UnsupportedModel,
      "config.json has a rope scaling Pellucid does not implement: rope_type='spiral' (known: default, linear, dynamic, llama3, yarn, longrope, "
      "ntk_alpha, proportional)"),
-    ("llama-biases", {"rope_parameters": LONGROPE}, BadConfig, "ValueError: 1 short and 1 long factors are not those of 7 pairs"),
+    ("llama-biases", {"rope_parameters": LONGROPE}, BadConfig, "describes no decoder of family 'llama': 1 short and 1 long factors are not those of 7 pairs"),
     ("llama-biases", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, BadConfig,
      "rope scaling 'linear' lacks 'factor'. Is the file whole?"),
     ("llama-biases", {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, BadConfig,
@@ -62,6 +63,10 @@ ONLY_FULL = "layer_types with 'chunked_attention' (only 'full_attention' and 'sl
      "disagree on factor. Remove the wrong one."),
     ("llama-biases", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, UnsupportedModel,
      "does not implement: partial_rotary_factor=0.5 (only 1.0)"),
+    ("llama-biases", {"rope_theta": 5.0, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, BadConfig,
+     "config.json: rope_theta is 5.0, and rope_theta of the rope's own facts is 10000.0. Remove the wrong one."),
+    ("llama-biases", {"partial_rotary_factor": 0.5, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.0}}, BadConfig,
+     "config.json: partial_rotary_factor is 0.5, and partial_rotary_factor of the rope's own facts is 1.0. Remove the wrong one."),
     ("llama-biases", {"partial_rotary_factor": 0.5}, UnsupportedModel, "does not implement: partial_rotary_factor=0.5 (only 1.0)"),
     ("gemma3_text-cap", {"partial_rotary_factor": 0.5}, UnsupportedModel, "does not implement: partial_rotary_factor=0.5 (only 1.0)"),
     ("llama-biases", {"rope_scaling": "linear"}, BadConfig, "has a value of a kind that family 'llama' cannot read"),
@@ -99,7 +104,9 @@ def test_an_unread_key_stops_the_load_by_name():
 
 def test_a_key_the_user_vouches_for_is_accepted_and_recorded():
     raw = changed("llama-biases", use_magic=True)
-    found = describe(raw, accept_unread=["use_magic", "not_there"])
+    with pytest.raises(BadRequest, match=r"--accept-unread use_magick: config\.json has no such key, so there is nothing to accept\. Did you mean use_magic\?"):
+        describe(raw, accept_unread=["use_magic", "use_magick"])
+    found = describe(raw, accept_unread=["use_magic"])
     assert found.accepted == ("use_magic",)
     assert found.spec == build(RAW["llama-biases"]).spec
     deep = describe(changed("llama-biases", rope_parameters={**YARN, "beta_medium": 3}), accept_unread=["rope_scaling.beta_medium"])

@@ -119,6 +119,10 @@ def test_the_files_are_believed_over_the_config(tmp_path: Path) -> None:
     decoder, report = load_decoder(write(tmp_path, llama(torch.bfloat16), dtype="float16"))
     assert decoder.embed.weight.dtype == torch.bfloat16
     assert report.notes == ("config.json says f16, the files hold bf16: the files are believed",)
+    _, report = load_decoder(write(tmp_path / "odd", llama(torch.bfloat16), dtype="foo"), device="cpu")
+    assert report.notes == ("config.json says foo, the files hold bf16: the files are believed",)
+    write(tmp_path / "torn", llama(torch.bfloat16), dtype="bfloat16", torch_dtype="float16")
+    assert message(tmp_path / "torn", BadConfig) == "config.json of 'torn' has dtype='bfloat16' and torch_dtype='float16'. Remove the wrong one."
 
 
 @pytest.mark.parametrize(("stated", "expected"), [("float32", "f32"), ("bfloat16", "bf16"), (None, "bf16"), ("float16", "bf16")])
@@ -173,7 +177,7 @@ def test_the_report_in_one_breath(tmp_path: Path) -> None:
     folder = write(tmp_path / "tiny-llama", llama(torch.bfloat16) | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(5)},
                    dtype="bfloat16", surprise=3, auto_map={"AutoModelForCausalLM": "modeling_x.X"})
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
-    _, report = load_decoder(folder, device="cpu", accept_unread=["surprise", "absent"], ops="reference")
+    _, report = load_decoder(folder, device="cpu", accept_unread=["surprise"], ops="reference")
     report = dataclasses.replace(report, seconds=0.0131)
     lines = report.lines()
     n_kb, n_parameters = (folder / "model.safetensors").stat().st_size / 1000, sum(t.numel() for t in llama().values())

@@ -258,7 +258,8 @@ def test_templates_are_found_where_models_keep_them(tmp_path: Path, library: Lib
 
 
 def test_a_template_is_chosen_by_name_by_file_and_for_tools(tmp_path: Path, library: Library) -> None:
-    named = [{"name": "default", "template": "{{ bos_token }}d{% if tools %}{% endif %}"}, {"name": "tool_use", "template": "{{ bos_token }}t{% if tools %}{% endif %}"}]
+    named = [{"name": "default", "template": "{{ bos_token }}d{% if tools %}{% endif %}"},
+             {"name": "tool_use", "template": "{{ bos_token }}t{% if tools %}{% endif %}"}]
     ours = load_tokenizer(folder_with(tmp_path, library, chat_template=named))
     (tmp_path / "mine.jinja").write_text("{{ bos_token }}m{{ eos_token }}")
     (tmp_path / "mine.json").write_text('{"chat_template": "{{ bos_token }}j"}')

@@ -56,4 +56,4 @@ def test_a_value_of_the_wrong_kind_names_what_it_makes(facts: dict[str, Any], ex
 
 def test_sizes_that_no_decoder_can_have() -> None:
     assert "3 query heads cannot share 2 key/value heads evenly" in message(num_attention_heads=3)
-    assert message(num_key_value_heads=0).startswith("config.json has a value of a kind that family 'llama' cannot read (")
+    assert message(num_key_value_heads=0).startswith("config.json describes no decoder of family 'llama': n_kv_heads is 0, and no decoder has fewer than 1")
