@@ -67,7 +67,7 @@ class Record:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Record:
-        """Raises BadRecord for a file that is missing, is not JSON, lacks a field, has one too many, or contradicts itself."""
+        """Raises BadRequest for a file that is not there, BadRecord for one that is not JSON, lacks a field, has one too many, or contradicts itself."""
         raw = _parse(Path(path))
         known = {f.name for f in fields(cls)}
         if raw.get("format") != FORMAT:
@@ -121,7 +121,7 @@ def place_for(path: str | os.PathLike[str]) -> Path:
 def _is_record(path: Path) -> bool:
     try:
         return bool(Record.read(path))
-    except BadRecord:
+    except (BadRecord, BadRequest):
         return False
 
 
@@ -175,7 +175,7 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         return read_object(path, BadRecord, f"{path}, where a run record was expected,")
     except OSError as error:
-        raise BadRecord(f"no run record can be read at {path}: {error.strerror}. `pellucid run --record FILE` writes one") from None
+        raise BadRequest(f"no run record can be read at {path}: {error.strerror}. `pellucid run --record FILE` writes one", field="record") from None
 
 
 def _input(role: str, facts: Any, path: str | os.PathLike[str]) -> Input:

@@ -131,7 +131,7 @@ def test_what_is_not_a_record_is_refused(tmp_path, content, message):
 
 
 def test_a_record_that_is_not_there_says_what_writes_one(tmp_path):
-    with pytest.raises(BadRecord, match=r"no run record can be read at .*nowhere\.json: No such file.*`pellucid run --record FILE` writes one"):
+    with pytest.raises(BadRequest, match=r"no run record can be read at .*nowhere\.json: No such file.*`pellucid run --record FILE` writes one"):
         Record.read(tmp_path / "nowhere.json")
 
 

@@ -7,6 +7,7 @@ at once.
 """
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     stdout is flushed here, so that a closed pipe or a full disk is met here and not in the interpreter's last breath.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding does not have is spelled out, as on stderr: LC_ALL=POSIX is no failure
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

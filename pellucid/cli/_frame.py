@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pellucid.cli._shown import show
 from pellucid.errors import PellucidError, did_you_mean, nearest
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, errors too.")]
@@ -102,17 +103,18 @@ def _report(words: dict[str, Any], as_json: bool) -> None:
     if as_json:
         emit({"error": words})
     else:
-        print(f"error: {words['message']}", file=sys.stderr)
+        note(f"error: {words['message']}")
 
 
-def emit(value: Mapping[str, Any] | Sequence[Any]) -> None:
-    """One JSON value on stdout, on one line."""
-    print(json.dumps(value, ensure_ascii=False, default=str))
+def emit(value: Mapping[str, Any]) -> None:
+    """One JSON object on stdout, on one line; letters that stdout's encoding may not have as JSON spells them."""
+    unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    print(json.dumps(value, ensure_ascii=not unicode, default=str))
 
 
-def note(text: str) -> None:
-    """A line for the person at the terminal, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+def note(text: str, *, dim: bool = False) -> None:
+    """A line for the person at the terminal, on stderr: harmless there, whatever a file or a model wrote into it."""
+    show(f"{text}\n", sys.stderr, dim=dim)
 
 
 def next_step(*words: str) -> None:

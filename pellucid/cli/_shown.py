@@ -8,10 +8,12 @@ from typing import Any, TextIO
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
-def show(piece: str, to: TextIO | None = None) -> None:
+def show(piece: str, to: TextIO | None = None, *, dim: bool = False) -> None:
     """A piece of text, at once. On a terminal control characters are made visible: a model's output must not steer it."""
     to = to or sys.stdout
-    to.write(harmless(piece) if to.isatty() else piece)
+    if to.isatty():
+        piece = f"{DIM}{harmless(piece)}{PLAIN}" if dim else harmless(piece)
+    to.write(piece)
     to.flush()
 
 

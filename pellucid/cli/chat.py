@@ -135,7 +135,7 @@ class _Chat:
         if completion.finish_reason == "context":
             note(f"the context of {self.conversation.model.spec.n_ctx:,} tokens is full: /clear begins a new conversation, /save FILE keeps this one first")
         if not self.quiet and not self.json:
-            note(f"{DIM}{summary(completion)}{PLAIN}" if sys.stderr.isatty() else summary(completion))
+            note(summary(completion), dim=True)
 
     def watch(self, stream: Any) -> None:
         """The answer as it comes; thinking dimmed, or one word in its place."""

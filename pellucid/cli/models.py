@@ -30,7 +30,7 @@ def command(
     pulled, shipped = hub.local_models(), hub_cache.shipped_model()
     models = [*pulled, shipped] if shipped else pulled
     if json:
-        emit([{**asdict(model), "last_used": _date(model.last_used)} for model in models])
+        emit({"folder": hub_cache.cache_folder(), "models": [{**asdict(model), "last_used": _date(model.last_used)} for model in models]})
         return
     for model in models:
         print(_line(model, max(len(each.repo) for each in models)))

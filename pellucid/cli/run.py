@@ -46,7 +46,7 @@ def command(
 
     \b
     pellucid run -p "It was a dark night, and"
-    pellucid run ./model -p "def main():" --temperature 0 --max-tokens 64 --stop "\\n\\n"
+    pellucid run ./model -p "def main():" --temperature 0 --max-tokens 64 --stop $'\\n\\n'
     cat letter.txt | pellucid run ./model --json
     pellucid run ./model -p "Once" --seed 7 --record once.json
     """

@@ -12,6 +12,7 @@ import typer
 from pellucid import cost
 from pellucid.cli import _options as o
 from pellucid.cli._frame import Json, emit, next_step, note
+from pellucid.cli._shown import harmless, show
 from pellucid.errors import BadTokenizer, PellucidError
 from pellucid.families._describe import Description, describe
 from pellucid.model.report import binary, count, size
@@ -106,7 +107,7 @@ def _show_template(folder: Path, model: str, chat_template: str | None, json: bo
     if json:
         emit({"model": model, "example": rendered})
     else:
-        print(rendered)
+        show(f"{rendered}\n")
     next_step("pellucid", "chat", *([model] if model != o.SHIPPED else []), *(["--chat-template", chat_template] if chat_template else []))
 
 
@@ -118,13 +119,13 @@ def _print(facts: dict[str, Any], spec: DecoderSpec) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for label, text in _rows(facts, spec):
-        table.add_row(label, text)
+        table.add_row(label, harmless(text))
     files = Table(box=None, pad_edge=False, header_style="bold")
     files.add_column("file", overflow="fold")
     files.add_column("size", justify="right", no_wrap=True)
     files.add_column("sha256", no_wrap=True)
     for name, n_bytes in facts["files"].items():
-        files.add_row(name, size(n_bytes), facts["sha256"][name])
+        files.add_row(harmless(name), size(n_bytes), facts["sha256"][name])
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 160  # a hash, a size and a file's name side by side, whatever reads the pipe

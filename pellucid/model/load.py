@@ -149,7 +149,8 @@ def _device(asked: str | torch.device) -> torch.device:
         device = torch.device(asked)
     except (RuntimeError, TypeError):
         device = None
-    if device is None or device.type not in there or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+    n = torch.cuda.device_count() if device is not None and device.type == "cuda" else 1
+    if device is None or device.type not in there or (device.index or 0) >= n:
         raise BadRequest(f"device={str(asked)!r} is not here (auto, {', '.join(there)}; torch {torch.__version__})", field="device")
     return device
 

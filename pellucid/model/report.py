@@ -1,9 +1,7 @@
 """What loading decided, as data and in one breath. No torch here."""
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 _SHOWN_TOKENS = 4096  # the context whose cache the report sizes, where the model reaches that far
 
@@ -53,10 +51,6 @@ class LoadReport:
         rows += [("note", note) for note in self.notes]
         width = max(len(label) for label, _ in rows) + 2
         return [f"{label:{width}}{text}" for label, text in rows]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report for machines: plain numbers, units in the names."""
-        return dataclasses.asdict(self)
 
 
 def count(n: int) -> str:

@@ -281,7 +281,7 @@ def _free_marks(values: list[Any], n: int) -> list[str]:
 def choose(tokenizer: Tokenizer, template: ChatTemplate | str | None = None, *, tools: object = None) -> ChatTemplate:
     """The template to use: the one given, by name or file, else the tokenizer's ("tool_use" with tools, where it has one of that name).
 
-    Raises BadTemplate where there is none, naming those there are.
+    Raises BadTemplate where there is none, naming those there are, BadRequest for one that is not there.
     """
     named = tokenizer.chat_templates
     if isinstance(template, ChatTemplate):
@@ -291,8 +291,8 @@ def choose(tokenizer: Tokenizer, template: ChatTemplate | str | None = None, *, 
             return named[template]
         if Path(template).is_file():
             return ChatTemplate.from_file(template, special_tokens=tokenizer.special_tokens)
-        raise BadTemplate(f"no chat template {template!r}: neither a file nor a name this model has "
-                          f"({', '.join(named) or 'it has none'}). Pass one: {_HINT}")
+        raise BadRequest(f"no chat template {template!r}: neither a file nor a name this model has "
+                         f"({', '.join(named) or 'it has none'}). Pass one: {_HINT}", field="chat_template")
     if tools and "tool_use" in named:
         return named["tool_use"]
     if (default := tokenizer.chat_template) is not None:

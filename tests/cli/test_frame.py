@@ -21,6 +21,7 @@ import pellucid
 from pellucid import cli, errors
 from pellucid.cli import _frame
 from pellucid.cli._frame import Json
+from tests.api.scripted import scripted_model
 from tests.cli.conftest import ROOT, Said, environment
 
 Say = Callable[..., Said]
@@ -244,6 +245,20 @@ def test_a_bracket_in_a_help_text_is_no_markup(probe: Any, say: Say) -> None:
 def test_the_next_command_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
     _frame.next_step("pellucid", "chat", "my models/a'b")
     assert capsys.readouterr().err == """next: pellucid chat 'my models/a'"'"'b'\n"""
+
+
+def test_files_do_not_steer_the_terminal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, say: Say) -> None:
+    folder = scripted_model(tmp_path / "m", [["a", "b"]], config={"\x1b[31mred": 3}, template="\x1b[2J{{ messages[-1].content }}")
+    (folder / "README.md").write_text('---\nlicense: "\\e[2Jmit"\n---\n')
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    vouched = ["--accept-unread", "\x1b[31mred"]
+    run = ["run", str(folder), "-p", "a"]
+    for args in (run, [*run, *vouched], ["show", str(folder), *vouched], ["show", str(folder), "--template"]):
+        said = say(*args)
+        assert "\x1b[31m" not in said.err + said.out, args
+        assert "\x1b[2J" not in said.err + said.out, args
+        assert "␛[" in said.err + said.out, args
 
 
 def test_json_is_one_line_and_keeps_letters(capsys: pytest.CaptureFixture[str]) -> None:

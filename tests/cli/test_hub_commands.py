@@ -173,7 +173,9 @@ def test_a_gated_repository_fails_with_advice(hub: Hub, say: Say) -> None:
 
 def test_models_json(hub: Hub, say: Say, cache: Path) -> None:
     pellucid_hub.pull(NAME)
-    value = [model for model in json.loads(say("models", "--local", "--json").out) if model["repo"] != "shipped"]
+    said = json.loads(say("models", "--local", "--json").out)
+    assert said["folder"] == str(hub_cache.cache_folder())
+    value = [model for model in said["models"] if model["repo"] != "shipped"]
     assert [{key: model[key] for key in ("repo", "commit", "revisions", "n_bytes", "verified", "interrupted")} for model in value] == [
         {"repo": NAME, "commit": COMMIT, "revisions": ["main"], "n_bytes": 3_000_052, "verified": True, "interrupted": False}]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", value[0]["last_used"])

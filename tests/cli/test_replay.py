@@ -107,7 +107,9 @@ def test_an_edited_text_is_noticed(say: Say, recorded: Path) -> None:
 
 
 def test_a_record_that_is_not_there_is_refused(say: Say, tmp_path: Path) -> None:
-    assert "no run record can be read at" in say("replay", str(tmp_path / "none.json")).err
+    done = say("replay", str(tmp_path / "none.json"))
+    assert (done.code, done.err) == (2, f"error: no run record can be read at {tmp_path}/none.json: No such file or directory. "
+                                        f"`pellucid run --record FILE` writes one\n")
 
 
 @pytest.mark.shared

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from pellucid.cli._shown import harmless, show
 from pellucid.records import Record
 from pellucid.weights import hub_cache
 from tests.api.scripted import scripted_model
-from tests.cli.conftest import Said
+from tests.cli.conftest import Said, environment
 from tests.conftest import SHARED
 
 Say = Callable[..., Said]
@@ -134,7 +135,7 @@ def test_sampling_flags_reach_the_model(say: Say, abc: str) -> None:
     (["--dtype", "int3"], 2, "error: dtype='int3' is not one the decoder runs in"),
     (["--device", "abacus"], 2, "error: device='abacus' is not here"),
     (["--threads", "0"], 2, "error: threads=0 is out of range"),
-    (["--chat-template", "nope"], 1, "error: no chat template 'nope'"),
+    (["--chat-template", "nope"], 2, "error: no chat template 'nope'"),
     (["--record", "/nowhere/r.json"], 2, "error: a run record cannot be written to /nowhere/r.json: there is no folder /nowhere"),
     (["--record", "/"], 2, "error: a run record cannot be written to /: it is a folder"),
     (["-p", "a" * 200], 2, "error: the prompt has 200 tokens; this model's context holds 128"),
@@ -216,6 +217,28 @@ def test_json_is_one_object_where_the_record_fails_late(say: Say, abc: str, tmp_
     done = say("run", abc, "-p", "a", "--json", "-q", "--record", str(tmp_path / "r.json"))
     assert (done.code, json.loads(done.out)["error"]["message"]) == (1, "No space left on device")
     assert say("run", abc, "-p", "a", "-q", "--record", str(tmp_path / "r.json")) == (1, "bcdefghijkl\n", "error: No space left on device\n")
+
+
+def test_the_example_of_a_stop_string_stops(say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a shell reads it: a stop string of backslashes and letters would never be met."""
+    scripted_model(tmp_path / "model", [[":", *"ab\n\n"]])
+    monkeypatch.chdir(tmp_path)
+    (example,) = (line.strip() for line in str(inspect.getdoc(run.command)).splitlines() if "--stop" in line)
+    read = subprocess.run(["bash", "-c", f"pellucid() {{ printf '%s\\0' \"$@\"; }}; {example}"], capture_output=True, text=True, check=True).stdout
+    said = json.loads(say(*read.removesuffix("\0").split("\0"), "--json").out)
+    assert (said["text"], said["finish_reason"], said["stopped_by"]) == ("ab", "stop", "\n\n")
+
+
+def test_a_stdout_that_is_not_utf8_gets_what_it_can_hold(tmp_path: Path) -> None:
+    folder = str(scripted_model(tmp_path / "m", [["x", "🧀", "!"]]))
+
+    def written(encoding: str, *flags: str) -> bytes:
+        done = subprocess.run([sys.executable, "-m", "pellucid", "run", folder, "-p", "x", "-q", *flags], capture_output=True, check=False,
+                              env=environment(tmp_path, PYTHONIOENCODING=encoding))
+        assert (done.returncode, done.stderr) == (0, b"")
+        return done.stdout
+    assert written("ascii") == b"\\U0001f9c0!\n"
+    assert json.loads(written("latin1", "--json"))["text"] == "🧀!"
 
 
 @pytest.mark.shared

@@ -148,7 +148,7 @@ def test_a_dtype_that_is_none(tmp_path: Path) -> None:
         "dtype='int4' is not one the decoder runs in (auto, float32, bfloat16, float16, float64)")
 
 
-@pytest.mark.parametrize("device", ["tpu9", "meta", "cuda:77", "xpu"])
+@pytest.mark.parametrize("device", ["tpu9", "meta", "cuda:77", "xpu", "cpu:3"])
 def test_a_device_that_is_not_here(tmp_path: Path, device: str) -> None:
     text = message(write(tmp_path), BadRequest, device=device)
     assert text.startswith(f"device={device!r} is not here (auto, cpu")
@@ -194,7 +194,7 @@ def test_the_report_in_one_breath(tmp_path: Path) -> None:
 
 def test_the_report_for_machines_is_plain_json(tmp_path: Path) -> None:
     _, report = load_decoder(write(tmp_path / "m"), device="cpu")
-    facts = json.loads(json.dumps(report.as_dict()))
+    facts = json.loads(json.dumps(dataclasses.asdict(report)))
     assert facts["n_parameters"] == sum(t.numel() for t in llama().values())
     assert facts["n_heads"] == [4, 4]
     assert facts["cache_bytes_per_token"] == 2 * 2 * 2 * 10 * 4

@@ -276,7 +276,7 @@ def test_what_is_missing_is_an_error_that_says_what_to_pass(tmp_path: Path, libr
     assert ours.chat_template is None
     with pytest.raises(BadTemplate, match=r"has no chat template, so its prompt format is not known.*--chat-template FILE\|NAME"):
         chat_ids(ours, [USER])
-    with pytest.raises(BadTemplate, match=r"no chat template 'nope': neither a file nor a name this model has \(it has none\)"):
+    with pytest.raises(BadRequest, match=r"no chat template 'nope': neither a file nor a name this model has \(it has none\)"):
         chat_ids(ours, [USER], template="nope")
     ours = load_tokenizer(folder_with(tmp_path, library, chat_template=[{"name": "a", "template": "a"}, {"name": "b", "template": "b"}]))
     with pytest.raises(BadTemplate, match=r"has several chat templates and none is its default: a, b\. Choose one"):
