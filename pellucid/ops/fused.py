@@ -59,6 +59,10 @@ class Fused(Reference):
         if T == 1 and narrow:
             first = max(0 if window is None else S - window, 0 if chunk is None else (S - 1) // chunk * chunk)
             k_BKSC, v_BKSC, narrow = k_BKSC[:, :, first:], v_BKSC[:, :, first:], False
+        if T == 1 and sinks_H is not None and q_THC.is_cpu:
+            # A sink would cost a copy of all keys and values: for one query the scores, written out, are a fifth of it in float32.
+            k_SKC, v_SKC = (x.transpose(1, 2).flatten(0, 1) for x in (k_BKSC, v_BKSC))
+            return super().attend(q_THC, k_SKC, v_SKC, q_lengths=q_lengths, k_lengths=[k_BKSC.shape[2]] * B, **how | {"window": None, "chunk": None})
         mask = visible(T, S, window, chunk, q_THC.device) if narrow or 1 < T < S or (T > 1 and (sinks_H is not None or slopes_H is not None)) else None
         if slopes_H is not None:
             bias_HTS = falling(slopes_H, T, k_BKSC.shape[2])
