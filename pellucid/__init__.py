@@ -9,19 +9,30 @@ Importing this imports no torch; the first use of a name below brings what it ne
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from pellucid import errors
 
 if TYPE_CHECKING:
     from pellucid.api import Model, load
-    from pellucid.tokenizer import load_tokenizer
+    from pellucid.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
 
 __all__ = ["Model", "__version__", "errors", "load", "load_tokenizer"]
 
-_HOME = {"Model": "pellucid.api", "load": "pellucid.api", "load_tokenizer": "pellucid.tokenizer"}
+_HOME = {"Model": "pellucid.api", "load": "pellucid.api"}
+
+
+def load_tokenizer(path: str | os.PathLike[str], *, pattern: str | None = None) -> Tokenizer:
+    """The tokenizer of what `load` would load, a folder, a file, "shipped" or a downloaded `owner/name[@revision]`; no weights are needed.
+
+    pattern, and what is raised: see tokenizer.load.load_tokenizer; ModelNotFound also for a repository that is not on this disk.
+    """
+    from pellucid.tokenizer import load_tokenizer
+    from pellucid.weights.hub_cache import resolve
+    return load_tokenizer(resolve(path), pattern=pattern)
 
 
 def __getattr__(name: str) -> Any:

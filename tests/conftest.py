@@ -17,6 +17,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs the data folder ../shared/data"))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("linux") and not Path("/proc/self/smaps").exists():
+            item.add_marker(pytest.mark.skip(reason="needs Linux's /proc"))
 
 
 @pytest.fixture(scope="session")

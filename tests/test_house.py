@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,3 +71,12 @@ def test_the_package_imports_no_test_oracle() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not oracles & {n.split(".")[0] for n in names}, f"{path}:{node.lineno}"
+
+
+def test_every_skip_is_a_row_of_skips_md() -> None:
+    """Skips are markers that tests/conftest.py judges; none stands in a test of its own."""
+    tests = Path(__file__).parent
+    rows = set(re.findall(r"^\| `(\w+)` \|", (tests / "SKIPS.md").read_text(encoding="utf8"), re.M))
+    assert rows == set(re.findall(r'get_closest_marker\("(\w+)"\)', (tests / "conftest.py").read_text(encoding="utf8")))
+    skips = re.compile(r"mark\.skip|pytest\.skip|importorskip")
+    assert not [path.name for path in tests.rglob("*.py") if path.name not in ("conftest.py", "test_house.py") and skips.search(path.read_text("utf8"))]

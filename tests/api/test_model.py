@@ -16,6 +16,7 @@ from pellucid.api.completion import OPTIONS, SAMPLING, Options
 from pellucid.engine.request import Sampling
 from pellucid.errors import BadConfig, BadRequest, BadTemplate, BadTokenizer, EmptyPrompt, ModelNotFound, PromptTooLong, UnsupportedModel
 from pellucid.records import Record
+from pellucid.weights import hub_cache
 
 from .conftest import ABC, THOUGHT
 from .scripted import scripted_model
@@ -451,6 +452,17 @@ def test_the_options_are_the_samplers_and_these():
 
 
 # the front door
+
+
+def test_a_tokenizer_is_found_under_the_names_that_models_have(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub_cache, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(hub_cache, "__file__", str(tmp_path / "pellucid/weights/hub_cache.py"))
+    scripted_model(tmp_path / "cache/models--acme--abc/snapshots" / ("0" * 40), [ABC])
+    scripted_model(tmp_path / "pellucid/shipped", [ABC], think="special")
+    assert pellucid.load_tokenizer("acme/abc").n_vocab == 259
+    assert pellucid.load_tokenizer("shipped").n_vocab == 261
+    with pytest.raises(ModelNotFound, match=r"'acme/abd' is not on this disk, neither as a path nor as a download\. Did you mean acme/abc\? Try: pellucid"):
+        pellucid.load_tokenizer("acme/abd")
 
 
 def test_importing_pellucid_imports_no_torch():

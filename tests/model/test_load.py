@@ -335,7 +335,6 @@ def measure(folder: Path, small: Path, dtype: str, then: str) -> tuple[int, int,
     return peak, loaded, weights
 
 
-needs_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 BIG = {"vocab_size": 8192, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 6, "num_attention_heads": 16, "num_key_value_heads": 8,
        "head_dim": 64, "max_position_embeddings": 64, "rms_norm_eps": 1e-5}
 
@@ -359,7 +358,7 @@ def meta_llama(**config: Any) -> dict[str, torch.Tensor]:
         return llama(**config)
 
 
-@needs_linux
+@pytest.mark.linux
 def test_loading_reads_nothing_and_running_holds_the_weights_once(big: Path, tmp_path: Path) -> None:
     peak, loaded, weights = measure(big, write(tmp_path), "auto", "run")
     assert weights > 200e6
@@ -367,13 +366,13 @@ def test_loading_reads_nothing_and_running_holds_the_weights_once(big: Path, tmp
     assert peak < 1.15 * weights, f"{peak / weights:.2f} times the weights"
 
 
-@needs_linux
+@pytest.mark.linux
 def test_another_dtype_is_made_tensor_by_tensor(big: Path, tmp_path: Path) -> None:
     peak, _, weights = measure(big, write(tmp_path), "float16", "load")
     assert peak < 1.15 * weights, f"{peak / weights:.2f} times the weights"
 
 
-@needs_linux
+@pytest.mark.linux
 def test_a_legacy_file_is_mapped_too(big: Path, tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old/config.json").write_text((big / "config.json").read_text())
@@ -383,7 +382,7 @@ def test_a_legacy_file_is_mapped_too(big: Path, tmp_path: Path) -> None:
     assert peak < 1.15 * weights, f"{peak / weights:.2f} times the weights"
 
 
-@needs_linux
+@pytest.mark.linux
 def test_a_layout_that_must_be_copied_is_copied_once(tmp_path: Path) -> None:
     """GPT-NeoX interleaves q, k and v head by head, so that a third of the weights cannot be views."""
     D, F, L, V = 1024, 4096, 8, 4096

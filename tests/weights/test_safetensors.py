@@ -81,7 +81,7 @@ def resident(address: int) -> int:
     raise AssertionError("no mapping holds this address")
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's /proc")
+@pytest.mark.linux
 def test_released_memory_goes_back_and_the_values_stay(tmp_path: Path) -> None:
     x = torch.arange(1 << 20, dtype=torch.float32)  # 4 MiB
     save_file({"x": x, "y": x + 1}, tmp_path / "f")
