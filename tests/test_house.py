@@ -15,7 +15,8 @@ PACKAGE = Path(pellucid.__file__).parent
 FLOORS = [["errors"], ["spec"], ["records", "cost"], ["tokenizer", "weights"], ["families"], ["catalog"], ["ops"], ["model"], ["engine"], ["api"],
           ["data"], ["guard"], ["evaluate"], ["audit"], ["train"], ["serve"], ["cli"]]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
-TORCH_FREE = ["errors", "spec", "records", "cost", "families", "families._describe", "catalog", "catalog.families", "weights.names", "weights.header", "weights.hub", "cli"]
+TORCH_FREE = ["errors", "spec", "records", "cost", "families", "families._describe", "catalog", "catalog.families",
+              "weights.names", "weights.header", "weights.hub", "cli"]
 
 
 def imports(path: Path) -> list[tuple[int, str]]:
