@@ -263,7 +263,7 @@ def test_tools_documents_and_arguments_reach_the_template(tmp_path, abc_folder):
 
 
 def test_a_template_that_is_neither_file_nor_name_is_refused(abc_folder):
-    with pytest.raises(BadTemplate, match="nowhere"):
+    with pytest.raises(BadRequest, match="nowhere"):
         pellucid.load(abc_folder, chat_template="nowhere.jinja")
 
 
