@@ -85,6 +85,11 @@ def test_gemma4_as_released_says_the_widths_of_its_full_layers_once():
     assert read_spec(raw | {"layer_types": ["sliding_attention"] * 4}).layers[-1].mixer.window is None
 
 
+def test_ministral3_with_vision_is_a_mistral3_wrapper_around_it():
+    text = build(CASE["ministral3-released"])
+    assert read_spec({"model_type": "mistral3", "text_config": text.raw, "tie_word_embeddings": False}) == text.spec
+
+
 def test_what_corrects_a_choice_of_experts_stays_float32_in_a_half_precision_model(tmp_path):
     theirs = randomized(CASE["dots1-groups"])
     theirs.save_pretrained(tmp_path)
