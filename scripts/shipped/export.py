@@ -110,14 +110,16 @@ def write_card(source: Path, out: Path, decoder: Decoder, state: dict, nats: flo
     weights = (out / "model.safetensors").read_bytes()
     bits = nats / math.log(2) * data["heldout"]["tokens"] / data["heldout"]["bytes"]
     seen = state["step"] * TOKENS_PER_STEP
+    train, heldout, width = data["train"], data["heldout"], CONFIG["hidden_size"]
     facts = dict(
-        n_parameters=sum(p.numel() for p in decoder.parameters()), layers=CONFIG["num_hidden_layers"], width=CONFIG["hidden_size"],
+        n_parameters=sum(p.numel() for p in decoder.parameters()), layers=CONFIG["num_hidden_layers"], width=width,
         heads=CONFIG["num_attention_heads"], head=CONFIG["head_dim"], ff=CONFIG["intermediate_size"], context=CONFIG["max_position_embeddings"],
-        megabytes=len(weights) / 1e6, sha256=hashlib.sha256(weights).hexdigest(), n_vocab=CONFIG["vocab_size"], train_books=data["train"]["books"], train_bytes=data["train"]["bytes"] / 1e6,
-        train_tokens=data["train"]["tokens"] / 1e6, archive=data["archive_sha256"], heldout_books=data["heldout"]["books"],
-        titles="; ".join((source / "heldout_books.txt").read_text().replace("/", ", ").splitlines()), steps=state["step"],
-        per_step=TOKENS_PER_STEP, seen=seen / 1e6, epochs=seen / data["train"]["tokens"], minutes=state["spent"] / 60, rate=LEARNING_RATE,
-        nats=nats, bits=bits, heldout_tokens=data["heldout"]["tokens"], window=WINDOW)
+        megabytes=len(weights) / 1e6, sha256=hashlib.sha256(weights).hexdigest(), n_vocab=CONFIG["vocab_size"],
+        train_books=train["books"], train_bytes=train["bytes"] / 1e6, train_tokens=train["tokens"] / 1e6, archive=data["archive_sha256"],
+        heldout_books=heldout["books"], heldout_tokens=heldout["tokens"],
+        titles="; ".join((source / "heldout_books.txt").read_text().replace("/", ", ").splitlines()),
+        steps=state["step"], per_step=TOKENS_PER_STEP, seen=seen / 1e6, epochs=seen / train["tokens"], minutes=state["spent"] / 60,
+        rate=LEARNING_RATE, nats=nats, bits=bits, window=WINDOW)
     (out / "README.md").write_text(CARD.format(**facts))
     print(f"{facts['n_parameters']:,} parameters, {nats:.4f} nats per token, {bits:.4f} bits per byte, {len(weights) / 1e6:.1f} MB")
 
