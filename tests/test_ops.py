@@ -142,6 +142,23 @@ def test_xielu(ops, dtype):
     near(ops.xielu(x, *numbers), REFERENCE.xielu(x.float(), *numbers), dtype, 1)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_is_faster_without_gradients_is_the_same(ops, dtype):
+    """One token's products, and norms over many numbers: backends take other ways there."""
+    with torch.inference_mode():
+        weight, bias = random(9, 300, dtype=dtype, seed=1), random(9, dtype=dtype, seed=2)
+        for x in (random(1, 300, dtype=dtype), random(2, 300, dtype=dtype)):
+            near(ops.matmul(x, weight), x.float() @ weight.float().T, dtype, 2)
+            near(ops.matmul(x, weight, bias), x.float() @ weight.float().T + bias.float(), dtype, 2)
+            near(ops.matmul(x, weight.T.contiguous().T), x.float() @ weight.float().T, dtype, 2)
+        x, gain = random(65, 1024, dtype=dtype), random(1024, dtype=dtype, seed=1)
+        before = x.clone()
+        for weight in (None, gain):
+            expected = REFERENCE.normalize(x.float(), None if weight is None else weight.float(), None, kind="rms", eps=1e-5, offset=0.0)
+            near(ops.normalize(x, weight, None, kind="rms", eps=1e-5, offset=0.0), expected, dtype, 2)
+        assert torch.equal(x, before)
+
+
 # The reference itself, against loops over plain Python numbers.
 
 
