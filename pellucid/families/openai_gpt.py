@@ -4,28 +4,15 @@ https://cdn.openai.com/research-covers/language-unsupervised/language_understand
 Facts: https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/models/openai/modeling_openai.py
 """
 from pellucid.errors import UnsupportedModel
-from pellucid.families import _buffers
+from pellucid.families import gpt2
 from pellucid.families._config import Config
 from pellucid.spec import Activation, Attention, DecoderSpec, FeedForward, Layer, Norm
-from pellucid.weights.names import Rule, to
+from pellucid.weights.names import Rule
 
 WEIGHTS: dict[str, Rule] = {  # OpenAI's own repository was saved without the `transformer.` prefix
     "[transformer.]tokens_embed.weight": "embed.weight",
     "[transformer.]positions_embed.weight": "pos_embed.weight",
-    "lm_head.weight": "unembed.weight",
-}
-WEIGHTS |= {f"[transformer.]h.{{i}}.{theirs}.{p}": f"blocks.{{i}}.{ours}.{p}" for p in ("weight", "bias") for theirs, ours in {
-    "ln_1": "attn_norm",
-    "ln_2": "mlp_norm",
-}.items()}
-WEIGHTS |= {f"[transformer.]h.{{i}}.{theirs}.{p}": to(*(f"blocks.{{i}}.{x}.{p}" for x in ours), transpose=p == "weight")
-            for p in ("weight", "bias") for theirs, ours in {
-    "attn.c_attn": ("attn.q", "attn.k", "attn.v"),
-    "attn.c_proj": ("attn.o",),
-    "mlp.c_fc": ("mlp.up",),
-    "mlp.c_proj": ("mlp.down",),
-}.items()}
-WEIGHTS |= _buffers.MASKS
+} | {k: v for k, v in gpt2.WEIGHTS.items() if not any(part in k for part in (".]wte.", ".]wpe.", ".]ln_f."))}
 
 
 def spec(c: Config) -> DecoderSpec:
