@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from pellucid.errors import BadRequest
 from pellucid.model import rope as rotary
 from pellucid.model.cache import Cache
+from pellucid.model.experts import MixtureOfExperts
 from pellucid.model.latent import CompressedAttention
+from pellucid.model.mlp import Mlp
 from pellucid.model.parts import Embed, Normalize, Project, Rows, Tables
 from pellucid.model.positions import sinusoids
 from pellucid.ops.interface import Ops
-from pellucid.spec import Attention, DecoderSpec, Dynamic, Experts, FeedForward, LatentAttention, Layer, LongRope, Rope
+from pellucid.spec import Attention, DecoderSpec, Dynamic, Experts, LatentAttention, Layer, LongRope, Rope
 
 
 def kept_in(name: str, dtype: torch.dtype) -> torch.dtype:
@@ -113,78 +115,6 @@ class SoftmaxAttention(nn.Module):
         if self.mixer.alibi is not None and (self._slopes is None or self._slopes.device != device):
             self._slopes = torch.tensor(self.mixer.alibi.slopes(self.mixer.n_heads), device=device)
         return self._slopes
-
-
-class Xielu(nn.Module):
-    """An activation with four learned numbers."""
-
-    def __init__(self, ops: Ops) -> None:
-        super().__init__()
-        self.ops = ops
-        self.alpha_p, self.alpha_n = nn.Parameter(torch.empty(1)), nn.Parameter(torch.empty(1))
-        self.beta, self.eps = nn.Parameter(torch.empty(())), nn.Parameter(torch.empty(()))
-
-    def forward(self, x_TF: Tensor) -> Tensor:
-        return self.ops.xielu(x_TF, self.alpha_p, self.alpha_n, self.beta, self.eps)
-
-
-class Mlp(nn.Module):
-    """The feed-forward of one layer, or one expert of it."""
-
-    def __init__(self, ops: Ops, d_model: int, mlp: FeedForward) -> None:
-        super().__init__()
-        self.ops, self.mlp = ops, mlp
-        self.gate = Project(ops, d_model, mlp.d_ff, mlp.bias) if mlp.gated else None
-        self.up = Project(ops, d_model, mlp.d_ff, mlp.bias)
-        self.down = Project(ops, mlp.d_ff, d_model, mlp.bias)
-        self.xielu = Xielu(ops) if mlp.xielu else None
-
-    def forward(self, x_TD: Tensor) -> Tensor:
-        if self.xielu is not None:
-            return self.down(self.xielu(self.up(x_TD)))
-        if self.gate is None:
-            return self.down(self.ops.activate(self.up(x_TD), self.mlp.act))
-        mlp = self.mlp
-        return self.down(self.ops.gated(self.gate(x_TD), self.up(x_TD), mlp.act, slope=mlp.slope, limit=mlp.limit, up_offset=mlp.up_offset))
-
-
-class Router(Project):
-    """A token's logit for each expert, (T, X), in float32 whatever the model runs in: a rounding here would choose another expert."""
-
-    def __init__(self, ops: Ops, d_model: int, experts: Experts) -> None:
-        super().__init__(ops, d_model, experts.n_experts, experts.router_bias)
-        self.correction = nn.Parameter(torch.empty(experts.n_experts)) if experts.correction else None
-        self.gain = nn.Parameter(torch.empty(1, experts.n_experts)) if experts.share_gain else None
-
-    def forward(self, x_TD: Tensor) -> Tensor:
-        return self.ops.matmul(x_TD.float(), self.weight.float(), None if self.bias is None else self.bias.float())
-
-
-class MixtureOfExperts(nn.Module):
-    """A router and its experts; each token visits only the experts chosen for it, and the shared one."""
-
-    def __init__(self, ops: Ops, d_model: int, experts: Experts) -> None:
-        super().__init__()
-        self.ops, self.spec = ops, experts
-        self.router = Router(ops, d_model, experts)
-        self.experts = nn.ModuleList(Mlp(ops, d_model, experts.each) for _ in range(experts.n_experts))
-        self.shared = None if experts.shared is None else Mlp(ops, d_model, experts.shared)
-        self.shared_gate = Project(ops, d_model, 1, bias=False) if experts.shared_gate else None
-
-    def forward(self, x_TD: Tensor) -> Tensor:
-        share_TA, expert_TA = self.ops.route(self.router(x_TD), self.router.correction, self.spec)
-        if self.router.gain is not None:
-            share_TA = share_TA * self.router.gain[0, expert_TA]
-        out_TD = torch.zeros_like(x_TD)
-        for e in expert_TA.unique().tolist():
-            token, choice = (expert_TA == e).nonzero(as_tuple=True)
-            share = share_TA[token, choice, None].to(x_TD.dtype)
-            x, expert = x_TD[token], self.experts[e]
-            out_TD.index_add_(0, token, expert(x * share) if self.spec.scale_input else expert(x) * share)
-        if self.shared is None:
-            return out_TD
-        shared_TD = self.shared(x_TD)
-        return out_TD + (shared_TD if self.shared_gate is None else self.shared_gate(x_TD).sigmoid() * shared_TD)
 
 
 class Block(nn.Module):
