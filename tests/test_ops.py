@@ -144,7 +144,7 @@ def test_xielu(ops, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_what_is_faster_without_gradients_is_the_same(ops, dtype):
-    """One token's products, and norms over many numbers: backends take other ways there."""
+    """One token's products, norms over many numbers, rotation and gates: backends take other ways there, and may not write where they read."""
     with torch.inference_mode():
         weight, bias = random(9, 300, dtype=dtype, seed=1), random(9, dtype=dtype, seed=2)
         for x in (random(1, 300, dtype=dtype), random(2, 300, dtype=dtype)):
@@ -157,6 +157,12 @@ def test_what_is_faster_without_gradients_is_the_same(ops, dtype):
             expected = REFERENCE.normalize(x.float(), None if weight is None else weight.float(), None, kind="rms", eps=1e-5, offset=0.0)
             near(ops.normalize(x, weight, None, kind="rms", eps=1e-5, offset=0.0), expected, dtype, 2)
         assert torch.equal(x, before)
+        heads, (cos, sin) = random(5, 3, C, dtype=dtype), tables(random(C // 2, seed=1), 1.0, torch.arange(5) * 7)
+        gate, up = random(5, 12, dtype=dtype), random(5, 12, dtype=dtype, seed=1)
+        kept = [t.clone() for t in (heads, gate, up)]
+        near(ops.rotate(heads, cos, sin, pairing="half"), REFERENCE.rotate(heads.float(), cos, sin, pairing="half"), dtype, 1)
+        near(ops.gated(gate, up, "silu"), REFERENCE.gated(gate.float(), up.float(), "silu"), dtype, 2)
+        assert all(map(torch.equal, (heads, gate, up), kept))
 
 
 # The reference itself, against loops over plain Python numbers.

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.ops.reference import Reference, falling, visible
+from pellucid.spec import Activation
 
 BLOCK = 256  # queries: so many at a time where each head has a bias of its own, and the tensor of biases would outgrow the rest
 LARGE = 1 << 16  # numbers: above this, torch's rms_norm on a CPU (which makes a tensor for every step) is slower than working in place
@@ -39,6 +40,19 @@ class Fused(Reference):
         if x.is_cpu and x.numel() >= LARGE and not torch.is_grad_enabled():
             return rms_in_place(x, weight, eps)
         return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+    def rotate(self, x_THC: Tensor, cos_TR: Tensor, sin_TR: Tensor, *, pairing: Literal["half", "adjacent"]) -> Tensor:
+        R = cos_TR.shape[-1]
+        if pairing != "half" or x_THC.shape[-1] != R or torch.is_grad_enabled():
+            return super().rotate(x_THC, cos_TR, sin_TR, pairing=pairing)
+        x_THR = x_THC.float()
+        turned_THR = x_THR.roll(R // 2, -1).mul_(sin_TR[:, None]).addcmul_(x_THR, cos_TR[:, None])  # 0.6 times the time of a tensor for each step
+        return turned_THR.to(x_THC.dtype)
+
+    def gated(self, gate_TF: Tensor, up_TF: Tensor, act: Activation, *, slope: float = 1.0, limit: float | None = None, up_offset: float = 0.0) -> Tensor:
+        if act != "silu" or slope != 1.0 or limit is not None or up_offset or torch.is_grad_enabled():
+            return super().gated(gate_TF, up_TF, act, slope=slope, limit=limit, up_offset=up_offset)
+        return F.silu(gate_TF).mul_(up_TF)
 
     def attend(self, q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, q_lengths: Sequence[int], k_lengths: Sequence[int],
                scale: float, window: int | None, softcap: float | None, chunk: int | None = None, sinks_H: Tensor | None = None,
