@@ -33,13 +33,23 @@ class Linear:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dynamic:
-    """Rope scaling: plain up to `original` tokens, and an error past them.
-
-    There the base would grow with the length of the row (https://arxiv.org/abs/2306.15595's NTK variant), so that keys already
-    cached would have turned by the wrong angle, and a cached pass could not equal the full one.
+    """Rope scaling: plain in rows of up to `original` tokens; the base of a row n times as long is stretched as by Ntk, at all its positions, with
+    alpha = 1 + factor * (n - 1), or with n rounded up to a power of two. https://arxiv.org/abs/2309.00071, section 3.3
     """
 
     original: int
+    factor: float
+    doubling: bool = False
+
+    def __post_init__(self) -> None:
+        _positive(original=self.original)
+
+    def turns_as(self, length: int) -> int:
+        """The length that stands for all whose rows turn as a row of `length` tokens does."""
+        return self.original << ((max(length, 1) - 1) // self.original).bit_length() if self.doubling else max(length, self.original)
+
+    def alpha(self, length: int) -> float:
+        return 1 + self.factor * (self.turns_as(length) / self.original - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +88,10 @@ class LongRope:
     original: int
     gain: float
 
+    def turns_as(self, length: int) -> int:
+        """The length that stands for all whose rows turn as a row of `length` tokens does."""
+        return self.original + (length > self.original)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ntk:
@@ -112,6 +126,8 @@ class Rope:
     def __post_init__(self) -> None:
         if isinstance(self.scaling, Proportional) and not 0 <= self.scaling.turning <= self.d_rotary // 2:
             raise ValueError(f"{self.scaling.turning} of {self.d_rotary // 2} pairs cannot turn")
+        if isinstance(self.scaling, Ntk | Dynamic) and self.d_rotary <= 2:
+            raise ValueError("the base of a rope with one pair cannot be stretched: nothing turns slower")
         if isinstance(self.scaling, LongRope) and {len(self.scaling.short), len(self.scaling.long)} != {self.d_rotary // 2}:
             raise ValueError(f"{len(self.scaling.short)} short and {len(self.scaling.long)} long factors are not those of {self.d_rotary // 2} pairs")
 

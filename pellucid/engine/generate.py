@@ -13,6 +13,7 @@ from pellucid.errors import BadRequest, EmptyPrompt, PromptTooLong
 from pellucid.model.cache import Cache
 from pellucid.model.decoder import Decoder
 from pellucid.model.parts import Rows
+from pellucid.model.rope import by_length, planned
 
 CHUNK = 512  # prompt tokens a pass: bounds the memory of attention scores, and is past where longer chunks gain speed on a CPU
 
@@ -27,8 +28,9 @@ class Memory:
         self.decoder = decoder
         self.ids: list[int] = []
         self.cache = Cache(decoder.spec)
+        self._scalings = by_length(decoder.spec)
 
-    def keep(self, prompt_ids: Sequence[int]) -> int:
+    def keep(self, prompt_ids: Sequence[int], end: int) -> int:
         """Forget everything past the tokens shared with this prompt, its last token not among them; how many those are.
 
         The last token is computed again in any case: its logits are what generation starts from.
@@ -40,13 +42,13 @@ class Memory:
             n += 1
         del self.ids[n:]
         self.cache.truncate(0, n)
-        self.plan(len(prompt_ids))
+        self.plan(len(prompt_ids), end)
         return len(self.ids)
 
-    def plan(self, n_tokens: int) -> list[int]:
-        """Says that the sequence is going to be so long; the ids that were forgotten for it, because the rope of so long a one is another."""
+    def plan(self, n_tokens: int, end: int) -> list[int]:
+        """Says that the sequence is going to be so long, and `end` tokens at most; the ids that were forgotten because its rope changes there."""
         forgotten: list[int] = []
-        if not self.cache.plan(0, n_tokens):
+        if not self.cache.plan(0, planned(self._scalings, n_tokens, end)):
             forgotten, self.ids = self.ids, []
         return forgotten
 
@@ -73,6 +75,7 @@ class Generation(Iterator[int]):
         check_vocabulary(request.stop_ids, decoder.spec.n_vocab, "stop_ids")
         self.sampler = Sampler([request], decoder.spec.n_vocab, self.device)
         self.room = n_ctx - n
+        self.end = n - 1 + min(self.room, request.max_tokens or self.room)  # tokens the memory holds at most: the last id is never fed
         self.ids: list[int] = []
         self.logprobs: list[float] = []
         self.finish_reason: FinishReason | None = None
@@ -121,7 +124,7 @@ class Generation(Iterator[int]):
     def _prefill(self) -> Tensor:
         """Logits (1, V) after the prompt, computed in chunks from where the memory ends."""
         ids = self.request.prompt_ids
-        start = self.n_reused = self.memory.keep(ids)
+        start = self.n_reused = self.memory.keep(ids, self.end)
         return self._feed_in_chunks(ids[start:])
 
     def _feed_in_chunks(self, ids: Sequence[int]) -> Tensor:
@@ -132,7 +135,7 @@ class Generation(Iterator[int]):
 
     def _next(self) -> Tensor:
         """Logits (1, V) after the newest id."""
-        if forgotten := self.memory.plan(len(self.memory.ids) + 1):
+        if forgotten := self.memory.plan(len(self.memory.ids) + 1, self.end):
             return self._feed_in_chunks([*forgotten, self.ids[-1]])
         return self._feed(self._last_1, self.ids[-1:])
 

@@ -70,7 +70,8 @@ class Sampling:
 class Request:
     """One sequence to continue. Raises BadRequest for ids or counts that cannot be.
 
-    max_tokens: how many ids may come; None = as many as the context has room for.
+    max_tokens: how many ids may come; None = as many as the context has room for. Under dynamic rope scaling it also says how long a row past the
+        original length may become, and so by which angles all of it turns.
     stop_ids: ids that end the output; the one that did is the output's last id.
     logprobs: also report the log-probability of every id that comes.
     """

@@ -197,8 +197,7 @@ def _linear(facts: dict[str, Any], c: Config) -> Linear:
 
 
 def _dynamic(facts: dict[str, Any], c: Config) -> Dynamic:
-    facts.pop("factor")  # says how the base grows past `original`, where we do not go: see Dynamic
-    return Dynamic(original=c("max_position_embeddings"))
+    return Dynamic(original=c("max_position_embeddings"), factor=facts.pop("factor"))
 
 
 def _llama3(facts: dict[str, Any], c: Config) -> Llama3:

@@ -11,7 +11,7 @@ from pellucid.families._buffers import MTP_LAYERS
 from pellucid.families._config import Config
 from pellucid.families._kinds import check_kinds
 from pellucid.families._resemble import likeness
-from pellucid.spec import DecoderSpec
+from pellucid.spec import DecoderSpec, Dynamic
 from pellucid.weights.names import NameTable, Place, Table
 
 # Layers appended to the ordinary ones, counted by: DeepSeek-V3, GLM-4.5, MiMo.
@@ -60,13 +60,14 @@ def describe(raw: Mapping[str, Any], *, accept_unread: Iterable[str] = (), where
                  num_nextn_predict_layers="those layers are left out, and the load report says so")
     try:
         spec: DecoderSpec = module.spec(config)
+        check_kinds(spec, where)
+        spec = replace(spec, n_ctx=_context(spec))
     except ValueError as e:
         raise BadConfig(f"{where} describes no decoder of family {model_type!r}: {e}. Is the file as its authors wrote it?") from e
     except (TypeError, KeyError, AttributeError, ArithmeticError, IndexError) as e:
         suspects = f"; no plain numbers: {', '.join(odd)}" if (odd := config.no_numbers()) else ""
         raise BadConfig(f"{where} has a value of a kind that family {model_type!r} cannot read ({type(e).__name__}: {e}{suspects}). "
                         f"Is the file as its authors wrote it?") from e
-    check_kinds(spec, where)
     config.finish()
     if absent := sorted(config.accept_unread - config.names()):
         hint = did_you_mean(nearest(absent[0], config.names()))
@@ -77,6 +78,15 @@ def describe(raw: Mapping[str, Any], *, accept_unread: Iterable[str] = (), where
         notes.append("the files hold an unembedding of their own: it is used, though the outer tie_word_embeddings of config.json says true")
     return Description(model_type=model_type, spec=spec, config=_run(config, spec), weights=module.WEIGHTS, names=names,
                        accepted=tuple(config.accepted), notes=tuple(notes))
+
+
+def _context(spec: DecoderSpec) -> int:
+    """Tokens of a row. A config with dynamic scaling states the length before it, and a factor says how many times as long rows may become.
+
+    vLLM counts so: max_len of DynamicNTKScalingRotaryEmbedding, vllm/model_executor/layers/rotary_embedding.py of v0.6.6.
+    """
+    scalings = [mixer.rope.scaling for mixer in spec.mixers if mixer.rope is not None]
+    return max([spec.n_ctx, *(int(s.original * s.factor) for s in scalings if isinstance(s, Dynamic) and not s.doubling)])
 
 
 def _code(raw: Mapping[str, Any]) -> str:

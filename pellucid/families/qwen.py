@@ -1,7 +1,7 @@
 """The first Qwen: Llama with q, k and v as one matrix with a bias, and scores that sharpen past the trained length. https://arxiv.org/abs/2309.16609
 
-transformers does not have it: modeling_qwen.py of the Qwen-7B and Qwen-7B-Chat repositories is the source. With use_dynamic_ntk a row ends at
-seq_length: past it the published code turns all keys of a prompt by an angle that the prompt's length decides.
+transformers does not have it: modeling_qwen.py of the Qwen-7B and Qwen-7B-Chat repositories is the source. With use_dynamic_ntk the base grows
+with the row, whose length counts as the next power of two of seq_length: 2 ** ceil(log2(length / seq_length) + 1) - 1 is what Dynamic says with factor 2.
 """
 from pellucid.families import _buffers
 from pellucid.families._config import Config
@@ -32,7 +32,7 @@ def spec(c: Config) -> DecoderSpec:
             softmax_in_fp32="attention is float32 here", use_cache_kernel="chooses how, not what", params_dtype="the files say it",
             tokenizer_type="says what the file is", n_inner="the published code does not read it")
     rope = Rope(theta=float(c("rotary_emb_base", default=10_000)), d_rotary=int(d_head * c("rotary_pct", default=1.0)),
-                scaling=Dynamic(original=original) if c("use_dynamic_ntk") else None)
+                scaling=Dynamic(original=original, factor=2.0, doubling=True) if c("use_dynamic_ntk") else None)
     mixer = Attention(n_heads=n_heads, n_kv_heads=n_heads, d_head=d_head, scale=d_head ** -0.5, rope=rope, qkv_bias=True, out_bias=bias,
                       temperature=LogTemperature(original=original) if c("use_logn_attn") else None)
     mlp = FeedForward(d_ff=c("intermediate_size", "ffn_hidden_size") // 2, bias=bias)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import BadRequest
-from pellucid.model.rope import switches
+from pellucid.model.rope import by_length, turns_as
 from pellucid.spec import DecoderSpec
 
 GROWTH = 256  # tokens: a buffer starts here and doubles, so that appending costs constant time on average
@@ -16,14 +16,14 @@ GROWTH = 256  # tokens: a buffer starts here and doubles, so that appending cost
 class Cache:
     """Memory of `n_rows` sequences. A forward pass extends it; `lengths` says how many tokens each row holds.
 
-    Of a model whose rope depends on a row's length, what a row holds is right for one side of the switch only. `plan` says how long a row
-    is going to be before its first pass; a row that would cross unplanned is refused.
+    Of a model whose rope depends on a row's length, what a row holds is right only for lengths that turn alike. `plan` says how long a row
+    is going to be before its first pass; a row that would outgrow its plan into other angles is refused.
     """
 
     def __init__(self, spec: DecoderSpec, n_rows: int = 1) -> None:
         self.lengths = [0] * n_rows
         self.planned = [0] * n_rows  # tokens; each row's rope is the one for so many
-        self._switches = switches(spec)
+        self._scalings = by_length(spec)
         self._buffers: list[list[tuple[Tensor, ...] | None]] = [[None] * n_rows for _ in spec.layers]
 
     def extend(self, layer: int, rows: Sequence[int], q_lengths: Sequence[int], *new: Tensor) -> tuple[Tensor, ...]:
@@ -41,27 +41,26 @@ class Cache:
         return tuple(held[0]) if len(held) == 1 else tuple(torch.cat(rows) for rows in zip(*held, strict=True))
 
     def plan(self, row: int, length: int) -> bool:
-        """Says that this row is going to hold so many tokens. False if what it held was turned for a row of another kind, and is forgotten."""
-        stays = self.lengths[row] == 0 or self._side(self.planned[row]) == self._side(length)
+        """Says that this row is going to hold so many tokens. False if what it held was turned by other angles, and is forgotten."""
+        stays = self.lengths[row] == 0 or self._alike(self.planned[row], length)
         if not stays:
             self.lengths[row] = 0
         self.planned[row] = length
         return stays
 
     def planned_lengths(self, rows: Sequence[int], q_lengths: Sequence[int]) -> list[int]:
-        """How long each row is taken to be in a pass that brings so many new tokens. Raises BadRequest for one that would cross a switch."""
+        """How long each row is taken to be in a pass that brings so many new tokens. Raises BadRequest for one whose angles would change."""
         for row, n in zip(rows, q_lengths, strict=True):
             stop = max(self.planned[row], self.lengths[row] + n)
-            if self.lengths[row] and self._side(stop) != self._side(self.planned[row]):
-                original = self._switches[self._side(stop) - 1]
-                raise BadRequest(f"a row of {stop} tokens was begun as one of up to {original}, and this model's longrope turns the keys of longer "
-                                 f"rows by other angles. Cache.plan(row, length) says it in time; or start the row anew.", field="prompt")
+            if self.lengths[row] and not self._alike(self.planned[row], stop):
+                raise BadRequest(f"a row of {stop} tokens was begun as one of {self.planned[row]}, and this model's rope turns all keys of so long a "
+                                 f"row by other angles. Cache.plan(row, length) says it in time; or start the row anew.", field="prompt")
             self.planned[row] = stop
         return [self.planned[row] for row in rows]
 
-    def _side(self, length: int) -> int:
-        """How many switches a row of this length has passed."""
-        return sum(length > switch for switch in self._switches)
+    def _alike(self, a: int, b: int) -> bool:
+        """Whether what is held of a row planned for `a` tokens is right for one of `b`."""
+        return turns_as(self._scalings, a) == turns_as(self._scalings, b)
 
     def advance(self, rows: Sequence[int], q_lengths: Sequence[int]) -> None:
         """Counts the tokens that every layer has now seen."""

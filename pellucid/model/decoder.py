@@ -27,7 +27,9 @@ from pellucid.model.mlp import Mlp
 from pellucid.model.parts import Embed, Normalize, Project, Rows, Tables
 from pellucid.model.positions import sinusoids
 from pellucid.ops.interface import Ops
-from pellucid.spec import Attention, DecoderSpec, Dynamic, Experts, LatentAttention, Layer, LongRope, Rope
+from pellucid.spec import Attention, DecoderSpec, Experts, LatentAttention, Layer, Rope
+
+KEPT = 512  # sets of a rope's frequencies, R/2 numbers each: under dynamic scaling every length has its own, and they would grow without end
 
 
 def kept_in(name: str, dtype: torch.dtype) -> torch.dtype:
@@ -197,10 +199,10 @@ class Decoder(nn.Module):
         if spec.tied:
             self.unembed.weight = self.embed.weight
         self._reach = reach(spec)
-        self._switches = rotary.switches(spec)
+        self._by_length = rotary.by_length(spec)
         self._ropes = {mixer.rope for mixer in spec.mixers if mixer.rope is not None}
         self._temperatures = {mixer.temperature for mixer in spec.mixers if isinstance(mixer, Attention) and mixer.temperature is not None}
-        self._frequencies: dict[Rope, tuple[Tensor, float]] = {}
+        self._frequencies: dict[tuple[Rope, int], tuple[Tensor, float]] = {}
 
     def forward(self, tokens: Tensor, positions_T: Tensor | None = None, rows: Rows | None = None, cache: Cache | None = None) -> Tensor:
         """Hidden states (T, D) after the final norm, ready for `unembed`; as wide as the embedding, where that has a width of its own.
@@ -212,7 +214,7 @@ class Decoder(nn.Module):
         if sum(rows.lengths) != tokens.shape[0]:
             raise BadRequest(f"rows count {sum(rows.lengths)} tokens and {tokens.shape[0]} were given", field="rows")
         self._check_reach(positions_T, rows, cache)
-        lengths = self._lengths(positions_T, rows, cache) if self._switches else ()
+        lengths = self._lengths(positions_T, rows, cache) if self._by_length else ()
         if positions_T is None:
             positions_T = self.next_positions(rows, cache, tokens.device)
         if self.deterministic and len(rows.lengths) > 1:
@@ -248,7 +250,7 @@ class Decoder(nn.Module):
             raise BadRequest(f"a row of {n} tokens, and this model goes to {limit}: {why}. Shorten the input.", field="prompt")
 
     def _lengths(self, positions_T: Tensor | None, rows: Rows, cache: Cache | None) -> Sequence[int]:
-        """How long each row is, or is planned to be: what chooses among the ropes of one layer."""
+        """How long each row is, or is planned to be: what decides how it turns."""
         if cache is not None:
             return cache.planned_lengths(rows.slots, rows.lengths)
         return rows.lengths if positions_T is None else [int(part.max()) + 1 for part in positions_T.split(rows.lengths)]
@@ -257,10 +259,7 @@ class Decoder(nn.Module):
         """cos and sin of every rope in use and the factors of every temperature, once for all layers."""
         out: Tables = {t: (rotary.sharpness(t, positions_T),) for t in self._temperatures}
         for rope in self._ropes:
-            frequency, gain = self.frequencies(rope, positions_T.device)
-            if isinstance(rope.scaling, LongRope):
-                is_long = torch.tensor([int(n > rope.scaling.original) for n in lengths], device=positions_T.device)
-                frequency = frequency[is_long.repeat_interleave(torch.tensor(rows.lengths, device=positions_T.device))]
+            frequency, gain = self.frequencies(rope, rows, lengths, positions_T.device)
             out[rope] = rotary.tables(frequency, gain, positions_T, rope.pairing)
         return out
 
@@ -269,18 +268,27 @@ class Decoder(nn.Module):
         starts = [cache.lengths[slot] if cache else 0 for slot in rows.slots]
         return torch.cat([torch.arange(start, start + n, device=device) for start, n in zip(starts, rows.lengths, strict=True)])
 
-    def frequencies(self, rope: Rope, device: torch.device) -> tuple[Tensor, float]:
-        """The rope's frequencies, computed once and kept on the device."""
-        if rope not in self._frequencies or self._frequencies[rope][0].device != device:
-            frequency_R, gain = rotary.frequencies(rope)
-            self._frequencies[rope] = frequency_R.to(device), gain
-        return self._frequencies[rope]
+    def frequencies(self, rope: Rope, rows: Rows, lengths: Sequence[int], device: torch.device) -> tuple[Tensor, float]:
+        """The rope's frequencies, (R/2,), or (T, R/2) where rows turn by different ones, and its gain."""
+        stand_for = [rope.scaling.turns_as(n) for n in lengths] if isinstance(rope.scaling, rotary.ByLength) else []
+        distinct = list(dict.fromkeys(stand_for)) or [0]
+        if len(distinct) == 1:
+            return self._kept(rope, distinct[0], device)
+        frequency_NR = torch.stack([self._kept(rope, n, device)[0] for n in distinct])
+        index_T = torch.tensor([distinct.index(n) for n in stand_for]).repeat_interleave(torch.tensor(rows.lengths))
+        return frequency_NR[index_T.to(device)], self._kept(rope, distinct[0], device)[1]
+
+    def _kept(self, rope: Rope, length: int, device: torch.device) -> tuple[Tensor, float]:
+        """The rope's frequencies in rows of this length, computed once and kept on the device."""
+        key = rope, length
+        if key not in self._frequencies or self._frequencies[key][0].device != device:
+            if len(self._frequencies) >= KEPT:
+                self._frequencies.clear()
+            frequency_R, gain = rotary.frequencies(rope, length)
+            self._frequencies[key] = frequency_R.to(device), gain
+        return self._frequencies[key]
 
 
 def reach(spec: DecoderSpec) -> tuple[int, str] | None:
     """How many tokens of a row the decoder can compute at all, and why no more; None where nothing stops it."""
-    limits = [(mixer.rope.scaling.original, "past that its dynamic rope scaling changes with the length, and cached keys would be wrong")
-              for mixer in spec.mixers if mixer.rope is not None and isinstance(mixer.rope.scaling, Dynamic)]
-    if spec.learned_positions:
-        limits.append((spec.learned_positions - spec.position_offset, "its table of learned positions ends there"))
-    return min(limits, default=None)
+    return (spec.learned_positions - spec.position_offset, "its table of learned positions ends there") if spec.learned_positions else None

@@ -9,19 +9,19 @@ from torch import Tensor
 
 from pellucid.spec import DecoderSpec, Dynamic, Linear, Llama3, LogTemperature, LongRope, Ntk, Proportional, Rope, Temperature, Yarn
 
+ByLength = LongRope | Dynamic  # the scalings whose angles, at all positions of a row, depend on how long the row is
 
-def frequencies(rope: Rope) -> tuple[Tensor, float]:
-    """Radians per position for each rotating pair, shape (R/2,), float32, and the gain for cos and sin.
 
-    LongRope's are (2, R/2): those of short rows, then those of long ones.
+def frequencies(rope: Rope, length: int = 0) -> tuple[Tensor, float]:
+    """Radians per position for each rotating pair of a row of `length` tokens, shape (R/2,), float32, and the gain for cos and sin.
 
     Sources: linear https://arxiv.org/abs/2306.15595; llama3 https://github.com/meta-llama/llama-models (apply_scaling);
-    yarn and ntk https://arxiv.org/abs/2309.00071, sections 3.2 and 3.1; longrope https://arxiv.org/abs/2402.13753. Same numbers as transformers 5.23.
+    ntk, yarn and dynamic https://arxiv.org/abs/2309.00071, sections 3.1 to 3.3; longrope https://arxiv.org/abs/2402.13753. Same numbers as transformers 5.23.
     """
     R, scaling = rope.d_rotary, rope.scaling
     freq = 1.0 / rope.theta ** (torch.arange(0, R, 2, dtype=torch.float32) / R)
     match scaling:
-        case None | Dynamic():
+        case None:
             return freq, 1.0
         case Linear():
             return freq / scaling.factor, 1.0
@@ -30,11 +30,12 @@ def frequencies(rope: Rope) -> tuple[Tensor, float]:
             keep = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
             return freq * (keep + (1 - keep) / scaling.factor), 1.0
         case LongRope():
-            return freq / torch.tensor([scaling.short, scaling.long]), scaling.gain
+            return freq / torch.tensor(scaling.long if length > scaling.original else scaling.short), scaling.gain
         case Proportional():
             return freq * (torch.arange(R // 2) < scaling.turning) / scaling.factor, 1.0
-        case Ntk():
-            return 1.0 / (rope.theta * scaling.alpha ** (R / (R - 2))) ** (torch.arange(0, R, 2, dtype=torch.float32) / R), 1.0
+        case Ntk() | Dynamic():
+            alpha = scaling.alpha if isinstance(scaling, Ntk) else scaling.alpha(length)
+            return 1.0 / (rope.theta * alpha ** (R / (R - 2))) ** (torch.arange(0, R, 2, dtype=torch.float32) / R), 1.0
         case Yarn():
             stretch = _yarn_ramp(rope, scaling)
             return freq / scaling.factor * stretch + freq * (1 - stretch), scaling.gain
@@ -54,10 +55,24 @@ def _yarn_ramp(rope: Rope, scaling: Yarn) -> Tensor:
     return ((torch.arange((rope.d_rotary + 1) // 2, dtype=torch.float32) - first) / (last - first or 1e-3)).clamp(0, 1)
 
 
-def switches(spec: DecoderSpec) -> tuple[int, ...]:
-    """The lengths past which a row of this model turns by other angles, at all its positions."""
-    ropes = (mixer.rope for mixer in spec.mixers)
-    return tuple(sorted({rope.scaling.original for rope in ropes if rope is not None and isinstance(rope.scaling, LongRope)}))
+def by_length(spec: DecoderSpec) -> tuple[ByLength, ...]:
+    """The scalings of this model by which a row's length decides how it turns; of most models none."""
+    scalings = (mixer.rope.scaling for mixer in spec.mixers if mixer.rope is not None)
+    return tuple(dict.fromkeys(scaling for scaling in scalings if isinstance(scaling, ByLength)))
+
+
+def turns_as(scalings: tuple[ByLength, ...], length: int) -> tuple[int, ...]:
+    """Equal for two lengths exactly where rows of the two turn alike, so that what one holds in a cache is right for the other."""
+    return tuple(scaling.turns_as(length) for scaling in scalings)
+
+
+def planned(scalings: tuple[ByLength, ...], length: int, end: int) -> int:
+    """How long to plan a row that has `length` tokens and may grow to `end` of them.
+
+    As long as it is, where few lengths turn by other angles: then every token is what a full pass gives. Where each length would, which is past
+    the original one of dynamic scaling, as long as it may become: the row is then computed anew once, not for every token.
+    """
+    return max(length, end) if any(isinstance(s, Dynamic) and not s.doubling and length > s.original for s in scalings) else length
 
 
 def tables(frequency_R: Tensor, gain: float, positions_T: Tensor, pairing: Literal["half", "adjacent"] = "half") -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from tests.families.case import LINEAR, LLAMA3, SIZES, WINDOW, Case, Json, yarn
+from tests.families.case import LINEAR, LLAMA3, WINDOW, Case, Json, yarn
 from tests.families.cases_llama import PLAIN, of
 from tests.references import deepseek, grok_1
 
@@ -72,8 +72,8 @@ DEEPSEEK = [
         "tie_word_embeddings": True, "rope_scaling": {"type": "linear", "factor": 3.0}}),
     deepseek_v1("one_active", "one expert a token, whose share norm_topk_prob leaves as it is, as mergekit writes it", {
         **MIXTURE, "num_hidden_layers": 2, "first_k_dense_replace": 0, "num_experts_per_tok": 1, "n_shared_experts": 1, "norm_topk_prob": True}),
-    deepseek_v1("dense", "no routed experts, dynamic scaling up to the original context", {
-        "num_hidden_layers": 2, "rope_scaling": {"type": "dynamic", "factor": 2.5}}, length=SIZES["max_position_embeddings"]),
+    deepseek_v1("dense", "no routed experts, dynamic scaling past the original context", {
+        "num_hidden_layers": 2, "rope_scaling": {"type": "dynamic", "factor": 2.5}}),
 ]
 
 grok = partial(Case, "grok_1", reference=grok_1, without=NO_HEAD)

@@ -24,8 +24,8 @@ INTERNLM2 = [
     internlm("released", "no biases, as every release; a base of its own", {"bias": False, "rope_theta": 500.0, "rms_norm_eps": 3e-5}),
     internlm("biases", "the class's biases, linear scaling, one kv head", {
         "bias": True, "rope_scaling": {"type": "linear", "factor": 3.0}, "num_key_value_heads": 1}),
-    internlm("dynamic", "2.5's dynamic scaling, up to the original context; tied", {
-        "bias": False, "rope_scaling": {"type": "dynamic", "factor": 2.5}, "tie_word_embeddings": True}, length=N_CTX),
+    internlm("dynamic", "2.5's dynamic scaling, past the original context; tied", {
+        "bias": False, "rope_scaling": {"type": "dynamic", "factor": 2.5}, "tie_word_embeddings": True}),
 ]
 
 
@@ -41,8 +41,8 @@ MINICPM = [
     mini("released", "three multipliers, tied", {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 16, "rms_norm_eps": 3e-5, "rope_theta": 500.0}),
     mini("untied", "no multipliers, attention_bias, linear scaling, untied", {
         "attention_bias": True, "tie_word_embeddings": False, "rope_scaling": {"type": "linear", "factor": 3.0}}),
-    mini("dynamic", "dynamic scaling, up to the original context", {
-        "scale_depth": 1.2, "dim_model_base": 24, "rope_scaling": {"type": "dynamic", "factor": 2.5}}, length=N_CTX),
+    mini("dynamic", "dynamic scaling, past the original context", {
+        "scale_depth": 1.2, "dim_model_base": 24, "rope_scaling": {"type": "dynamic", "factor": 2.5}}),
     mini("minicpm4", "longrope at its original context: the short factors", {
         "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 16, "num_hidden_layers": 2, "rms_norm_eps": 3e-5,
         "rope_scaling": longrope(N_CTX)}, length=N_CTX),
@@ -81,6 +81,9 @@ QWEN = [
     qwen1("released", "both switches on as released, up to seq_length; biases everywhere, tied", {
         "kv_channels": 8, "seq_length": N_CTX, "use_logn_attn": True, "use_dynamic_ntk": True, "no_bias": False, "tie_word_embeddings": True,
         "max_position_embeddings": 53, "layer_norm_epsilon": 1e-6}, without=ONE_HEAD, length=N_CTX),
+    qwen1("released_past", "both switches on as released, past three times seq_length, which counts as four times", {
+        "hidden_size": 60, "kv_channels": 10, "seq_length": ORIGINAL, "use_logn_attn": True, "use_dynamic_ntk": True, "num_hidden_layers": 2,
+        "max_position_embeddings": 53, "layer_norm_epsilon": 1e-6}, without=ONE_HEAD),
     qwen1("neither", "neither switch, past seq_length", {
         "hidden_size": 84, "kv_channels": 14, "seq_length": ORIGINAL, "use_logn_attn": False, "use_dynamic_ntk": False, "num_hidden_layers": 2,
         "layer_norm_epsilon": 1e-6}, without=ONE_HEAD),

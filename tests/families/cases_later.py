@@ -168,8 +168,7 @@ LATE_NORMS = [
         "rope_parameters": ALPHA | {"beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0}, "tie_word_embeddings": True,
         "rms_norm_eps": 3e-4}),
     hunyuan_v1_dense("biases", "attention_bias, linear scaling, gelu", {"attention_bias": True, "rope_parameters": LINEAR, "hidden_act": "gelu"}),
-    hunyuan_v1_dense("dynamic", "dynamic scaling without alpha, up to the original context", {"rope_parameters": DYNAMIC},
-                     length=SIZES["max_position_embeddings"]),
+    hunyuan_v1_dense("dynamic", "dynamic scaling without alpha, past the original context", {"rope_parameters": DYNAMIC}),
     hunyuan_v1_moe("released", "a mixture beside a shared expert, the base stretched by alpha, one moe_topk for all layers", {
         "num_experts": 8, "moe_topk": 3, "intermediate_size": 20, "num_hidden_layers": 2, "rope_parameters": ALPHA, "rms_norm_eps": 3e-4}),
     hunyuan_v1_moe("lists", "a moe_topk for each layer, attention_bias, tied, yarn", {

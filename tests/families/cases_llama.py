@@ -29,6 +29,7 @@ LLAMA = [
     llama("yarn_factor", "yarn's attention_factor", {"rope_parameters": yarn(attention_factor=1.3)}),
     llama("dynamic", "dynamic scaling, up to the original context", {"rope_parameters": DYNAMIC},
           length=SIZES["max_position_embeddings"]),
+    llama("dynamic_past", "dynamic scaling, past the original context: a base for each length", {"rope_parameters": DYNAMIC | {"factor": 2.5}}),
     *(llama(f"act_{act}", f"hidden_act={act}", {"hidden_act": act, "rope_parameters": PLAIN, "num_hidden_layers": 2}, spread=2.0)
       for act in ("gelu_pytorch_tanh", "quick_gelu", "relu2", "relu6", "leaky_relu", "hardswish", "laplace", "sqrtsoftplus", "tanh",
                   "sigmoid", "mish", "linear")),

@@ -45,7 +45,7 @@ INSTEAD_OF_NONE: dict[Any, Any] = {
     Alibi: Alibi(steepness=3.0),
     LogTemperature: LogTemperature(original=5),
     Linear: Linear(factor=2.0),
-    Dynamic: Dynamic(original=9),
+    Dynamic: Dynamic(original=9, factor=2.0),
     Llama3: Llama3(factor=3.0, low=0.5, high=3.0, original=17),
     Yarn: Yarn(factor=3.0, original=17, gain=1.2),
     LongRope: LongRope(short=(1.1, 1.3), long=(2.0, 3.0), original=17, gain=1.2),
@@ -188,8 +188,7 @@ def _attention_essence(mixer: Mixer | None, length: int) -> Mixer | None:
     if isinstance(mixer, LatentAttention):
         return dataclasses.replace(mixer, rope=_rope_essence(mixer.rope, length), norm=_norm_essence(mixer.norm))
     mutes: dict[str, Any] = {}
-    end = mixer.rope.scaling.original if mixer.rope is not None and isinstance(mixer.rope.scaling, Dynamic) else length + 1
-    if isinstance(mixer.temperature, LogTemperature) and mixer.temperature.original >= min(end, length + 1):
+    if isinstance(mixer.temperature, LogTemperature) and mixer.temperature.original >= length + 1:
         mutes["temperature"] = None  # no query sees more, nor one token later
     if mixer.window is not None and mixer.window >= length:
         mutes["window"] = None  # no token lies outside
@@ -226,7 +225,16 @@ def _rope_essence(rope: Rope, length: int) -> Rope:
         mutes["scaling"] = (rope.scaling.factor, rope.scaling.gain, _yarn_ramp(rope, rope.scaling))
     if isinstance(rope.scaling, LongRope):
         mutes["scaling"] = (rope.scaling.gain, rope.scaling.long if length > rope.scaling.original else rope.scaling.short)
+    if isinstance(rope.scaling, Dynamic):
+        stretched = tuple(_alpha(rope.scaling, n) for n in (length, length + 1))
+        mutes["scaling"] = None if stretched == (1, 1) else stretched
     return dataclasses.replace(rope, **mutes)
+
+
+def _alpha(s: Dynamic, length: int) -> float:
+    """What the base of a row of this length is stretched by: all that the three fields do."""
+    times = max(length / s.original, 1)
+    return 1 + s.factor * ((2 ** math.ceil(math.log2(times)) if s.doubling else times) - 1)
 
 
 def _yarn_ramp(rope: Rope, s: Yarn) -> tuple[float, ...]:

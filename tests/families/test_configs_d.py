@@ -4,14 +4,14 @@ from __future__ import annotations
 import math
 
 import pytest
-import torch
 
 from pellucid import cost, families
-from pellucid.errors import BadRequest, PellucidError
+from pellucid.errors import PellucidError
 from pellucid.families._describe import describe
 from pellucid.model.load import load_decoder
 from pellucid.weights.save import save_checkpoint
-from tests.families.build import TOLERANCE, build, error, logits, ours, shapes
+from tests.families.build import TOLERANCE, build, error, judged, logits, ours, shapes
+from tests.families.case import ORIGINAL
 from tests.families.cases_d import CASES, longrope
 from tests.families.configs_d import CONFIGS
 
@@ -73,7 +73,8 @@ def test_a_model_type_of_words_run_together_is_saved_and_loaded_under_its_own_na
 
 
 
-def test_a_row_of_the_first_qwen_ends_where_its_dynamic_rope_would_change():
-    case = build(CASE["qwen-released"])
-    with pytest.raises(BadRequest, match=r"a row of 30 tokens, and this model goes to 29: past that its dynamic rope scaling changes with the length"):
-        logits(ours(case.spec, case.tensors), torch.cat([case.tokens_T, case.tokens_T[:1]]))
+@pytest.mark.parametrize("n", [ORIGINAL, ORIGINAL + 1, 2 * ORIGINAL, 2 * ORIGINAL + 1, 3 * ORIGINAL])
+def test_the_base_of_the_first_qwen_grows_at_the_powers_of_two_of_its_length(n):
+    case = build(CASE["qwen-released_past"])
+    tokens_T = case.tokens_T[:n]
+    assert error(logits(ours(case.spec, case.tensors), tokens_T), judged(case.case, case.raw, case.files, tokens_T)) < TOLERANCE

@@ -208,5 +208,9 @@ def distance(built: Built, x_NV: torch.Tensor, exact_NV: torch.Tensor) -> torch.
 def test_config_facts_nobody_computes_with_are_read_right(built):
     """n_ctx moves no logit, so the mutants cannot see it."""
     reference = built.case.reference
-    assert built.spec.n_ctx == (getattr(built.theirs.config, built.case.n_ctx) if reference is None else built.raw[reference.N_CTX])
+    n_ctx = getattr(built.theirs.config, built.case.n_ctx) if reference is None else built.raw[reference.N_CTX]
+    rope = built.raw.get("rope_parameters") or built.raw.get("rope_scaling") or {}
+    if "dynamic" in (rope.get("rope_type"), rope.get("type")) and not rope.get("alpha"):
+        n_ctx = int(n_ctx * rope["factor"])  # what the config states is the length before scaling
+    assert built.spec.n_ctx == n_ctx
     assert built.spec.family == built.case.family == Path(built.module.__file__).stem

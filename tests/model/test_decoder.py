@@ -82,7 +82,6 @@ def test_rows_that_do_not_count_the_tokens_are_refused():
 
 
 @pytest.mark.parametrize(("name", "why"), [
-    ("llama-dynamic", "past that its dynamic rope scaling changes with the length, and cached keys would be wrong"),
     ("gpt2-released", "its table of learned positions ends there"),
     ("opt-released", "its table of learned positions ends there"),
 ])

@@ -30,7 +30,7 @@ def test_a_row_that_grows_past_the_switch_unplanned_is_refused(long):
     with pytest.raises(BadRequest) as refusal:
         logits(decoder, tokens_T[ORIGINAL : ORIGINAL + 1], cache=cache)
     assert str(refusal.value) == (
-        f"a row of {ORIGINAL + 1} tokens was begun as one of up to {ORIGINAL}, and this model's longrope turns the keys of longer rows by other angles. "
+        f"a row of {ORIGINAL + 1} tokens was begun as one of {ORIGINAL}, and this model's rope turns all keys of so long a row by other angles. "
         f"Cache.plan(row, length) says it in time; or start the row anew.")
 
 

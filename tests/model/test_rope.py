@@ -37,8 +37,9 @@ def test_longrope(d_head, theta, factor, n_ctx, original, gain, data):
     how = {"rope_type": "longrope", "rope_theta": theta, "short_factor": short, "long_factor": long, "original_max_position_embeddings": original}
     how |= {key: value for key, value in (("factor", factor), ("attention_factor", gain)) if value is not None}
     facts = {"hidden_size": 2 * d_head, "num_attention_heads": 2, "head_dim": d_head, "max_position_embeddings": n_ctx, "rope_parameters": how}
-    found_2R, found_gain = frequencies(Config(facts).rope(d_head))
-    for found_R, n in zip(found_2R, (original, original + 1), strict=True):
+    rope = Config(facts).rope(d_head)
+    for n in (original, original + 1):
+        found_R, found_gain = frequencies(rope, n)
         expected_R, expected_gain = ROPE_INIT_FUNCTIONS["longrope"](LlamaConfig(**facts), None, seq_len=n)
         assert torch.allclose(found_R, expected_R, rtol=2e-6, atol=0)
         assert abs(found_gain - expected_gain) < 1e-9 * expected_gain
@@ -49,6 +50,20 @@ def test_longrope(d_head, theta, factor, n_ctx, original, gain, data):
 def test_proportional(d_head, theta, factor, n_ctx, share):
     how = {} if factor is None else {"factor": factor}
     agree(d_head, n_ctx, {"rope_type": "proportional", "rope_theta": theta, "partial_rotary_factor": share, **how})
+
+
+@settings(max_examples=40, deadline=None)
+@given(HEADS.filter(lambda n: n > 2), THETAS, FACTORS, LENGTHS, st.floats(0.1, 9.0))
+def test_dynamic(d_head, theta, factor, n_ctx, share):
+    """Lengths on both sides of the original; the same function gives transformers' frequencies where a module grows."""
+    how = {"rope_type": "dynamic", "rope_theta": theta, "factor": factor}
+    facts = {"hidden_size": 2 * d_head, "num_attention_heads": 2, "head_dim": d_head, "max_position_embeddings": n_ctx, "rope_parameters": how}
+    rope = Config(facts).rope(d_head)
+    for n in (n_ctx, n_ctx + 1, int(share * n_ctx) + 1):
+        found_R, found_gain = frequencies(rope, n)
+        expected_R, expected_gain = ROPE_INIT_FUNCTIONS["dynamic"](LlamaConfig(**facts), None, seq_len=n)
+        assert torch.allclose(found_R, expected_R, rtol=1e-5, atol=0)
+        assert found_gain == expected_gain == 1.0
 
 
 @settings(max_examples=20, deadline=None)

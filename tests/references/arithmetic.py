@@ -37,6 +37,12 @@ def angles(theta: float, width: int, n: int) -> np.ndarray:
     return np.outer(np.arange(n), theta ** (-np.arange(0, width, 2) / width))
 
 
+def dynamic_angles(theta: float, width: int, n: int, scaling: Config, trained: int) -> np.ndarray:
+    """The same under dynamic scaling: the base grows with the row. InternLM2DynamicNTKScalingRotaryEmbedding and its likes, which say it alike."""
+    alpha = scaling["factor"] * max(n, trained) / trained - (scaling["factor"] - 1)
+    return angles(theta * alpha ** (width / (width - 2)), width, n)
+
+
 def turned_halves(x_THC: np.ndarray, angle_TP: np.ndarray) -> np.ndarray:
     """Channel p turns with channel p + P, as one complex number; channels past 2 P stay."""
     P = angle_TP.shape[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.references.arithmetic import Config, Shapes, Tensors, angles, attended, rms, silu, softmax, turned_halves
+from tests.references.arithmetic import Config, Shapes, Tensors, angles, attended, dynamic_angles, rms, silu, softmax, turned_halves
 
 DEFAULTS = {"vocab_size": 102400, "hidden_size": 4096, "intermediate_size": 11008, "moe_intermediate_size": 1407, "num_hidden_layers": 30,
             "num_attention_heads": 32, "num_key_value_heads": 32, "n_shared_experts": None, "n_routed_experts": None, "num_experts_per_tok": None,
@@ -45,7 +45,8 @@ def logits(c: Config, w: Tensors, tokens: np.ndarray) -> np.ndarray:
     T, H, K, eps = len(tokens), c["num_attention_heads"], c["num_key_value_heads"], c["rms_norm_eps"]
     C, scaling = c["hidden_size"] // H, c["rope_scaling"] or {"type": "default"}
     turn = angles(c["rope_theta"], C, T) / (scaling["factor"] if scaling["type"] == "linear" else 1)
-    assert scaling["type"] != "dynamic" or c["max_position_embeddings"] >= T  # up to there it is plain
+    if scaling["type"] == "dynamic":
+        turn = dynamic_angles(c["rope_theta"], C, T, scaling, c["max_position_embeddings"])
 
     def feed_forward(name: str, x: np.ndarray) -> np.ndarray:
         gate, up, down = (w[f"{name}.{m}.weight"] for m in MATRICES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.references.arithmetic import Config, Shapes, Tensors, angles, attended, rms, silu, turned_halves
+from tests.references.arithmetic import Config, Shapes, Tensors, angles, attended, dynamic_angles, rms, silu, turned_halves
 
 DEFAULTS = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "bias": True, "rope_theta": 10000, "rope_scaling": None,
             "num_key_value_heads": None, "vocab_size": 103168, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
@@ -33,7 +33,8 @@ def logits(c: Config, w: Tensors, tokens: np.ndarray) -> np.ndarray:
     turn = angles(c["rope_theta"], C, T)
     if scaling["type"] == "linear":
         turn = turn / scaling["factor"]
-    assert scaling["type"] != "dynamic" or c["max_position_embeddings"] >= T  # up to there it is plain
+    if scaling["type"] == "dynamic":
+        turn = dynamic_angles(c["rope_theta"], C, T, scaling, c["max_position_embeddings"])
     x = w["model.tok_embeddings.weight"][tokens]
     for i in range(c["num_hidden_layers"]):
         p = f"model.layers.{i}."

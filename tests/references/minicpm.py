@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.references.arithmetic import Config, Shapes, Tensors, angles, attended, rms, silu, turned_halves
+from tests.references.arithmetic import Config, Shapes, Tensors, angles, attended, dynamic_angles, rms, silu, turned_halves
 
 DEFAULTS = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
             "num_key_value_heads": None, "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
@@ -34,7 +34,8 @@ def logits(c: Config, w: Tensors, tokens: np.ndarray) -> np.ndarray:
         n, trained = c["max_position_embeddings"], scaling["original_max_position_embeddings"]
         turn = turn / np.array(scaling["long_factor" if max(n, T) > trained else "short_factor"])
         gain = np.sqrt(1 + np.log(n / trained) / np.log(trained))
-    assert scaling["type"] != "dynamic" or c["max_position_embeddings"] >= T  # up to there it is plain
+    if scaling["type"] == "dynamic":
+        turn = dynamic_angles(c["rope_theta"], D // H, T, scaling, c["max_position_embeddings"])
     x = w["model.embed_tokens.weight"][tokens] * c["scale_emb"]
     for i in range(c["num_hidden_layers"]):
         p = f"model.layers.{i}."

@@ -26,8 +26,9 @@ def shapes(c: Config) -> Shapes:
 def logits(c: Config, w: Tensors, tokens: np.ndarray) -> np.ndarray:
     H, T, eps, trained = c["num_attention_heads"], len(tokens), c["layer_norm_epsilon"], c["seq_length"]
     C = c["hidden_size"] // H
-    assert not c["use_dynamic_ntk"] or trained >= T  # up to there its alpha is 1
-    turn = angles(c["rotary_emb_base"], int(c["kv_channels"] * c["rotary_pct"]), T)
+    width = int(c["kv_channels"] * c["rotary_pct"])
+    alpha = max(2 ** np.ceil(np.log2(T / trained) + 1) - 1, 1) if c["use_dynamic_ntk"] else 1
+    turn = angles(c["rotary_emb_base"] * alpha ** (width / (width - 2)), width, T)
     seen = np.arange(1, T + 1)
     sharp = np.where(c["use_logn_attn"] & (seen > trained), np.log(seen) / np.log(trained), 1.0)
     x = w["transformer.wte.weight"][tokens]
