@@ -16,6 +16,7 @@ from pellucid.families._config import ACTIVATIONS as SPELLINGS
 from pellucid.model.rope import tables
 from pellucid.ops.choose import BACKENDS, choose
 from pellucid.ops.fused import BLOCK
+from pellucid.ops.interface import Pages
 from pellucid.ops.reference import ACTIVATIONS, Reference
 from pellucid.spec import Experts, FeedForward
 
@@ -88,6 +89,35 @@ def test_attend_in_chunks_with_sinks_and_with_slopes(ops, H, K, dtype):
         how = {"q_lengths": q_lengths, "k_lengths": k_lengths, "scale": 0.4, "window": window, "softcap": None, "chunk": chunk, "slopes_H": slopes}
         expected = REFERENCE.attend(q.float(), k.float(), v.float(), **how, sinks_H=None if sinks is None else sinks.float())
         near(ops.attend(q, k, v, **how, sinks_H=sinks), expected, dtype, 2)
+
+
+# (queries, pages, tokens of the first page that are skipped, keys): decoding rows of lengths alike and not, alone, before a prompt, prompts alone
+PAGED = [[(1, (3, 9), 1, 7), (1, (4,), 0, 2), (1, (11, 0, 5, 2, 7, 8), 2, 21)], [(1, (6, 7, 8), 3, 9)], [(3, (1, 2), 0, 6), (1, (5,), 2, 1)],
+         [(1, (2,), 0, 4), (1, (10, 4), 0, 5), (5, (8, 0, 3), 1, 10), (1, (1,), 3, 1)], [(4, (5, 6, 7), 0, 12)]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("H", "K"), [(6, 3), (4, 1), (5, 5)])
+def test_attend_pages(ops, H, K, dtype):
+    sinks, slopes, size = random(H, dtype=dtype, seed=3), random(H, seed=4).abs(), 4
+    k_PNKC, v_PNKC = random(12, size, K, C, dtype=dtype, seed=1), random(12, size, K, V, dtype=dtype, seed=2)
+    for rows, window, softcap, sinks_H, slopes_H in itertools.product(PAGED, (None, 1, 3, 50), (None, 2.0), (None, sinks), (None, slopes)):
+        q_lengths, tables, offsets, lengths = zip(*rows, strict=True)
+        pages = Pages(size, tables, offsets, lengths, q_lengths)
+        q = random(sum(q_lengths), H, C, dtype=dtype)
+        how = {"scale": 0.4, "window": window, "softcap": softcap, "slopes_H": slopes_H}
+        k, v = (torch.stack([pool[table[i // size], i % size] for _, table, offset, n in rows for i in range(offset, offset + n)]).float()
+                for pool in (k_PNKC, v_PNKC))
+        expected = REFERENCE.attend(q.float(), k, v, q_lengths=q_lengths, k_lengths=lengths, sinks_H=None if sinks_H is None else sinks_H.float(), **how)
+        near(ops.attend_pages(q, k_PNKC, v_PNKC, pages, sinks_H=sinks_H, **how), expected, dtype, 2)
+
+
+def test_one_row_of_pages_that_follow_one_another_is_read_where_it_lies():
+    pool = random(8, 4, 3, C)
+    there, apart = (Pages(4, (table,), (1,), (9,), (2,)).gather(pool) for table in ((3, 4, 5), (3, 5, 4)))
+    assert there.data_ptr() == pool[3, 1].data_ptr()
+    assert torch.equal(there, pool.flatten(0, 1)[13:22])
+    assert torch.equal(apart, torch.cat([pool[3, 1:], pool[5], pool[4, :2]]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -2,15 +2,61 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from pellucid.errors import BadRequest
+from pellucid.model.parts import Rows
 from pellucid.model.rope import by_length, turns_as
+from pellucid.ops.interface import Ops, Pages
 from pellucid.spec import DecoderSpec
 
 GROWTH = 256  # tokens: a buffer starts here and doubles, so that appending costs constant time on average
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What rows hold of one layer: such as keys and values, row after row (S, ...) each, or pools of pages that `pages` says how to read."""
+
+    parts: tuple[Tensor, ...]
+    lengths: Sequence[int]  # tokens of each row that the queries of this pass may see
+    pages: Pages | None = None
+
+    def rows(self) -> tuple[Tensor, ...]:
+        """Row after row, (S, ...) each."""
+        return self.parts if self.pages is None else tuple(map(self.pages.gather, self.parts))
+
+    def attend(self, ops: Ops, q_THC: Tensor, k: Tensor, v: Tensor, q_lengths: Sequence[int], **how: Any) -> Tensor:
+        """`Ops.attend` over keys and values that are parts of this."""
+        if self.pages is None:
+            return ops.attend(q_THC, k, v, q_lengths=q_lengths, k_lengths=self.lengths, **how)
+        return ops.attend_pages(q_THC, k, v, self.pages, **how)
+
+
+class Memory(Protocol):
+    """What a pass continues from: a `Cache`, or the engine's pages."""
+
+    lengths: Any  # tokens that each row holds, by its number
+
+    def keep(self, layer: int, rows: Rows, *new: Tensor) -> Held:
+        """Keeps what a layer's mixer wants kept of the new tokens, such as keys (T, K, C) and values (T, K, C). All that the rows now hold of it."""
+        ...
+
+    def planned_lengths(self, rows: Sequence[int], q_lengths: Sequence[int]) -> Sequence[int]:
+        """How long each row is taken to be, which is what ropes may depend on."""
+        ...
+
+    def advance(self, rows: Sequence[int], q_lengths: Sequence[int]) -> None:
+        """Counts the tokens that every layer has now seen."""
+        ...
+
+
+def keep(cache: Memory | None, layer: int, rows: Rows, *new: Tensor) -> Held:
+    """`Memory.keep`; without a memory, what the pass itself brings."""
+    return Held(new, rows.lengths) if cache is None else cache.keep(layer, rows, *new)
 
 
 class Cache:
@@ -25,6 +71,11 @@ class Cache:
         self.planned = [0] * n_rows  # tokens; each row's rope is the one for so many
         self._scalings = by_length(spec)
         self._buffers: list[list[tuple[Tensor, ...] | None]] = [[None] * n_rows for _ in spec.layers]
+
+    def keep(self, layer: int, rows: Rows, *new: Tensor) -> Held:
+        """See `Memory`."""
+        lengths = [self.lengths[slot] + n for slot, n in zip(rows.slots, rows.lengths, strict=True)]
+        return Held(self.extend(layer, rows.slots, rows.lengths, *new), lengths)
 
     def extend(self, layer: int, rows: Sequence[int], q_lengths: Sequence[int], *new: Tensor) -> tuple[Tensor, ...]:
         """Appends what a layer's mixer keeps of the new tokens, such as keys (T, K, C) and values (T, K, C).

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pellucid.errors import BadRequest
 from pellucid.model import rope as rotary
-from pellucid.model.cache import Cache
+from pellucid.model.cache import Memory, keep
 from pellucid.model.experts import MixtureOfExperts
 from pellucid.model.latent import CompressedAttention
 from pellucid.model.mlp import Mlp
@@ -81,7 +81,7 @@ class SoftmaxAttention(nn.Module):
         self.v_norm = nn.Identity() if mixer.value_norm is None else Normalize(ops, mixer.value_norm, C)
         self.sinks = nn.Parameter(torch.empty(H)) if mixer.sinks else None
 
-    def forward(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Cache | None) -> Tensor:
+    def forward(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Memory | None) -> Tensor:
         mixer = self.mixer
         q_TE, k_TE = self.q(x_TD), self.k(x_TD)
         v_TE = k_TE if self.v is None else self.v(x_TD)
@@ -102,14 +102,9 @@ class SoftmaxAttention(nn.Module):
             q_THC, k_TKC = self.q_norm(q_THC), self.k_norm(k_TKC)
         if mixer.temperature is not None:
             q_THC = (q_THC * tables[mixer.temperature][0]).to(q_THC.dtype)
-        k_lengths: Sequence[int] = rows.lengths
-        k_SKC, v_SKC = k_TKC, v_TKC
-        if cache is not None:
-            k_lengths = [cache.lengths[slot] + n for slot, n in zip(rows.slots, rows.lengths, strict=True)]
-            k_SKC, v_SKC = cache.extend(self.index, rows.slots, rows.lengths, k_TKC, v_TKC)
-        out_THC = self.ops.attend(q_THC, k_SKC, v_SKC, q_lengths=rows.lengths, k_lengths=k_lengths,
-                                  scale=mixer.scale, window=mixer.window, softcap=mixer.softcap, chunk=mixer.chunk, sinks_H=self.sinks,
-                                  slopes_H=self.slopes(x_TD.device))
+        held = keep(cache, self.index, rows, k_TKC, v_TKC)
+        out_THC = held.attend(self.ops, q_THC, *held.parts, rows.lengths, scale=mixer.scale, window=mixer.window, softcap=mixer.softcap,
+                              chunk=mixer.chunk, sinks_H=self.sinks, slopes_H=self.slopes(x_TD.device))
         return self.o(out_THC.flatten(1))
 
     def slopes(self, device: torch.device) -> Tensor | None:
@@ -150,11 +145,11 @@ class Block(nn.Module):
                         else Mlp(ops, spec.d_model, layer.mlp))
             self.mlp_out_norm = norm(spec.norm_out)
 
-    def forward(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Cache | None) -> Tensor:
+    def forward(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Memory | None) -> Tensor:
         x_TD = self.sublayers(x_TD, tables, rows, cache)
         return x_TD if self.scale is None else x_TD * self.scale
 
-    def sublayers(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Cache | None) -> Tensor:
+    def sublayers(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Memory | None) -> Tensor:
         if self.spec.norm_stream == "before":
             x_TD = self.attn_norm(x_TD)
             x_TD = self.mlp_norm(x_TD + self.scaled(self.attn(x_TD, tables, rows, cache)))
@@ -204,7 +199,7 @@ class Decoder(nn.Module):
         self._temperatures = {mixer.temperature for mixer in spec.mixers if isinstance(mixer, Attention) and mixer.temperature is not None}
         self._frequencies: dict[tuple[Rope, int], tuple[Tensor, float]] = {}
 
-    def forward(self, tokens: Tensor, positions_T: Tensor | None = None, rows: Rows | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, positions_T: Tensor | None = None, rows: Rows | None = None, cache: Memory | None = None) -> Tensor:
         """Hidden states (T, D) after the final norm, ready for `unembed`; as wide as the embedding, where that has a width of its own.
 
         tokens: ids (T,), int64, or embeddings (T, D) to be used in their place. positions_T defaults to each row's
@@ -237,7 +232,7 @@ class Decoder(nn.Module):
             cache.advance(rows.slots, rows.lengths)
         return self.embed_out(self.final_norm(x_TD))
 
-    def _check_reach(self, positions_T: Tensor | None, rows: Rows, cache: Cache | None) -> None:
+    def _check_reach(self, positions_T: Tensor | None, rows: Rows, cache: Memory | None) -> None:
         """Raises BadRequest for a position this model has no number for. Most models have no such limit."""
         if self._reach is None or not rows.lengths:
             return
@@ -249,7 +244,7 @@ class Decoder(nn.Module):
         if n > limit:
             raise BadRequest(f"a row of {n} tokens, and this model goes to {limit}: {why}. Shorten the input.", field="prompt")
 
-    def _lengths(self, positions_T: Tensor | None, rows: Rows, cache: Cache | None) -> Sequence[int]:
+    def _lengths(self, positions_T: Tensor | None, rows: Rows, cache: Memory | None) -> Sequence[int]:
         """How long each row is, or is planned to be: what decides how it turns."""
         if cache is not None:
             return cache.planned_lengths(rows.slots, rows.lengths)
@@ -263,7 +258,7 @@ class Decoder(nn.Module):
             out[rope] = rotary.tables(frequency, gain, positions_T, rope.pairing)
         return out
 
-    def next_positions(self, rows: Rows, cache: Cache | None, device: torch.device) -> Tensor:
+    def next_positions(self, rows: Rows, cache: Memory | None, device: torch.device) -> Tensor:
         """(T,): each row counts on from what its cache row holds."""
         starts = [cache.lengths[slot] if cache else 0 for slot in rows.slots]
         return torch.cat([torch.arange(start, start + n, device=device) for start, n in zip(starts, rows.lengths, strict=True)])

@@ -11,11 +11,12 @@ brought to the latents instead, and the results back from them, so that attentio
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pellucid.model.cache import Cache
+from pellucid.model.cache import Held, Memory, keep
 from pellucid.model.parts import Normalize, Project, Rows, Tables
 from pellucid.ops.interface import Ops
 from pellucid.spec import LatentAttention
@@ -40,7 +41,7 @@ class CompressedAttention(nn.Module):
         self.v_up = Project(ops, L, H * V, bias=False)
         self.o = Project(ops, H * V, d_model, mixer.out_bias)
 
-    def forward(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Cache | None) -> Tensor:
+    def forward(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Memory | None) -> Tensor:
         mixer, (cos_TR, sin_TR) = self.mixer, tables[self.mixer.rope]
         R, pairing = mixer.rope.d_rotary, mixer.rope.pairing
         q_TF = self.q(x_TD) if mixer.d_query_latent is None else self.q_up(self.q_norm(self.q_down(x_TD)))
@@ -48,13 +49,10 @@ class CompressedAttention(nn.Module):
         latent_TL, shared_TR = self.kv_down(x_TD).split([mixer.d_latent, R], -1)
         shared_T1R = self.ops.rotate(shared_TR[:, None], cos_TR, sin_TR, pairing=pairing)
         q_THR = self.ops.rotate(q_THR, cos_TR, sin_TR, pairing=pairing)
-        kept_S1E = torch.cat([self.kv_norm(latent_TL)[:, None], shared_T1R], -1)
-        k_lengths: Sequence[int] = rows.lengths
-        if cache is not None:
-            k_lengths = [cache.lengths[slot] + n for slot, n in zip(rows.slots, rows.lengths, strict=True)]
-            kept_S1E, = cache.extend(self.index, rows.slots, rows.lengths, kept_S1E)
-        attend = self._absorbed if self._absorbs(rows.lengths, k_lengths) else self._expanded
-        return self.o(attend(q_THN, q_THR, kept_S1E, rows.lengths, k_lengths).flatten(1))
+        kept_T1E = torch.cat([self.kv_norm(latent_TL)[:, None], shared_T1R], -1)
+        held = keep(cache, self.index, rows, kept_T1E)
+        attend = self._absorbed if self._absorbs(rows.lengths, held.lengths) else self._expanded
+        return self.o(attend(q_THN, q_THR, held, rows.lengths).flatten(1))
 
     def _absorbs(self, q_lengths: Sequence[int], k_lengths: Sequence[int]) -> bool:
         """Whether bringing the queries to the latents multiplies less than bringing all latents to the heads: so it is in decoding."""
@@ -62,22 +60,23 @@ class CompressedAttention(nn.Module):
         pairs = sum(t * s for t, s in zip(q_lengths, k_lengths, strict=True))
         return sum(q_lengths) * L * (N + V) + pairs * (2 * L + R) < sum(k_lengths) * L * (N + V) + pairs * (N + R + V)
 
-    def _expanded(self, q_THN: Tensor, q_THR: Tensor, kept_S1E: Tensor, q_lengths: Sequence[int], k_lengths: Sequence[int]) -> Tensor:
+    def _expanded(self, q_THN: Tensor, q_THR: Tensor, held: Held, q_lengths: Sequence[int]) -> Tensor:
         """(T, H, V), with a key and a value for every head."""
-        H, L = self.mixer.n_heads, self.mixer.d_latent
+        H, L, (kept_S1E,) = self.mixer.n_heads, self.mixer.d_latent, held.rows()
         latent_SL, shared_S1R = kept_S1E[:, 0, :L], kept_S1E[..., L:]
         k_SHC = torch.cat([self.k_up(latent_SL).unflatten(-1, (H, -1)), shared_S1R.expand(-1, H, -1)], -1)
         v_SHV = self.v_up(latent_SL).unflatten(-1, (H, -1))
-        return self._attend(torch.cat([q_THN, q_THR], -1), k_SHC, v_SHV, q_lengths, k_lengths)
+        return Held((k_SHC, v_SHV), held.lengths).attend(self.ops, torch.cat([q_THN, q_THR], -1), k_SHC, v_SHV, q_lengths, **self._how)
 
-    def _absorbed(self, q_THN: Tensor, q_THR: Tensor, kept_S1E: Tensor, q_lengths: Sequence[int], k_lengths: Sequence[int]) -> Tensor:
+    def _absorbed(self, q_THN: Tensor, q_THR: Tensor, held: Held, q_lengths: Sequence[int]) -> Tensor:
         """(T, H, V), with one key and one value for all heads: what was kept, and the latent in it."""
-        H = self.mixer.n_heads
+        H, (kept,) = self.mixer.n_heads, held.parts
         # The matrices' numbers are read here, not their modules called: whoever changes what k_up and v_up compute changes their weights.
         k_HNL, v_HVL = (project.weight.unflatten(0, (H, -1)) for project in (self.k_up, self.v_up))
         q_THE = torch.cat([torch.einsum("thn,hnl->thl", q_THN, k_HNL), q_THR], -1)
-        out_THL = self._attend(q_THE, kept_S1E, kept_S1E[..., : self.mixer.d_latent], q_lengths, k_lengths)
+        out_THL = held.attend(self.ops, q_THE, kept, kept[..., : self.mixer.d_latent], q_lengths, **self._how)
         return torch.einsum("thl,hvl->thv", out_THL, v_HVL)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, q_lengths: Sequence[int], k_lengths: Sequence[int]) -> Tensor:
-        return self.ops.attend(q, k, v, q_lengths=q_lengths, k_lengths=k_lengths, scale=self.mixer.scale, window=None, softcap=None)
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"scale": self.mixer.scale, "window": None, "softcap": None}

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pellucid.ops.interface import Pages
 from pellucid.ops.reference import Reference, falling, visible
 from pellucid.spec import Activation
 
@@ -74,7 +75,6 @@ class Fused(Reference):
             # Off the CPU torch wants a bias in the queries' own dtype, and half precision is too coarse for one.
             return super().attend(q_THC, k_SKC, v_SKC, q_lengths=q_lengths, k_lengths=k_lengths, **how)
         q_BHTC, k_BKSC, v_BKSC = (x.unflatten(0, (B, -1)).transpose(1, 2) for x in (q_THC, k_SKC, v_SKC))
-        grouped = q_BHTC.shape[1] != k_BKSC.shape[1]
         narrow = min(x for x in (window, chunk, S) if x is not None) < S
         if T == 1 and narrow:
             first = max(0 if window is None else S - window, 0 if chunk is None else (S - 1) // chunk * chunk)
@@ -90,9 +90,45 @@ class Fused(Reference):
         if sinks_H is not None:
             q_BHTC, k_BKSC, v_BKSC = with_sink(q_BHTC, k_BKSC, v_BKSC, sinks_H / scale)
             mask = None if mask is None else F.pad(mask, (1, 0), value=slopes_H is None)  # seen, or a bias of zero
-        out_BHTC = F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, attn_mask=mask, scale=scale, enable_gqa=grouped,
-                                                  is_causal=mask is None and T > 1)[..., : v_SKC.shape[-1]]
+        out_BHTC = scaled_dot_product(q_BHTC, k_BKSC, v_BKSC, mask, scale)[..., : v_SKC.shape[-1]]
         return out_BHTC.transpose(1, 2).flatten(0, 1)
+
+    def attend_pages(self, q_THC: Tensor, k_PNKC: Tensor, v_PNKC: Tensor, pages: Pages, *, scale: float, window: int | None, softcap: float | None,
+                     chunk: int | None = None, sinks_H: Tensor | None = None, slopes_H: Tensor | None = None) -> Tensor:
+        how: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap, "chunk": chunk, "sinks_H": sinks_H, "slopes_H": slopes_H}
+        single, rest = pages.by_queries
+        if single is None or len(single.tables) == 1 or softcap is not None or (slopes_H is not None and not q_THC.is_cpu and q_THC.dtype != torch.float32):
+            return super().attend_pages(q_THC, k_PNKC, v_PNKC, pages, **how)
+        n, decoded_THC = len(single.tables), decode(q_THC[: len(single.tables)], k_PNKC, v_PNKC, single, scale, window, sinks_H, slopes_H)
+        return decoded_THC if rest is None else torch.cat([decoded_THC, super().attend_pages(q_THC[n:], k_PNKC, v_PNKC, rest, **how)])
+
+
+def decode(q_BHC: Tensor, k_PNKC: Tensor, v_PNKC: Tensor, pages: Pages, scale: float, window: int | None, sinks_H: Tensor | None,
+           slopes_H: Tensor | None) -> Tensor:
+    """One query a row: rows of similar length are padded to one length and computed together. A chunk's keys begin with the chunk."""
+    out_BHC = q_BHC.new_empty(*q_BHC.shape[:2], v_PNKC.shape[-1])
+    for row_B, pages_Bn, back_BS in pages.batches:
+        seen_BS = (back_BS <= 0) if window is None else (back_BS <= 0) & (back_BS > -window)
+        mask = seen_BS[:, None, None]
+        if slopes_H is not None:
+            mask = (slopes_H.float()[:, None, None] * back_BS[:, None, None]).masked_fill_(~mask, -torch.inf)
+        q_BHTC, (k_BKSC, v_BKSC) = q_BHC[row_B][:, :, None], (x[pages_Bn].flatten(1, 2).transpose(1, 2) for x in (k_PNKC, v_PNKC))
+        if sinks_H is not None:
+            q_BHTC, k_BKSC, v_BKSC = with_sink(q_BHTC, k_BKSC, v_BKSC, sinks_H / scale)
+            mask = F.pad(mask, (1, 0), value=slopes_H is None)
+        out_BHC[row_B] = scaled_dot_product(q_BHTC, k_BKSC, v_BKSC, mask, scale)[:, :, 0, : v_PNKC.shape[-1]]
+    return out_BHC
+
+
+def scaled_dot_product(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """torch's kernel, causal where there is no mask. The one query of a decoding row becomes G queries of each of K heads, up to 5 times as fast."""
+    (B, H, T, C), K = q_BHTC.shape, k_BKSC.shape[1]
+    if T > 1 or H == K:
+        return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, attn_mask=mask, scale=scale, enable_gqa=H != K, is_causal=mask is None and T > 1)
+    if mask is not None and mask.shape[1] == H:
+        mask = mask.reshape(mask.shape[0], K, H // K, -1)
+    out_BKGC = F.scaled_dot_product_attention(q_BHTC.reshape(B, K, H // K, C), k_BKSC, v_BKSC, attn_mask=mask, scale=scale)
+    return out_BKGC.reshape(B, H, 1, -1)
 
 
 def with_sink(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, sinks_H: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,11 +10,82 @@ faster; `tests/test_ops.py` runs every backend against the reference over one gr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from pellucid.spec import Activation, Experts
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Where the keys of a pass's rows lie in pools of pages, (P, N, ...) each: N tokens a page.
+
+    Made once a pass and shared by all layers that see equally far. Row b's keys are tokens offsets[b] to offsets[b] + lengths[b] of its
+    pages put together; what lies beside them is of no row, or of a part of it that no query of this pass sees.
+    """
+
+    size: int  # N
+    tables: tuple[tuple[int, ...], ...]
+    offsets: tuple[int, ...]
+    lengths: tuple[int, ...]
+    q_lengths: tuple[int, ...]  # queries, each row's last tokens
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def gather(self, pool: Tensor) -> Tensor:
+        """The rows' keys or values one after another, (S, ...). Pages that lie one after another are not copied, if there is one row."""
+        parts = [self._row(pool.flatten(0, 1), *row) for row in zip(self._places, self.offsets, self.lengths, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    @cached_property
+    def by_queries(self) -> tuple[Pages | None, Pages | None]:
+        """The leading rows with one query each, and the other rows; None for either if there are none."""
+        n = next((b for b, length in enumerate(self.q_lengths) if length != 1), len(self.q_lengths))
+        if n in (0, len(self.q_lengths)):
+            return (self, None) if n else (None, self)
+        parts = [Pages(self.size, self.tables[rows], self.offsets[rows], self.lengths[rows], self.q_lengths[rows], self.device)
+                 for rows in (slice(n), slice(n, None))]
+        return parts[0], parts[1]
+
+    def _row(self, tokens: Tensor, place: int | Tensor, offset: int, length: int) -> Tensor:
+        if isinstance(place, int):
+            return tokens[place * self.size + offset : place * self.size + offset + length]
+        return tokens.unflatten(0, (-1, self.size))[place].flatten(0, 1)[offset : offset + length]
+
+    @cached_property
+    def _places(self) -> list[int | Tensor]:
+        """Of each row its first page, if the others follow it; else all of them."""
+        return [table[0] if table[-1] - table[0] + 1 == len(table) and list(table) == list(range(table[0], table[-1] + 1))
+                else torch.tensor(table, device=self.device) for table in self.tables]
+
+    @cached_property
+    def batches(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Rows of similar length padded to one: their indices (B,), their pages (B, n) and how far each key is past the row's last one (B, n N).
+
+        That is at most 0 for a key and positive past the end; keys before the first are as far back as they are, and count as past the end.
+        """
+        order = sorted(range(len(self.tables)), key=lambda b: len(self.tables[b]))
+        groups: list[list[int]] = []
+        for b in order:
+            if groups and len(self.tables[b]) <= SPREAD * len(self.tables[groups[-1][0]]) + 1:
+                groups[-1].append(b)
+            else:
+                groups.append([b])
+        return [self._padded(sorted(rows)) for rows in groups]
+
+    def _padded(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        n = max(len(self.tables[b]) for b in rows)
+        pages_Bn = torch.tensor([[*self.tables[b], *(0,) * (n - len(self.tables[b]))] for b in rows], device=self.device)
+        first_B1, length_B1 = (torch.tensor([which[b] for b in rows], device=self.device)[:, None] for which in (self.offsets, self.lengths))
+        place_1S = torch.arange(n * self.size, device=self.device)[None]
+        back_BS = place_1S - (first_B1 + length_B1 - 1)
+        return torch.tensor(rows, device=self.device), pages_Bn, back_BS.masked_fill(place_1S < first_B1, 1)
+
+
+SPREAD = 1.5  # a row is padded to at most so many times its own pages
 
 
 class Ops(Protocol):
@@ -55,6 +126,11 @@ class Ops(Protocol):
         A query sees keys in (t - window, t], and of those the ones in its own chunk, counted from the row's first key; scores are scaled, then
         soft-capped, then lowered by slope * (t - s), float32, one slope a head. A head's sink is one more score, of a key whose value is zero.
         """
+        ...
+
+    def attend_pages(self, q_THC: Tensor, k_PNKC: Tensor, v_PNKC: Tensor, pages: Pages, *, scale: float, window: int | None, softcap: float | None,
+                     chunk: int | None = None, sinks_H: Tensor | None = None, slopes_H: Tensor | None = None) -> Tensor:
+        """`attend` over keys and values that lie in pages. A row's first key stands where its first query's chunk begins, or before the window."""
         ...
 
     def gated(self, gate_TF: Tensor, up_TF: Tensor, act: Activation, *, slope: float = 1.0, limit: float | None = None, up_offset: float = 0.0) -> Tensor:

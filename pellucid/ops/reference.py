@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pellucid.ops.interface import Pages
 from pellucid.spec import Activation, Experts
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -68,6 +69,11 @@ class Reference:
         rows = zip(q_THC.split(list(q_lengths)), k_SKC.split(list(k_lengths)), v_SKC.split(list(k_lengths)), strict=True)
         how = {"scale": scale, "window": window, "softcap": softcap, "chunk": chunk, "sinks_H": sinks_H, "slopes_H": slopes_H}
         return torch.cat([attend_row(q, k, v, **how) for q, k, v in rows])
+
+    def attend_pages(self, q_THC: Tensor, k_PNKC: Tensor, v_PNKC: Tensor, pages: Pages, *, scale: float, window: int | None, softcap: float | None,
+                     chunk: int | None = None, sinks_H: Tensor | None = None, slopes_H: Tensor | None = None) -> Tensor:
+        return self.attend(q_THC, pages.gather(k_PNKC), pages.gather(v_PNKC), q_lengths=pages.q_lengths, k_lengths=pages.lengths, scale=scale,
+                           window=window, softcap=softcap, chunk=chunk, sinks_H=sinks_H, slopes_H=slopes_H)
 
     def gated(self, gate_TF: Tensor, up_TF: Tensor, act: Activation, *, slope: float = 1.0, limit: float | None = None, up_offset: float = 0.0) -> Tensor:
         if limit is not None:

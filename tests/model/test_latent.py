@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 
-from pellucid.model.cache import Cache
+from pellucid.model.cache import Cache, Held
 from pellucid.model.decoder import Rows
 from pellucid.model.latent import CompressedAttention
 from pellucid.ops.choose import BACKENDS, choose
@@ -31,9 +31,10 @@ def test_both_orders_give_the_same_sum(ops: str) -> None:
     module, noise = attention(ops=ops), torch.Generator().manual_seed(1)
     q_lengths, k_lengths = (3, 1, 5), (9, 4, 5)
     q_THN, q_THR, kept_S1E = (torch.randn(shape, generator=noise) for shape in ((9, 5, 10), (9, 5, 12), (18, 1, 40)))
-    expanded = module._expanded(q_THN, q_THR, kept_S1E, q_lengths, k_lengths)
+    held = Held((kept_S1E,), k_lengths)
+    expanded = module._expanded(q_THN, q_THR, held, q_lengths)
     assert expanded.shape == (9, 5, 16)
-    assert error(module._absorbed(q_THN, q_THR, kept_S1E, q_lengths, k_lengths), expanded) < TOLERANCE
+    assert error(module._absorbed(q_THN, q_THR, held, q_lengths), expanded) < TOLERANCE
 
 
 @pytest.mark.parametrize("mixer", [MIXER, PUBLISHED], ids=["small", "published"])
