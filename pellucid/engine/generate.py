@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from pellucid.engine.request import FinishReason, Request, Result, check_vocabulary
-from pellucid.engine.sampler import Sampler
+from pellucid.engine.request import Alternatives, FinishReason, Request, Result
+from pellucid.engine.sampler import WORD, Row, Sampler
 from pellucid.errors import BadRequest, EmptyPrompt, PromptTooLong
 from pellucid.model.cache import Cache
 from pellucid.model.decoder import Decoder
@@ -72,12 +72,15 @@ class Generation(Iterator[int]):
         self.decoder, self.request, self.chunk = decoder, request, chunk
         self.memory = Memory(decoder) if memory is None else memory
         self.device = decoder.embed.weight.device
-        check_vocabulary(request.stop_ids, decoder.spec.n_vocab, "stop_ids")
-        self.sampler = Sampler([request], decoder.spec.n_vocab, self.device)
+        if request.n_generated > 1 or request.prompt_logprobs is not None:
+            name = "prompt_logprobs" if request.prompt_logprobs is not None else "n" if request.best_of is None else "best_of"
+            raise BadRequest(f"{name}={getattr(request, name)} is more than a sequence generated alone can have. Leave it out", field=name)
+        self.row, self.sampler = Row(request, decoder.spec.n_vocab), Sampler(decoder.spec.n_vocab, self.device)
+        self.constraint = None if request.constraint is None else request.constraint.start()
         self.room = n_ctx - n
         self.end = n - 1 + min(self.room, request.max_tokens or self.room)  # tokens the memory holds at most: the last id is never fed
-        self.ids: list[int] = []
         self.logprobs: list[float] = []
+        self.top_logprobs: list[Alternatives] = []
         self.finish_reason: FinishReason | None = None
         self.n_reused = 0
         self.seconds = self.prefill_seconds = 0.0
@@ -89,7 +92,6 @@ class Generation(Iterator[int]):
         start = time.perf_counter()
         chosen = self._step()
         self.seconds += time.perf_counter() - start
-        self.ids.append(chosen)
         if len(self.ids) == 1:
             self.prefill_seconds = self.seconds
         if chosen in self.request.stop_ids:
@@ -100,6 +102,11 @@ class Generation(Iterator[int]):
             self.finish_reason = "context"
         return chosen
 
+    @property
+    def ids(self) -> list[int]:
+        """What has come so far."""
+        return self.row.output_ids
+
     def stop(self) -> None:
         """End here because something the engine does not know, such as a stop string, was met."""
         self.finish_reason = "stop"
@@ -109,17 +116,30 @@ class Generation(Iterator[int]):
         if self.finish_reason is None:
             raise RuntimeError("a generation has no result before it has ended")
         return Result(token_ids=tuple(self.ids), finish_reason=self.finish_reason, logprobs=tuple(self.logprobs) if self.request.logprobs else None,
-                      n_prompt=len(self.request.prompt_ids), n_reused=self.n_reused, prefill_seconds=self.prefill_seconds, seconds=self.seconds)
+                      top_logprobs=tuple(self.top_logprobs) if self.request.top_logprobs else None, n_prompt=len(self.request.prompt_ids),
+                      n_reused=self.n_reused, prefill_seconds=self.prefill_seconds, seconds=self.seconds)
 
     # inference_mode is entered for a step at a time: held across yields it would leak into the caller's code.
     @torch.inference_mode()
     def _step(self) -> int:
         logits_1V = self._next() if self.ids else self._prefill()
-        self._last_1 = self.sampler(logits_1V)
-        chosen = int(self._last_1)
-        if self.request.logprobs:
-            self.logprobs.append(float(logits_1V[0].float().log_softmax(-1)[chosen]))
-        return chosen
+        sampled = self.sampler(logits_1V, [self.row], self._mask())
+        for error in sampled.errors.values():
+            raise error
+        if self.constraint is not None:
+            self.constraint.advance(sampled.ids[0])
+        if (logprob := sampled.logprobs[0]) is not None:
+            self.logprobs.append(logprob)
+            self.top_logprobs.append(sampled.top_logprobs[0] or ())
+        self._last_1 = sampled.ids_B
+        return sampled.ids[0]
+
+    def _mask(self) -> Tensor | None:
+        if self.constraint is None:
+            return None
+        words_1W = torch.zeros(1, -(-self.decoder.spec.n_vocab // WORD), dtype=torch.int32)
+        self.constraint.mask(words_1W[0])
+        return words_1W
 
     def _prefill(self) -> Tensor:
         """Logits (1, V) after the prompt, computed in chunks from where the memory ends."""

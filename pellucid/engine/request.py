@@ -7,12 +7,17 @@ import numbers
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pellucid.errors import BadRequest, did_you_mean, nearest
 
-FinishReason = Literal["stop", "length", "context"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
+FinishReason = Literal["stop", "length", "context", "cancelled"]
+Alternatives = tuple[tuple[int, float], ...]  # ids and their log-probabilities, the likeliest first
+
+MAX_TOP_LOGPROBS = 20  # OpenAI's limit: https://platform.openai.com/docs/api-reference/chat/create#chat-create-top_logprobs
 MAX_BIAS = 3.4e38  # what float32 holds, in which logits are summed
 MIN_TEMPERATURE = 1e-6  # smaller ones differ from greedy in nothing but rounding, and the very smallest are zero in float32
 
@@ -66,39 +71,128 @@ class Sampling:
         return cls(**options)
 
 
+class Constraint(Protocol):
+    """What one sequence may say next: one for every running sequence, told each id that came. engine/grammar.py has them."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the output is complete and nothing but a stop id may follow."""
+
+    def mask(self, words_W: Tensor) -> None:
+        """Fills ceil(V / 32) words of int32: bit i % 32 of word i // 32 says that id i may come. Bits past V stay 0."""
+
+    def advance(self, token_id: int) -> None:
+        """An id has come. Raises PellucidError for one that the mask forbids."""
+
+    def rollback(self, n: int) -> None:
+        """The last n ids did not come after all."""
+
+
+class Grammar(Protocol):
+    """A constraint made ready once; every sequence starts one of its own."""
+
+    def start(self) -> Constraint:
+        """At the beginning of an output."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One sequence to continue. Raises BadRequest for ids or counts that cannot be.
+    """One sequence to continue. Raises BadRequest for ids or counts that cannot be, naming the field.
 
-    max_tokens: how many ids may come; None = as many as the context has room for. Under dynamic rope scaling it also says how long a row past the
-        original length may become, and so by which angles all of it turns.
+    max_tokens: how many ids may come; None = as many as the context has room for.
     stop_ids: ids that end the output; the one that did is the output's last id.
-    logprobs: also report the log-probability of every id that comes.
+    min_tokens: how many ids come before a stop id may.
+    prefix_ids: what the output begins with, whatever the model would say; counted as output.
+    bad_words: sequences of ids that do not come. A word may begin in the prompt: its last id is what is forbidden then.
+    constraint: what the output has to be, on top of all this.
+    logprobs: also report the log-probability of every id that comes; top_logprobs: and of the so many likeliest in its place.
+    prompt_logprobs: report those of the prompt as well, with so many of the likeliest; None = not.
+    n: how many outputs; best_of: how many are generated, of which the n with the highest mean log-probability are kept; None = n.
     """
 
     prompt_ids: Sequence[int]
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int | None = None
     stop_ids: frozenset[int] = frozenset()
+    min_tokens: int = 0
+    prefix_ids: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    constraint: Grammar | None = None
     logprobs: bool = False
+    top_logprobs: int = 0
+    prompt_logprobs: int | None = None
+    n: int = 1
+    best_of: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt_ids", tuple(token_ids(self.prompt_ids, "prompt")))
         object.__setattr__(self, "stop_ids", frozenset(token_ids(self.stop_ids, "stop_ids")))
         object.__setattr__(self, "max_tokens", checked_max_tokens(self.max_tokens))
+        object.__setattr__(self, "prefix_ids", tuple(token_ids(self.prefix_ids, "prefix_ids")))
+        object.__setattr__(self, "bad_words", _words(self.bad_words))
+        for name in ("min_tokens", "top_logprobs", "n", *(name for name in ("prompt_logprobs", "best_of") if getattr(self, name) is not None)):
+            object.__setattr__(self, name, _integer(name, getattr(self, name)))
+        self._check_lengths()
+        self._check_counts()
+
+    def _check_lengths(self) -> None:
+        most = math.inf if self.max_tokens is None else self.max_tokens
+        _in_range("min_tokens", self.min_tokens, 0 <= self.min_tokens <= most, f"from 0 to max_tokens ({self.max_tokens})")
+        if len(self.prefix_ids) > most:
+            raise BadRequest(f"prefix_ids are {len(self.prefix_ids)}, and max_tokens is {self.max_tokens}: what is forced counts as output. "
+                             f"Raise max_tokens or shorten the prefix", field="prefix_ids")
+        for place, i in enumerate(self.prefix_ids):
+            if i in self.stop_ids:
+                raise BadRequest(f"prefix_ids has the stop id {i} at place {place}: the output would end there. Take it out, or out of stop_ids",
+                                 field="prefix_ids")
+
+    def _check_counts(self) -> None:
+        _in_range("top_logprobs", self.top_logprobs, 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS, f"from 0 to {MAX_TOP_LOGPROBS}")
+        if self.top_logprobs and not self.logprobs:
+            raise BadRequest(f"top_logprobs={self.top_logprobs} wants logprobs=True, and logprobs is False. Ask for both", field="top_logprobs")
+        if self.prompt_logprobs is not None:
+            k = self.prompt_logprobs
+            _in_range("prompt_logprobs", k, 0 <= k <= MAX_TOP_LOGPROBS, f"None, or from 0 to {MAX_TOP_LOGPROBS}")
+        _in_range("n", self.n, self.n >= 1, "at least 1")
+        if self.best_of is not None:
+            _in_range("best_of", self.best_of, self.best_of >= self.n, f"at least n ({self.n}), or None for n")
+        if self.n_generated > 1 and self.sampling.greedy:
+            name = "n" if self.best_of is None else "best_of"
+            raise BadRequest(f"{name}={self.n_generated}, and at temperature 0 all outputs are the same. Ask for one, or raise it", field=name)
+
+    @property
+    def n_generated(self) -> int:
+        """How many outputs are generated."""
+        return self.n if self.best_of is None else self.best_of
+
+    @property
+    def scores(self) -> bool:
+        """Whether log-probabilities of the output are needed, be it only to choose by."""
+        return self.logprobs or self.n_generated > self.n
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What came of a request. `logprobs` are natural logarithms under the model's own distribution (temperature 1, no penalties)."""
+    """What came of a request. All logprobs are natural logarithms under the model's own distribution (temperature 1, nothing forbidden).
+
+    prompt_logprobs: one for each prompt id but the first, which nothing comes before; prompt_top_logprobs: the likeliest in their places.
+    """
 
     token_ids: tuple[int, ...]  # the generated ones only; a stop id that ended them is the last
     finish_reason: FinishReason
     logprobs: tuple[float, ...] | None
+    top_logprobs: tuple[Alternatives, ...] | None = None
+    prompt_logprobs: tuple[float, ...] | None = None
+    prompt_top_logprobs: tuple[Alternatives, ...] | None = None
     n_prompt: int
     n_reused: int  # leading prompt tokens whose keys and values were still in memory
     prefill_seconds: float  # until the first id
     seconds: float  # until the last, the caller's own time between ids not counted
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """Of the whole output; None where logprobs were not asked for."""
+        return None if self.logprobs is None else math.fsum(self.logprobs)
 
 
 def checked_max_tokens(asked: Any) -> int | None:
@@ -143,6 +237,15 @@ def _biases(biases: Mapping[Any, Any]) -> dict[int, float]:
     for i, b in plain.items():
         if abs(b) > MAX_BIAS:
             raise BadRequest(f"logit_bias of token {i} is {b}, more than float32 holds; 100 or -100 is enough to force or forbid a token", field="logit_bias")
+    return plain
+
+
+def _words(words: Iterable[Iterable[Any]]) -> tuple[tuple[int, ...], ...]:
+    if isinstance(words, str | bytes) or not isinstance(words, Iterable):
+        raise BadRequest(f"bad_words must be sequences of token ids, got {_shown(words)}", field="bad_words")
+    plain = tuple(tuple(token_ids(word, "bad_words")) for word in words)
+    if () in plain:
+        raise BadRequest(f"bad_words has an empty word at place {plain.index(())}: it would forbid everything. Leave it out", field="bad_words")
     return plain
 
 

@@ -1,14 +1,16 @@
 """The sampler against transformers' logits processors, closed forms, and frequencies."""
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from transformers.generation import logits_process as hf
 
 from pellucid.engine import sampler as sampler_module
 from pellucid.engine.request import Request, Sampling
-from pellucid.engine.sampler import Sampler, Truncation, invert, presence_and_frequency, repetition
-from pellucid.errors import BadRequest, PellucidError
+from pellucid.engine.sampler import Row, Sampler, invert, presence_and_frequency, repetition
+from pellucid.errors import BadRequest
 
 B, V = 5, 73
 
@@ -22,14 +24,26 @@ def column(*values: float) -> torch.Tensor:
     return torch.tensor(values)[:, None]
 
 
+def rows(settings: list[dict], n_vocab: int = V, prompt: tuple[int, ...] = (0,), **request) -> list[Row]:
+    return [Row(Request(prompt_ids=prompt, sampling=Sampling(**s), **request), n_vocab) for s in settings]
+
+
+def chosen(logits_BV: torch.Tensor, some: list[Row], mask: torch.Tensor | None = None) -> list[int]:
+    """One call; every row must come through."""
+    sampled = Sampler(logits_BV.shape[1])(logits_BV, some, mask)
+    assert sampled.errors == {}
+    assert sampled.ids_B.tolist() == list(sampled.ids)
+    return list(sampled.ids)
+
+
 def truncated(logits_BV: torch.Tensor, top_k: list[int], top_p: list[float], min_p: list[float]) -> torch.Tensor:
-    """The whole row again, (B, V): what was dropped is -inf."""
-    logits_BN, ids_BN = Truncation(top_k, top_p, min_p, logits_BV.shape[1], logits_BV.device)(logits_BV)
-    return logits_BN if ids_BN is None else torch.full_like(logits_BV, -torch.inf).scatter(1, ids_BN, logits_BN)
-
-
-def sampler(n: int = 1, **settings) -> Sampler:
-    return Sampler([Request(prompt_ids=[0], sampling=Sampling(**settings))] * n, V)
+    """The rows as the draw sees them, (B, V): what was dropped is -inf. Every row has a seed of its own and must land on what is left."""
+    n_vocab = logits_BV.shape[1]
+    out_BV = torch.full_like(logits_BV, -torch.inf)
+    some = rows([{"top_k": k, "top_p": p, "min_p": m} for k, p, m in zip(top_k, top_p, min_p, strict=True)], n_vocab)
+    for places, logits_GN, ids_GN in Sampler(n_vocab).candidates(logits_BV, some):
+        out_BV[places] = logits_GN if ids_GN is None else torch.full_like(logits_BV[places], -torch.inf).scatter(1, ids_GN, logits_GN)
+    return out_BV
 
 
 def test_repetition_penalty_equals_transformers(logits_BV):
@@ -95,7 +109,7 @@ def test_top_k_keeps_exactly_k_where_tokens_tie():
 def test_bias_and_penalties_come_before_the_greedy_choice():
     logits = torch.tensor([[3.0, 2.0, 1.0]])
     def choose(**settings):
-        return Sampler([Request(prompt_ids=[0], sampling=Sampling(temperature=0, **settings))], 3)(logits).item()
+        return chosen(logits, rows([{"temperature": 0, **settings}], 3))[0]
     assert choose() == 0
     assert choose(logit_bias={2: 2.5}) == 2
     assert choose(logit_bias={0: -100.0}) == 1
@@ -107,18 +121,18 @@ def test_bias_and_penalties_come_before_the_greedy_choice():
 
 def test_penalties_count_the_output_token_by_token():
     logits = torch.tensor([[3.0, 2.5, 2.0]])
-    def chosen(n, **settings):
-        s = Sampler([Request(prompt_ids=[2], sampling=Sampling(temperature=0, **settings))], 3)
-        return [s(logits).item() for _ in range(n)]
-    assert chosen(4, presence_penalty=0.6) == [0, 1, 0, 0]  # 2.4 < 2.5, then 2.4 > 1.9: once taken, presence takes no more
-    assert chosen(6, frequency_penalty=0.6) == [0, 1, 0, 2, 1, 0]  # 3 2.5 2 | 2.4 2.5 2 | 2.4 1.9 2 | 1.8 1.9 2 | 1.8 1.9 1.4 | 1.8 1.3 1.4
-    assert chosen(3, repetition_penalty=1.4) == [0, 1, 0]  # 2.14 2.5 1.43 | 2.14 1.79 1.43
+    def choices(n, **settings):
+        row = rows([{"temperature": 0, **settings}], 3, prompt=(2,))
+        return [chosen(logits, row)[0] for _ in range(n)]
+    assert choices(4, presence_penalty=0.6) == [0, 1, 0, 0]  # 2.4 < 2.5, then 2.4 > 1.9: once taken, presence takes no more
+    assert choices(6, frequency_penalty=0.6) == [0, 1, 0, 2, 1, 0]  # 3 2.5 2 | 2.4 2.5 2 | 2.4 1.9 2 | 1.8 1.9 2 | 1.8 1.9 1.4 | 1.8 1.3 1.4
+    assert choices(3, repetition_penalty=1.4) == [0, 1, 0]  # 2.14 2.5 1.43 | 2.14 1.79 1.43
 
 
 def test_temperature_divides_before_min_p_and_top_p_look():
     logits = torch.tensor([[2.0, 1.0, 0.0]])
-    s = Sampler([Request(prompt_ids=[0], sampling=Sampling(temperature=t, min_p=0.3, seed=1)) for t in (0.5, 1.0, 4.0)], 3)
-    drawn = torch.stack([s(logits.repeat(3, 1)) for _ in range(400)])
+    three = rows([{"temperature": t, "min_p": 0.3, "seed": 1} for t in (0.5, 1.0, 4.0)], 3)
+    drawn = torch.tensor([chosen(logits.repeat(3, 1), three) for _ in range(400)])
     # e**(-1/t) against 0.3, e**(-2/t) against 0.3
     assert [sorted(set(column.tolist())) for column in drawn.T] == [[0], [0, 1], [0, 1, 2]]
 
@@ -138,8 +152,8 @@ def test_frequencies_follow_the_distribution_transformers_leaves(logits_BV, sett
     if "min_p" in settings:
         scores = hf.MinPLogitsWarper(settings["min_p"])(None, scores)
     expected = scores.softmax(-1)[0].double() * n
-    rows = Sampler([Request(prompt_ids=[0], sampling=Sampling(seed=s, **settings)) for s in range(n)], V)(logits_BV[:1].expand(n, V))
-    counts = torch.bincount(rows, minlength=V).double()
+    drawn = chosen(logits_BV[:1].expand(n, V), rows([{"seed": s, **settings} for s in range(n)]))
+    counts = torch.bincount(torch.tensor(drawn), minlength=V).double()
     assert counts[expected == 0].sum() == 0
     often = expected >= 5
     rest = torch.stack([expected[~often].sum(), counts[~often].sum()])
@@ -150,9 +164,9 @@ def test_frequencies_follow_the_distribution_transformers_leaves(logits_BV, sett
 
 def test_successive_draws_of_one_seed_follow_the_distribution():
     probs = torch.tensor([0.5, 0.25, 0.125, 0.125])
-    s = Sampler([Request(prompt_ids=[0], sampling=Sampling(seed=11))], 4)
+    row = rows([{"seed": 11}], 4)
     n = 8_000
-    drawn = torch.tensor([s(probs.log()[None]).item() for _ in range(n)])
+    drawn = torch.tensor([chosen(probs.log()[None], row)[0] for _ in range(n)])
     counts = torch.bincount(drawn, minlength=4) / n
     assert ((counts - probs).abs() < 4.5 * (probs * (1 - probs) / n).sqrt()).all()
     pairs = (drawn[1:] == drawn[:-1]).double().mean()  # independent draws repeat with probability sum p**2
@@ -161,20 +175,19 @@ def test_successive_draws_of_one_seed_follow_the_distribution():
 
 def test_a_seed_gives_the_same_draws_whoever_shares_the_batch(logits_BV):
     def draws(seeds):
-        s = Sampler([Request(prompt_ids=[0], sampling=Sampling(seed=seed, top_p=0.95)) for seed in seeds], V)
-        return torch.stack([s(logits_BV[[seed % B for seed in seeds]] * k) for k in (0.1, 0.2, 0.3)] * 4)
+        some = rows([{"seed": seed, "top_p": 0.95} for seed in seeds])
+        return torch.tensor([chosen(logits_BV[[seed % B for seed in seeds]] * k, some) for k in (0.1, 0.2, 0.3) * 4])
     alone, among = draws([1]), draws([4, 1, 2])
     assert alone[:, 0].tolist() == among[:, 1].tolist()
     assert among[:, 0].tolist() != among[:, 1].tolist()
 
 
 def test_greedy_and_drawn_rows_share_a_batch(logits_BV):
-    rows = [Sampling(temperature=0), Sampling(seed=5, temperature=2.0), Sampling(temperature=0, logit_bias={17: 100.0})]
-    s = Sampler([Request(prompt_ids=[0], sampling=r) for r in rows], V)
-    chosen = torch.stack([s(logits_BV[:3]) for _ in range(20)])
-    assert chosen[:, 0].tolist() == [logits_BV[0].argmax().item()] * 20
-    assert len(set(chosen[:, 1].tolist())) > 3
-    assert chosen[:, 2].tolist() == [17] * 20
+    three = rows([{"temperature": 0}, {"seed": 5, "temperature": 2.0}, {"temperature": 0, "logit_bias": {17: 100.0}}])
+    came = torch.tensor([chosen(logits_BV[:3], three) for _ in range(20)])
+    assert came[:, 0].tolist() == [logits_BV[0].argmax().item()] * 20
+    assert len(set(came[:, 1].tolist())) > 3
+    assert came[:, 2].tolist() == [17] * 20
 
 
 @pytest.mark.parametrize("wide", [torch.float64, torch.float32])
@@ -189,27 +202,34 @@ def test_the_inverse_never_lands_on_a_token_without_probability(wide, second):
 
 def test_extreme_temperatures_neither_overflow_nor_vanish():
     logits = torch.tensor([[80.0, -80.0, 79.0]])
-    assert Sampler([Request(prompt_ids=[0], sampling=Sampling(temperature=1e-6, seed=2))], 3)(logits).item() == 0
-    s = Sampler([Request(prompt_ids=[0], sampling=Sampling(temperature=1e6, seed=2))], 3)
-    assert {s(logits).item() for _ in range(60)} == {0, 1, 2}
+    assert chosen(logits, rows([{"temperature": 1e-6, "seed": 2}], 3)) == [0]
+    hot = rows([{"temperature": 1e6, "seed": 2}], 3)
+    assert {chosen(logits, hot)[0] for _ in range(60)} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("row", [[1.0, float("nan"), 2.0], [float("-inf")] * 3, [float("inf"), 0.0, 0.0]])
-def test_logits_that_are_not_numbers_stop_the_generation(row, temperature):
-    s = Sampler([Request(prompt_ids=[0], sampling=Sampling(temperature=temperature))], 3)
-    with pytest.raises(PellucidError, match=r"the model computed logits that are not numbers .* try another dtype"):
-        s(torch.tensor([row]))
+def test_logits_that_are_not_numbers_fail_their_row_alone(row, temperature):
+    three = rows([{"temperature": temperature}] * 3, 3)
+    sampled = Sampler(3)(torch.tensor([[0.0, 9.0, 0.0], row, [0.0, 0.0, 99.0]]), three)
+    assert (sampled.ids[1], sampled.ids_B[1].item(), three[1].output_ids) == (-1, -1, [])
+    assert (sampled.ids[2], [len(r.output_ids) for r in three]) == (2, [1, 0, 1])
+    assert list(sampled.errors) == [1]
+    assert re.match(r"the model computed logits that are not numbers .* try another dtype", str(sampled.errors[1]))
 
 
 def test_ids_outside_the_vocabulary_are_refused_before_anything_runs():
     with pytest.raises(BadRequest, match=r"logit_bias has token id 73, and this model's vocabulary has ids 0 to 72"):
-        sampler(logit_bias={73: 1.0})
+        rows([{"logit_bias": {73: 1.0}}])
     with pytest.raises(BadRequest, match=r"prompt has token id 99"):
-        Sampler([Request(prompt_ids=[99])], V)
+        rows([{}], prompt=(99,))
+    for name, value in (("stop_ids", [74]), ("prefix_ids", [1, 74]), ("bad_words", [[1], [2, 74]])):
+        with pytest.raises(BadRequest, match=rf"{name} has token id 74") as caught:
+            rows([{}], **{name: value})
+        assert caught.value.field == name
 
 
 def test_half_precision_logits_are_sampled_in_float32():
     logits = torch.tensor([[1.0, 1.0009765625, 1.0]]).bfloat16()
-    rows = Sampler([Request(prompt_ids=[0], sampling=Sampling(seed=s)) for s in range(3000)], 3)(logits.expand(3000, 3))
-    assert torch.bincount(rows).min() > 850  # about 1000 each
+    drawn = chosen(logits.expand(3000, 3), rows([{"seed": s} for s in range(3000)], 3))
+    assert torch.bincount(torch.tensor(drawn)).min() > 850  # about 1000 each
