@@ -15,7 +15,7 @@ from pellucid.errors import BadRequest
 from pellucid.families._config import ACTIVATIONS as SPELLINGS
 from pellucid.model.rope import tables
 from pellucid.ops.choose import BACKENDS, choose
-from pellucid.ops.fused import BLOCK
+from pellucid.ops.fused import BLOCK, FEW
 from pellucid.ops.interface import Pages
 from pellucid.ops.reference import ACTIVATIONS, Reference
 from pellucid.spec import Experts, FeedForward
@@ -177,10 +177,13 @@ def test_what_is_faster_without_gradients_is_the_same(ops, dtype):
     """One token's products, norms over many numbers, rotation and gates: backends take other ways there, and may not write where they read."""
     with torch.inference_mode():
         weight, bias = random(9, 300, dtype=dtype, seed=1), random(9, dtype=dtype, seed=2)
-        for x in (random(1, 300, dtype=dtype), random(2, 300, dtype=dtype)):
+        for x in (random(rows, 300, dtype=dtype) for rows in (1, 2, 300 // FEW, 300 // FEW + 1)):
             near(ops.matmul(x, weight), x.float() @ weight.float().T, dtype, 2)
             near(ops.matmul(x, weight, bias), x.float() @ weight.float().T + bias.float(), dtype, 2)
             near(ops.matmul(x, weight.T.contiguous().T), x.float() @ weight.float().T, dtype, 2)
+            assert ops.matmul(x, weight).is_contiguous()
+            assert ops.matmul(x, weight, bias).is_contiguous()
+        assert ops.matmul(x[:0], weight).shape == (0, 9)
         x, gain = random(65, 1024, dtype=dtype), random(1024, dtype=dtype, seed=1)
         before = x.clone()
         for weight in (None, gain):

@@ -13,6 +13,7 @@ from pellucid.ops.reference import Reference, falling, visible
 from pellucid.spec import Activation
 
 BLOCK = 256  # queries: so many at a time where each head has a bias of its own, and the tensor of biases would outgrow the rest
+FEW = 8  # up to a row for so many of a weight's columns, turning the result around costs less than it saves: docs/LOG.md
 LARGE = 1 << 16  # numbers: above this, torch's rms_norm on a CPU (which makes a tensor for every step) is slower than working in place
 
 
@@ -25,10 +26,14 @@ class Fused(Reference):
         return "fused: torch's attention and norms · the rest reference"
 
     def matmul(self, x_TD: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
-        if x_TD.shape[0] == 1 and x_TD.is_cpu and x_TD.dtype == weight_FD.dtype == torch.bfloat16 and bias_F is None and not torch.is_grad_enabled():
-            # The vector product reads a bfloat16 matrix 1.5 times as fast as the matrix product, to the same bits: docs/LOG.md.
-            return torch.mv(weight_FD, x_TD[0])[None]
-        return super().matmul(x_TD, weight_FD, bias_F)
+        T, D = x_TD.shape
+        if not (0 < T <= max(1, D // FEW) and x_TD.is_cpu and x_TD.dtype == weight_FD.dtype == torch.bfloat16 and not torch.is_grad_enabled()):
+            return super().matmul(x_TD, weight_FD, bias_F)
+        # Few rows: a bfloat16 weight is read 1.2 to 1.6 times as fast as the first factor of a product as it is as the second. docs/LOG.md
+        if T == 1:
+            return (torch.mv(weight_FD, x_TD[0]) if bias_F is None else torch.addmv(bias_F, weight_FD, x_TD[0]))[None]
+        out_FT = torch.mm(weight_FD, x_TD.T) if bias_F is None else torch.addmm(bias_F[:, None], weight_FD, x_TD.T)
+        return out_FT.T.contiguous()
 
     def normalize(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, *,
                   kind: Literal["rms", "layer"], eps: float, offset: float) -> Tensor:
