@@ -193,6 +193,7 @@ class Attention:
     qk_norm_over: Literal["head", "each_head", "width"] = "head"  # one gain for all heads, one gain a head, all heads together
     value_norm: Norm | None = None  # normalize each head's values
     values_from_keys: bool = False  # values are what keys are before their norm and rope: one projection makes both
+    shares: int | None = None  # index of the layer whose keys and values these queries read; None = this layer makes its own
     qk_norm_late: bool = False  # after they rotated instead
     temperature: Temperature | LogTemperature | None = None
 
@@ -205,11 +206,13 @@ class Attention:
             raise ValueError(f"{self.rope.d_rotary} channels cannot rotate in heads of {self.d_head}")
         if self.qk_norm_late and self.qk_norm_over == "width":
             raise ValueError("a norm over all heads together stands before the rope, and qk_norm_late says after")
+        if self.shares is not None and (self.value_norm is not None or self.values_from_keys):
+            raise ValueError("a layer that shares another's keys and values makes none, and value_norm and values_from_keys are about making them")
 
     @property
     def n_cached(self) -> int:
-        """Numbers a cache keeps of one token: its keys and values."""
-        return 2 * self.n_kv_heads * self.d_head
+        """Numbers a cache keeps of one token: its keys and values; what is shared is kept where it was made."""
+        return 2 * self.n_kv_heads * self.d_head if self.shares is None else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,6 +288,8 @@ class Experts:
     n_experts: int
     n_active: int
     scoring: Literal["softmax", "sigmoid"] = "softmax"  # of all the logits
+    router_norm: Norm | None = None  # normalize what the router reads
+    router_scale: float = 1.0  # multiplies the logits
     router_bias: bool = False
     correction: bool = False  # a number an expert, added to its score when experts are chosen, not to its share. https://arxiv.org/abs/2408.15664
     n_groups: int = 1  # experts stand in groups of equal size, one after another
@@ -317,6 +322,21 @@ class Experts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerInputs:
+    """Beside the stream every layer reads a short vector of its own for each token: looked up in a table, and projected from the embedding.
+
+    https://ai.google.dev/gemma/docs/core, per-layer embeddings
+    """
+
+    d_input: int
+    n_vocab: int  # rows of the table
+    act: Activation
+
+    def __post_init__(self) -> None:
+        _positive(d_input=self.d_input, n_vocab=self.n_vocab)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """One block: what mixes positions and what works on each position. Layers may differ in anything named here.
 
@@ -325,7 +345,12 @@ class Layer:
 
     mixer: Mixer | None
     mlp: FeedForward | Experts | None
+    beside: Experts | None = None  # a mixture that reads the stream beside mlp; each of the two has norms of its own, and their sum another
     scaled: bool = False  # a learned number multiplies what leaves the layer
+
+    def __post_init__(self) -> None:
+        if self.beside is not None and not isinstance(self.mlp, FeedForward):
+            raise ValueError("a mixture stands beside a feed-forward, and this layer has none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,6 +377,7 @@ class DecoderSpec:
     position_offset: int = 0  # OPT stores position p in row p + 2
     embed_scale: float = 1.0
     embed_norm: bool = False  # normalize what enters the first block
+    layer_inputs: LayerInputs | None = None
     final_norm: bool = True  # normalize what leaves the last
     logit_scale: float = 1.0
     logit_softcap: float | None = None
@@ -366,8 +392,21 @@ class DecoderSpec:
             raise ValueError(f"norm_stream={self.norm_stream!r} normalizes the stream itself: norm_in, norm_out and parallel must be off")
         if (self.parallel or self.norm_stream) and any(layer.mixer is None or layer.mlp is None for layer in self.layers):
             raise ValueError("a layer lacks one of its sublayers, and parallel and norm_stream are about both")
+        if (self.parallel or self.norm_stream or not self.norm_in or not self.norm_out) and any(layer.beside is not None for layer in self.layers):
+            raise ValueError("a mixture beside a feed-forward has its norms where norm_in and norm_out put them, and both must be on")
         if self.learned_positions and self.sinusoidal_positions:
             raise ValueError("positions cannot be learned and sinusoidal at once")
+        for i, layer in enumerate(self.layers):
+            if isinstance(layer.mixer, Attention) and layer.mixer.shares is not None:
+                self._check_shared(i, layer.mixer, layer.mixer.shares)
+
+    def _check_shared(self, i: int, mixer: Attention, source: int) -> None:
+        """Raises ValueError where layer i cannot read the keys and values of layer `source`."""
+        made = self.layers[source].mixer if 0 <= source < i else None
+        if not isinstance(made, Attention) or made.shares is not None:
+            raise ValueError(f"layer {i} shares the keys and values of layer {source}, and no earlier layer of that number makes any")
+        if (mixer.n_kv_heads, mixer.d_head) != (made.n_kv_heads, made.d_head):
+            raise ValueError(f"layer {i} shares keys of {mixer.n_kv_heads} heads x {mixer.d_head}, and layer {source} makes {made.n_kv_heads} x {made.d_head}")
 
     @property
     def mixers(self) -> tuple[Mixer, ...]:

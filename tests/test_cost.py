@@ -12,7 +12,7 @@ from pellucid import cost
 from pellucid.model.cache import Cache
 from pellucid.model.decoder import Decoder
 from pellucid.ops.choose import choose
-from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Layer, Norm, Rope
+from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Layer, LayerInputs, Norm, Rope
 
 RMS, LAYER = Norm(eps=1e-5), Norm(kind="layer", eps=1e-5, bias=True)
 MIXER = Attention(n_heads=6, n_kv_heads=3, d_head=14, scale=0.1, rope=Rope(theta=1e4, d_rotary=14))
@@ -20,8 +20,11 @@ MLP = FeedForward(d_ff=72)
 WIDE = Layer(mixer=dataclasses.replace(MIXER, n_heads=4, n_kv_heads=2, d_head=10, rope=None), mlp=FeedForward(d_ff=40, gated=False, act="gelu", bias=True))
 MIXED = Layer(mixer=MIXER, mlp=Experts(n_experts=5, n_active=2, renormalize=True, each=FeedForward(d_ff=20)))
 SHARING = Layer(mixer=MIXER, mlp=dataclasses.replace(MIXED.mlp, router_bias=True, correction=True, shared=FeedForward(d_ff=33, bias=True), shared_gate=True))
+BESIDE = Layer(mixer=MIXER, mlp=MLP, beside=dataclasses.replace(MIXED.mlp, router_norm=RMS, share_gain=True))
+BORROWING = Layer(mixer=dataclasses.replace(MIXER, shares=0, qkv_bias=True, qk_norm=RMS), mlp=MLP)
 BASE = DecoderSpec(family="test", n_vocab=101, n_ctx=64, d_model=48, layers=(Layer(mixer=MIXER, mlp=MLP),) * 2, norm=RMS)
 
+INPUTS = LayerInputs(d_input=13, n_vocab=107, act="silu")
 LATENT = LatentAttention(n_heads=5, d_plain=10, d_value=12, d_latent=20, d_query_latent=26, scale=0.1, rope=Rope(theta=1e4, d_rotary=6), norm=RMS)
 LATENTS = [dataclasses.replace(LATENT, **facts) for facts in ({}, {"d_query_latent": None}, {"latent_bias": True}, {"out_bias": True}, {"norm": LAYER},
                                                               {"d_query_latent": None, "latent_bias": True})]
@@ -38,7 +41,9 @@ WIRINGS = [{"tied": True}, {"unembed_bias": True}, {"learned_positions": 33}, {"
            {"layers": (WIDE, MIXED, WIDE)}, {"layers": (SHARING,)}, {"layers": (dataclasses.replace(WIDE, scaled=True),)},
            {"layers": (WIDE, Layer(mixer=None, mlp=MLP), Layer(mixer=MIXER, mlp=None))},
            {"layers": (Layer(mixer=None, mlp=MLP),), "norm_in": False, "norm_out": True}, {"layers": (dataclasses.replace(
-               SHARING, mlp=dataclasses.replace(SHARING.mlp, shared_gate=False, correction=False)),)}]
+               SHARING, mlp=dataclasses.replace(SHARING.mlp, shared_gate=False, correction=False)),)},
+           {"layers": (BESIDE, WIDE), "norm_out": True}, {"layers": (MIXED, WIDE, BORROWING)},
+           {"layer_inputs": INPUTS}, {"layer_inputs": INPUTS, "norm": LAYER}]
 SPECS = ([BASE] + [dataclasses.replace(BASE, layers=(Layer(mixer=mixer, mlp=MLP), WIDE)) for mixer in MIXERS]
          + [dataclasses.replace(BASE, layers=(Layer(mixer=MIXER, mlp=mlp),)) for mlp in MLPS] + [dataclasses.replace(BASE, **facts) for facts in WIRINGS])
 
@@ -55,13 +60,16 @@ def test_active_parameters_leave_out_idle_experts_and_tables() -> None:
     assert cost.active_parameters(dataclasses.replace(BASE, tied=True)) == cost.active_parameters(BASE)
     narrow = dataclasses.replace(BASE, d_embed=20)
     assert cost.active_parameters(narrow) == cost.parameters(narrow) - 101 * 20
-    mixed = dataclasses.replace(BASE, layers=(MIXED,))
-    assert cost.parameters(mixed) - cost.active_parameters(mixed) == 101 * 48 + 3 * 3 * 48 * 20
+    for mixed in (dataclasses.replace(BASE, layers=(MIXED,)), dataclasses.replace(BASE, layers=(BESIDE,), norm_out=True)):
+        assert cost.parameters(mixed) - cost.active_parameters(mixed) == 101 * 48 + 3 * 3 * 48 * 20
+    inputs = dataclasses.replace(BASE, layer_inputs=INPUTS)
+    assert cost.parameters(inputs) - cost.active_parameters(inputs) == 101 * 48 + 107 * 2 * 13
 
 
 @pytest.mark.parametrize("spec", [BASE, dataclasses.replace(BASE, d_embed=20),
                                   dataclasses.replace(BASE, layers=(WIDE, MIXED, SHARING, Layer(mixer=None, mlp=MLP), Layer(mixer=MIXER, mlp=None)), tied=True),
                                   dataclasses.replace(BASE, layers=(Layer(mixer=dataclasses.replace(MIXER, window=5), mlp=MLP),)),
+                                  dataclasses.replace(BASE, layers=(BESIDE, BORROWING), norm_out=True, layer_inputs=INPUTS),
                                   *(dataclasses.replace(BASE, layers=(Layer(mixer=mixer, mlp=MLP),)) for mixer in LATENTS[:3])])
 def test_flops_are_what_torch_counts(spec: DecoderSpec) -> None:
     decoder = Decoder(spec, choose("reference"))
@@ -77,10 +85,13 @@ def test_flops_are_what_torch_counts(spec: DecoderSpec) -> None:
     windowed = any(mixer.window is not None for mixer in mixers)
     hidden = sum(4 * mixer.n_heads * mixer.d_head * (n_context - cost.seen(mixer, n_context)) for mixer in mixers)
     assert (hidden > 0) == windowed  # the reference computes masked scores too; a kernel that knows the window does not
-    assert counter.get_total_flops() == cost.flops_per_token(spec, n_context) + hidden
+    mixtures = [mlp for layer in spec.layers for mlp in (layer.mlp, layer.beside) if isinstance(mlp, Experts)]
+    sums = sum(2 * mlp.n_active * spec.d_model for mlp in mixtures)  # of what one token's experts wrote, which is computed as a product
+    assert counter.get_total_flops() == cost.flops_per_token(spec, n_context) + hidden + sums
 
 
 @pytest.mark.parametrize(("spec", "cached"), [(BASE, 2 * 2 * 3 * 14), (dataclasses.replace(BASE, layers=(WIDE, MIXED, WIDE)), 2 * (20 + 42 + 20)),
+                                              (dataclasses.replace(BASE, layers=(MIXED, WIDE, BORROWING)), 2 * (42 + 20)),
                                               (dataclasses.replace(BASE, layers=(Layer(mixer=LATENT, mlp=MLP), WIDE)), 20 + 6 + 2 * 20)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cache_bytes_are_those_of_what_the_mixers_keep(spec: DecoderSpec, cached: int, dtype: torch.dtype) -> None:

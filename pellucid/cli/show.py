@@ -139,7 +139,8 @@ def _print(facts: dict[str, Any], spec: DecoderSpec) -> None:
 def _rows(facts: dict[str, Any], spec: DecoderSpec) -> list[tuple[str, str]]:
     made_from = f" · made from {', '.join(facts['base_models'])}" if facts["base_models"] else ""
     source = f" ({facts['license_source']})" if facts["license_source"] else ""
-    active = f", {count(facts['n_active_parameters'])} of them for a token" if any(isinstance(layer.mlp, Experts) for layer in spec.layers) else ""
+    idle = spec.layer_inputs is not None or any(isinstance(mlp, Experts) for layer in spec.layers for mlp in (layer.mlp, layer.beside))
+    active = f", {count(facts['n_active_parameters'])} of them for a token" if idle else ""
     wrapper = f" (the text model of {facts['model_type']})" if family_name(facts["model_type"]) != facts["family"] else ""
     rows = [
         ("model", facts["path"] if os.path.abspath(facts["model"]) == facts["path"] else f"{facts['model']}   {facts['path']}"),
@@ -180,12 +181,17 @@ def _layer(layer: Layer) -> str:
         facts += ["ALiBi"] * (mixer.alibi is not None)
         facts += [f"{name} {tokens:,}" for name, tokens in (("window", mixer.window), ("chunk", mixer.chunk)) if tokens is not None]
         facts += ["attention sinks"] * mixer.sinks
-    if isinstance(mlp, Experts):
-        shared = f" and one for all, {_feed_forward(mlp.shared)}" if mlp.shared else ""
-        facts.append(f"{mlp.n_active} of {mlp.n_experts} experts, each {_feed_forward(mlp.each)}{shared}")
-    else:
-        facts.append("no feed-forward" if mlp is None else _feed_forward(mlp))
+        facts += [f"keys and values of layer {mixer.shares}"] * (mixer.shares is not None)
+    facts.append("no feed-forward" if mlp is None else _mlp(mlp))
+    facts += [f"beside it {_mlp(layer.beside)}"] if layer.beside is not None else []
     return " · ".join(facts)
+
+
+def _mlp(mlp: FeedForward | Experts) -> str:
+    if isinstance(mlp, FeedForward):
+        return _feed_forward(mlp)
+    shared = f" and one for all, {_feed_forward(mlp.shared)}" if mlp.shared else ""
+    return f"{mlp.n_active} of {mlp.n_experts} experts, each {_feed_forward(mlp.each)}{shared}"
 
 
 def _feed_forward(mlp: FeedForward) -> str:

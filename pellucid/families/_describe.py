@@ -11,11 +11,12 @@ from pellucid.families._buffers import MTP_LAYERS
 from pellucid.families._config import Config
 from pellucid.families._kinds import check_kinds
 from pellucid.families._resemble import likeness
-from pellucid.spec import DecoderSpec, Dynamic
-from pellucid.weights.names import NameTable, Place, Table
+from pellucid.spec import Attention, DecoderSpec, Dynamic
+from pellucid.weights.names import LeftOut, NameTable, Place, Table, left_out
 
 # Layers appended to the ordinary ones, counted by: DeepSeek-V3, GLM-4.5, MiMo.
 _MTP_COUNT = "num_nextn_predict_layers"
+_SHARED = left_out("keys and values of layers that read another layer's instead")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,7 @@ def describe(raw: Mapping[str, Any], *, accept_unread: Iterable[str] = (), where
     if absent := sorted(config.accept_unread - config.names()):
         hint = did_you_mean(nearest(absent[0], config.names()))
         raise BadRequest(f"--accept-unread {absent[0]}: {where} has no such key, so there is nothing to accept.{hint} Leave it out.", field="accept_unread")
-    names = NameTable(module.WEIGHTS, past_last=_past_last(raw, spec))
+    names = NameTable(module.WEIGHTS, past_last=_past_last(raw, spec), spare=_spare(spec))
     if spec.tied and _disagree_on_tying(config, spec) and _hold_unembedding(names, stored):
         spec = replace(spec, tied=False)
         notes.append("the files hold an unembedding of their own: it is used, though the outer tie_word_embeddings of config.json says true")
@@ -122,6 +123,12 @@ def _disagree_on_tying(config: Config, spec: DecoderSpec) -> bool:
 
 def _hold_unembedding(names: NameTable, stored: Iterable[str]) -> bool:
     return any(isinstance(place := names.place(name), Place) and place.names == ("unembed.weight",) for name in stored)
+
+
+def _spare(spec: DecoderSpec) -> dict[str, LeftOut]:
+    """The beginnings of our names of what files may hold and this model never reads: projections of layers that share another's keys and values."""
+    sharing = [i for i, layer in enumerate(spec.layers) if isinstance(layer.mixer, Attention) and layer.mixer.shares is not None]
+    return {f"blocks.{i}.attn.{part}.": _SHARED for i in sharing for part in ("k", "v", "k_norm")}
 
 
 def _past_last(raw: Mapping[str, Any], spec: DecoderSpec) -> tuple[int, int, Any] | None:

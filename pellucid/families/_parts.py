@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pellucid.errors import BadConfig, UnsupportedModel
 from pellucid.families._config import Config, temperature
-from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Layer, Norm, Rope, Yarn
+from pellucid.spec import Activation, Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Layer, Norm, Rope, Yarn
 
 
 def attention(c: Config, *, theta: float = 10_000.0, fraction: float | None = None, pairing: Literal["half", "adjacent"] = "half",
@@ -105,6 +105,35 @@ def corrected_experts(c: Config, *, n_dense: int = 0, bias: bool = False, keys: 
         raise BadConfig(f"{c.where}: {keys[0]}, num_experts_per_tok, n_group and topk_group do not go together: {e}. Which one is wrong?") from None
     dense, n_dense = feed_forward(c, bias=bias), c("first_k_dense_replace", default=n_dense)
     return [dense if i < n_dense else mixture for i in range(c("num_hidden_layers"))]
+
+
+def router_beside(c: Config, norm: Norm, act: Activation) -> Experts | None:
+    """Gemma 4's mixture beside the feed-forward, where enable_moe_block says so; its router reads the stream through a norm of its own."""
+    keys = ("num_experts", "top_k_experts", "moe_intermediate_size")
+    if not c("enable_moe_block", default=False):
+        c.inert(**dict.fromkeys(keys, "enable_moe_block is off"))
+        return None
+    n_experts, n_active, d_ff = map(c, keys)
+    return Experts(n_experts=n_experts, n_active=n_active, renormalize=True, router_norm=norm, router_scale=c("hidden_size") ** -0.5, share_gain=True,
+                   each=FeedForward(d_ff=d_ff, act=act))
+
+
+def shared_from(c: Config, kinds: Sequence[str]) -> list[int | None]:
+    """For every layer the one whose keys and values it reads, None for its own: the last num_kv_shared_layers read the last of their kind before."""
+    first = len(kinds) - (n_shared := c("num_kv_shared_layers", default=0))
+    makers = {kind: i for i, kind in enumerate(kinds[:first])}
+    if strange := sorted(set(kinds) - set(makers)):
+        raise BadConfig(f"{c.where}: num_kv_shared_layers={n_shared} and layer_types leave none of {len(kinds)} layers that makes keys and values of "
+                        f"{strange[0]!r}. Which is right?")
+    return [None if i < first else makers[kind] for i, kind in enumerate(kinds)]
+
+
+def causal(c: Config, *harmless: str) -> None:
+    """Raises UnsupportedModel for attention that sees both ways; `harmless` are values that are not about text."""
+    said = c("use_bidirectional_attention", default=False)
+    if said and said not in harmless:
+        raise UnsupportedModel(f"{c.where} has a setting this family does not implement: use_bidirectional_attention={said!r} (only False): each token sees "
+                               f"those that follow it, so there is no next token to predict. Such models, EmbeddingGemma among them, encode text.")
 
 
 def multipliers(c: Config) -> dict[str, Any]:

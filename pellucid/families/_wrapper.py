@@ -23,6 +23,13 @@ def table(text: Table) -> dict[str, Rule]:
     return _buffers.VISION | _buffers.ROTARY | written | in_memory
 
 
+def senses(c: Config) -> None:
+    """What Gemma 4's wrappers say of images and sounds: none of it is about text."""
+    c.inert(vision_config="what sees is left out", audio_config="what hears is left out", vision_soft_tokens_per_image="tokens of an image; no image is read",
+            **dict.fromkeys((f"{mark}_token_id" for mark in ("image", "boi", "eoi", "video", "audio", "boa", "eoa")), "marks what is neither read nor heard"),
+            eoa_token_index="marks what is not heard")
+
+
 def text_spec(c: Config, default: str, **absent: Any) -> DecoderSpec:
     """The decoder of `text_config`, whose own model_type chooses the family; `default` where it names none.
 

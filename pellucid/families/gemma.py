@@ -8,7 +8,7 @@ WEIGHTS = llama.WEIGHTS
 
 
 def spec(c: Config) -> DecoderSpec:
-    c.expect(use_bidirectional_attention=False)
+    _parts.causal(c)
     acts = {c.activation(key, default="gelu_pytorch_tanh") for key in ("hidden_act", "hidden_activation") if c(key, default=None)}
     # The released files say "gelu" and were trained with its tanh form: https://github.com/huggingface/transformers/pull/29402
     acts = {"gelu_tanh" if act == "gelu" else act for act in acts} or {"gelu_tanh"}

@@ -12,7 +12,7 @@ WEIGHTS: dict[str, Rule] = llama.WEIGHTS | {
 
 
 def spec(c: Config) -> DecoderSpec:
-    c.expect(use_bidirectional_attention=False)
+    _parts.causal(c)
     c.inert(hidden_act="hidden_activation is the one that is read", cache_implementation="the window is in layer_types")
     mlp = _parts.feed_forward(c, act=c.activation("hidden_activation", default="gelu_pytorch_tanh"))
     n, window = c("num_hidden_layers"), c.nullable("sliding_window", absent=4096)

@@ -7,7 +7,9 @@ WEIGHTS = qwen3.WEIGHTS | gemma2.WEIGHTS
 
 
 def spec(c: Config) -> DecoderSpec:
-    c.expect(use_bidirectional_attention=False, attn_logit_softcapping=None)
+    _parts.causal(c)
+    # Gemma3Attention keeps the number and hands it to no attention: transformers 5.23, models/gemma3/modeling_gemma3.py. Norms stand in its place.
+    c.inert(attn_logit_softcapping="Gemma 2's, and read by nobody")
     mlp = _parts.feed_forward(c, act=c.activation("hidden_activation", default="gelu_pytorch_tanh"))
     n, every = c("num_hidden_layers"), c("sliding_window_pattern", "_sliding_window_pattern", default=6)
     window = c.nullable("sliding_window", absent=4096)

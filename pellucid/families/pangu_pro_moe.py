@@ -6,11 +6,11 @@ from pellucid.errors import BadConfig
 from pellucid.families import _parts, pangu_embedded
 from pellucid.families._config import Config
 from pellucid.spec import DecoderSpec, Layer
-from pellucid.weights.names import Rule
+from pellucid.weights.names import Rule, to
 
 WEIGHTS: dict[str, Rule] = pangu_embedded.WEIGHTS | {
     "model.layers.{i}.mlp.gate.weight": "blocks.{i}.mlp.router.weight",
-    "model.layers.{i}.mlp.router_scale": "blocks.{i}.mlp.router.gain",
+    "model.layers.{i}.mlp.router_scale": to("blocks.{i}.mlp.router.gain", lone=True),
     **{f"model.layers.{{i}}.mlp.experts.{{e}}.{x}_proj.weight": f"blocks.{{i}}.mlp.experts.{{e}}.{x}.weight" for x in ("gate", "up", "down")},
     **{f"model.layers.{{i}}.mlp.shared_expert.{x}_proj.weight": f"blocks.{{i}}.mlp.shared.{x}.weight" for x in ("gate", "up", "down")},
 }

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 
 from pellucid.errors import BadRequest
 from pellucid.model import rope as rotary
-from pellucid.model.cache import Memory, keep
-from pellucid.model.experts import MixtureOfExperts
+from pellucid.model.cache import Held, Memory, keep
+from pellucid.model.experts import Beside, MixtureOfExperts
+from pellucid.model.inputs import InputTable, TakeInput
 from pellucid.model.latent import CompressedAttention
 from pellucid.model.mlp import Mlp
-from pellucid.model.parts import Embed, Normalize, Project, Rows, Tables
+from pellucid.model.parts import Embed, Normalize, Project, Rows
 from pellucid.model.positions import sinusoids
+from pellucid.model.tables import Tables
 from pellucid.ops.interface import Ops
 from pellucid.spec import Attention, DecoderSpec, Experts, LatentAttention, Layer, Rope
 
@@ -63,49 +65,65 @@ class Unembed(Project):
 
 
 class SoftmaxAttention(nn.Module):
-    """Queries, keys and values projected, normalized, rotated; then attention inside each row."""
+    """Queries, keys and values projected, normalized, rotated; then attention inside each row. Keys and values may be those of an earlier layer.
 
-    def __init__(self, ops: Ops, d_model: int, mixer: Attention, index: int) -> None:
+    lends: later layers read the keys and values of this one.
+    """
+
+    def __init__(self, ops: Ops, d_model: int, mixer: Attention, index: int, *, lends: bool) -> None:
         super().__init__()
-        self.ops, self.mixer, self.index = ops, mixer, index
+        self.ops, self.mixer, self.index, self.lends = ops, mixer, index, lends
         H, K, C = mixer.n_heads, mixer.n_kv_heads, mixer.d_head
+        makes = mixer.shares is None
         self.q = Project(ops, d_model, H * C, mixer.qkv_bias)
-        self.k = Project(ops, d_model, K * C, mixer.qkv_bias)
-        self.v = None if mixer.values_from_keys else Project(ops, d_model, K * C, mixer.qkv_bias)
+        self.k = Project(ops, d_model, K * C, mixer.qkv_bias) if makes else None
+        self.v = Project(ops, d_model, K * C, mixer.qkv_bias) if makes and not mixer.values_from_keys else None
         self.o = Project(ops, H * C, d_model, mixer.out_bias)
         self._slopes: Tensor | None = None
+        self.q_norm = self.k_norm = None
         if mixer.qk_norm is not None:
             shape = {"head": lambda n: (C,), "each_head": lambda n: (n, C), "width": lambda n: (n * C,)}[mixer.qk_norm_over]
             self.q_norm = Normalize(ops, mixer.qk_norm, *shape(H))
-            self.k_norm = Normalize(ops, mixer.qk_norm, *shape(K))
+            if makes:
+                self.k_norm = Normalize(ops, mixer.qk_norm, *shape(K))
         self.v_norm = nn.Identity() if mixer.value_norm is None else Normalize(ops, mixer.value_norm, C)
         self.sinks = nn.Parameter(torch.empty(H)) if mixer.sinks else None
 
     def forward(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Memory | None) -> Tensor:
         mixer = self.mixer
-        q_TE, k_TE = self.q(x_TD), self.k(x_TD)
-        v_TE = k_TE if self.v is None else self.v(x_TD)
-        if mixer.qk_norm is not None and mixer.qk_norm_over == "width":
-            q_TE, k_TE = self.q_norm(q_TE), self.k_norm(k_TE)
-        if mixer.clip is not None:
-            q_TE, k_TE, v_TE = (x.clamp(-mixer.clip, mixer.clip) for x in (q_TE, k_TE, v_TE))
-        q_THC, k_TKC, v_TKC = (x.unflatten(-1, (-1, mixer.d_head)) for x in (q_TE, k_TE, v_TE))
-        v_TKC = self.v_norm(v_TKC)
-        by_head = mixer.qk_norm is not None and mixer.qk_norm_over != "width"
-        if by_head and not mixer.qk_norm_late:
-            q_THC, k_TKC = self.q_norm(q_THC), self.k_norm(k_TKC)
-        if mixer.rope is not None:
-            cos_TR, sin_TR = tables[mixer.rope]
-            q_THC = self.ops.rotate(q_THC, cos_TR, sin_TR, pairing=mixer.rope.pairing)
-            k_TKC = self.ops.rotate(k_TKC, cos_TR, sin_TR, pairing=mixer.rope.pairing)
-        if by_head and mixer.qk_norm_late:
-            q_THC, k_TKC = self.q_norm(q_THC), self.k_norm(k_TKC)
+        q_THC = self._turned(self.q(x_TD), self.q_norm, tables)
         if mixer.temperature is not None:
             q_THC = (q_THC * tables[mixer.temperature][0]).to(q_THC.dtype)
-        held = keep(cache, self.index, rows, k_TKC, v_TKC)
+        held = self._keys_values(x_TD, tables, rows, cache) if mixer.shares is None else tables.lent[mixer.shares]
+        if self.lends:
+            tables.lent[self.index] = held
         out_THC = held.attend(self.ops, q_THC, *held.parts, rows.lengths, scale=mixer.scale, window=mixer.window, softcap=mixer.softcap,
                               chunk=mixer.chunk, sinks_H=self.sinks, slopes_H=self.slopes(x_TD.device))
         return self.o(out_THC.flatten(1))
+
+    def _keys_values(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Memory | None) -> Held:
+        """What the rows now hold of keys and values, those of the new tokens last."""
+        assert self.k is not None  # who shares them does not come here
+        k_TE = self.k(x_TD)
+        v_TKC = self.v_norm(self._split(k_TE if self.v is None else self.v(x_TD)))
+        k_TKC = self._turned(k_TE, self.k_norm, tables)
+        return keep(cache, self.index, rows, k_TKC, v_TKC)
+
+    def _turned(self, x_TE: Tensor, norm: nn.Module | None, tables: Tables) -> Tensor:
+        """Queries or keys of every head, normalized where the mixer says so, and rotated."""
+        mixer = self.mixer
+        x_THC = self._split(norm(x_TE) if norm is not None and mixer.qk_norm_over == "width" else x_TE)
+        by_head = norm if mixer.qk_norm_over != "width" else None
+        if by_head is not None and not mixer.qk_norm_late:
+            x_THC = by_head(x_THC)
+        if mixer.rope is not None:
+            x_THC = self.ops.rotate(x_THC, *tables[mixer.rope], pairing=mixer.rope.pairing)
+        return by_head(x_THC) if by_head is not None and mixer.qk_norm_late else x_THC
+
+    def _split(self, x_TE: Tensor) -> Tensor:
+        """Clamped, and split into heads: (T, H, C)."""
+        clip = self.mixer.clip
+        return (x_TE if clip is None else x_TE.clamp(-clip, clip)).unflatten(-1, (-1, self.mixer.d_head))
 
     def slopes(self, device: torch.device) -> Tensor | None:
         """ALiBi's slopes, (H,), float32, made once and kept on the device."""
@@ -120,6 +138,7 @@ class Block(nn.Module):
         sequential   x ─ x + attn(norm(x)) ─ x + mlp(norm(x))        either may be missing
         parallel     x ─ x + attn(norm(x)) + mlp(norm(x))
 
+    A mixture may stand beside mlp (see Beside), and an input of the layer's own be taken in at the end (see TakeInput).
     `norm_in` and `norm_out` say on which side of a sublayer the norms stand; `norm_stream` puts them on the line between the sublayers instead:
 
         before       x ─ norm ─ x + attn(x) ─ norm ─ x + mlp(x)
@@ -136,17 +155,23 @@ class Block(nn.Module):
         self.scale = nn.Parameter(torch.empty(1)) if layer.scaled else None
         if layer.mixer is not None:
             self.attn_norm = norm(spec.norm_in or spec.norm_stream is not None)
+            lends = any(isinstance(mixer, Attention) and mixer.shares == index for mixer in spec.mixers)
             self.attn = (CompressedAttention(ops, spec.d_model, layer.mixer, index) if isinstance(layer.mixer, LatentAttention)
-                         else SoftmaxAttention(ops, spec.d_model, layer.mixer, index))
+                         else SoftmaxAttention(ops, spec.d_model, layer.mixer, index, lends=lends))
             self.attn_out_norm = norm(spec.norm_out)
         if layer.mlp is not None:
             self.mlp_norm = norm((spec.norm_in and not spec.shared_norm) or spec.norm_stream is not None)
             self.mlp = (MixtureOfExperts(ops, spec.d_model, layer.mlp) if isinstance(layer.mlp, Experts)
                         else Mlp(ops, spec.d_model, layer.mlp))
             self.mlp_out_norm = norm(spec.norm_out)
+        self.beside = None if layer.beside is None else Beside(ops, spec, layer.beside)
+        self.input = None if spec.layer_inputs is None else TakeInput(ops, spec, spec.layer_inputs)
 
-    def forward(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Memory | None) -> Tensor:
+    def forward(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Memory | None, input_TP: Tensor | None = None) -> Tensor:
+        """input_TP: what this layer reads beside the stream, where the spec says that it does."""
         x_TD = self.sublayers(x_TD, tables, rows, cache)
+        if self.input is not None:
+            x_TD = x_TD + self.input(x_TD, input_TP)
         return x_TD if self.scale is None else x_TD * self.scale
 
     def sublayers(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Memory | None) -> Tensor:
@@ -165,7 +190,8 @@ class Block(nn.Module):
         if self.layer.mixer is not None:
             x_TD = x_TD + self.scaled(self.attn_out_norm(self.attn(self.attn_norm(x_TD), tables, rows, cache)))
         if self.layer.mlp is not None:
-            x_TD = x_TD + self.scaled(self.mlp_out_norm(self.mlp(self.mlp_norm(x_TD))))
+            mlp_TD = self.mlp(self.mlp_norm(x_TD))
+            x_TD = x_TD + self.scaled(self.mlp_out_norm(mlp_TD if self.beside is None else self.beside(x_TD, mlp_TD)))
         return x_TD
 
     def scaled(self, x_TD: Tensor) -> Tensor:
@@ -187,6 +213,7 @@ class Decoder(nn.Module):
         self.embed_in = Project(ops, d_embed, spec.d_model, bias=False) if spec.d_embed is not None else nn.Identity()
         self.pos_embed = Embed(ops, spec.learned_positions, spec.d_model) if spec.learned_positions else None
         self.embed_norm = Normalize(ops, spec.norm, spec.d_model) if spec.embed_norm else nn.Identity()
+        self.inputs = InputTable(ops, spec, spec.layer_inputs) if spec.layer_inputs is not None else None
         self.blocks = nn.ModuleList(Block(ops, spec, layer, i) for i, layer in enumerate(spec.layers))
         self.final_norm = Normalize(ops, spec.norm, spec.d_model) if spec.final_norm else nn.Identity()
         self.embed_out = Project(ops, spec.d_model, d_embed, bias=False) if spec.d_embed is not None else nn.Identity()
@@ -208,6 +235,8 @@ class Decoder(nn.Module):
         rows = rows or Rows.of(tokens.shape[0])
         if sum(rows.lengths) != tokens.shape[0]:
             raise BadRequest(f"rows count {sum(rows.lengths)} tokens and {tokens.shape[0]} were given", field="rows")
+        if self.inputs is not None and tokens.is_floating_point():
+            raise BadRequest("embeddings were given in place of token ids, and this model looks its layers' inputs up by id. Give the ids.", field="tokens")
         self._check_reach(positions_T, rows, cache)
         lengths = self._lengths(positions_T, rows, cache) if self._by_length else ()
         if positions_T is None:
@@ -224,10 +253,11 @@ class Decoder(nn.Module):
             x_TD = x_TD + self.pos_embed(positions_T + self.spec.position_offset)
         if self.spec.sinusoidal_positions:
             x_TD = x_TD + sinusoids(positions_T + self.spec.position_offset, self.spec.d_model).to(x_TD.dtype)
+        inputs_TLP = None if self.inputs is None else self.inputs(tokens, x_TD)
         x_TD = self.embed_norm(x_TD)
         tables = self.tables(positions_T, rows, lengths)
-        for block in self.blocks:
-            x_TD = block(x_TD, tables, rows, cache)
+        for i, block in enumerate(self.blocks):
+            x_TD = block(x_TD, tables, rows, cache) if inputs_TLP is None else block(x_TD, tables, rows, cache, inputs_TLP[:, i])
         if cache is not None:
             cache.advance(rows.slots, rows.lengths)
         return self.embed_out(self.final_norm(x_TD))
@@ -252,7 +282,9 @@ class Decoder(nn.Module):
 
     def tables(self, positions_T: Tensor, rows: Rows, lengths: Sequence[int]) -> Tables:
         """cos and sin of every rope in use and the factors of every temperature, once for all layers."""
-        out: Tables = {t: (rotary.sharpness(t, positions_T),) for t in self._temperatures}
+        out = Tables()
+        for temperature in self._temperatures:
+            out[temperature] = rotary.sharpness(temperature, positions_T),
         for rope in self._ropes:
             frequency, gain = self.frequencies(rope, rows, lengths, positions_T.device)
             out[rope] = rotary.tables(frequency, gain, positions_T, rope.pairing)

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.model.mlp import Mlp
-from pellucid.model.parts import Project
+from pellucid.model.parts import Normalize, Project
 from pellucid.ops.interface import Ops
-from pellucid.spec import Experts
+from pellucid.spec import DecoderSpec, Experts
 
 
 class Router(Project):
@@ -15,11 +15,15 @@ class Router(Project):
 
     def __init__(self, ops: Ops, d_model: int, experts: Experts) -> None:
         super().__init__(ops, d_model, experts.n_experts, experts.router_bias)
+        self.scale = experts.router_scale
+        self.norm = None if experts.router_norm is None else Normalize(ops, experts.router_norm, d_model)
         self.correction = nn.Parameter(torch.empty(experts.n_experts)) if experts.correction else None
-        self.gain = nn.Parameter(torch.empty(1, experts.n_experts)) if experts.share_gain else None
+        self.gain = nn.Parameter(torch.empty(experts.n_experts)) if experts.share_gain else None
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        return self.ops.matmul(x_TD.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+        x_TD = x_TD.float() if self.norm is None else self.norm.wide(x_TD)
+        logits_TX = self.ops.matmul(x_TD, self.weight.float(), None if self.bias is None else self.bias.float())
+        return logits_TX if self.scale == 1.0 else logits_TX * self.scale
 
 
 class MixtureOfExperts(nn.Module):
@@ -33,10 +37,11 @@ class MixtureOfExperts(nn.Module):
         self.shared = None if experts.shared is None else Mlp(ops, d_model, experts.shared)
         self.shared_gate = Project(ops, d_model, 1, bias=False) if experts.shared_gate else None
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        share_TA, expert_TA = self.ops.route(self.router(x_TD), self.router.correction, self.spec)
+    def forward(self, x_TD: Tensor, read_TD: Tensor | None = None) -> Tensor:
+        """read_TD: what the router reads, where that is not what the experts read."""
+        share_TA, expert_TA = self.ops.route(self.router(x_TD if read_TD is None else read_TD), self.router.correction, self.spec)
         if self.router.gain is not None:
-            share_TA = share_TA * self.router.gain[0, expert_TA]
+            share_TA = share_TA * self.router.gain[expert_TA]
         out_TD = self.routed(x_TD, share_TA, expert_TA).to(x_TD.dtype)
         if self.shared is None:
             return out_TD
@@ -65,3 +70,18 @@ class MixtureOfExperts(nn.Module):
         """What expert `e` writes for these tokens, times their shares of it."""
         expert = self.experts[e]
         return expert(x_ND * share_N1.to(x_ND.dtype)).to(share_N1.dtype) if self.spec.scale_input else expert(x_ND) * share_N1
+
+
+class Beside(nn.Module):
+    """A mixture that reads the stream x beside the layer's feed-forward; what each of the two writes is normalized, and added.
+
+        x ─ norm ─ mixture ─ out_norm ─ + ─ mlp_norm ─ what the feed-forward wrote        the router reads x as it is
+    """
+
+    def __init__(self, ops: Ops, spec: DecoderSpec, experts: Experts) -> None:
+        super().__init__()
+        self.norm, self.out_norm, self.mlp_norm = (Normalize(ops, spec.norm, spec.d_model) for _ in range(3))
+        self.mixture = MixtureOfExperts(ops, spec.d_model, experts)
+
+    def forward(self, x_TD: Tensor, mlp_TD: Tensor) -> Tensor:
+        return self.mlp_norm(mlp_TD) + self.out_norm(self.mixture(self.norm(x_TD), x_TD))

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.model.cache import Held, Memory, keep
-from pellucid.model.parts import Normalize, Project, Rows, Tables
+from pellucid.model.parts import Normalize, Project, Rows
+from pellucid.model.tables import Tables
 from pellucid.ops.interface import Ops
 from pellucid.spec import LatentAttention
 

@@ -8,10 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.ops.interface import Ops
-from pellucid.spec import LogTemperature, Norm, Rope, Temperature
-
-# What this pass's positions say, once for each fact that asks: cos and sin of a rope, the factor of a temperature.
-Tables = dict[Rope | Temperature | LogTemperature, tuple[Tensor, ...]]
+from pellucid.spec import Norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +59,8 @@ class Normalize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.ops.normalize(x, self.weight, self.bias, kind=self.norm.kind, eps=self.norm.eps, offset=self.norm.offset)
+
+    def wide(self, x: Tensor) -> Tensor:
+        """The same in float32, not rounded in the end."""
+        weight, bias = (None if p is None else p.float() for p in (self.weight, self.bias))
+        return self.ops.normalize(x.float(), weight, bias, kind=self.norm.kind, eps=self.norm.eps, offset=self.norm.offset)

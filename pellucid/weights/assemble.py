@@ -80,7 +80,7 @@ def joined(ours: Mapping[str, Tensor], place: Place, spec: DecoderSpec) -> Tenso
         t = torch.cat([_shared(p, n) for p in parts], 1).flatten(0, 1)
     else:
         t = torch.cat(parts) if len(parts) > 1 else parts[0]
-    return (t.T if rule.transpose else t).contiguous()
+    return (t[None] if rule.lone else t.T if rule.transpose else t).contiguous()
 
 
 def disassemble(table: NameTable, ours: Mapping[str, Tensor], spec: DecoderSpec) -> dict[str, Tensor]:
@@ -126,6 +126,8 @@ def _parts(theirs: str, tensor: Tensor, place: Place, shapes: Mapping[str, Shape
         if tensor.shape[0] != len(experts):
             raise MisshapenTensor(f"{theirs} holds {tensor.shape[0]} experts, and config.json counts {len(experts)}. Do they belong together?")
         return {name: part for t, one in zip(tensor, experts, strict=True) for name, part in _parts(theirs, t, one, shapes, spec).items()}
+    if rule.lone:
+        tensor = _checked(theirs, tensor, (1, *shapes[place.names[0]]), place.names[0])[0]
     if not shapes[place.names[0]]:
         return {place.names[0]: _checked(theirs, tensor, (), place.names[0])}  # a single number
     rows = [shapes[name][0] for name in place.names]
@@ -147,8 +149,9 @@ def _with_experts(place: Place | LeftOut | None, spec: DecoderSpec) -> Place | L
     """The place with the names of every expert, where one tensor holds them all."""
     if not isinstance(place, Place) or not place.rule.all_experts:
         return place
-    layer = int(place.names[0].split(".")[1])
-    mlp = spec.layers[layer].mlp if layer < len(spec.layers) else None
+    _, i, part, *_ = place.names[0].split(".")
+    layer = spec.layers[int(i)] if int(i) < len(spec.layers) else None
+    mlp = None if layer is None else layer.beside if part == "beside" else layer.mlp
     names = [name.format_map({"e": e}) for e in range(mlp.n_experts) for name in place.names] if isinstance(mlp, Experts) else place.names
     return dataclasses.replace(place, names=tuple(names))
 

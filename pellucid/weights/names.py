@@ -32,6 +32,7 @@ class To:
     all_experts: the checkpoint tensor holds every expert along its first axis; its own name has no {e}. "rows": the axis is flattened into the
                  next one, so that one expert's rows follow the last one's.
     index:       for a pattern with {h}: this checkpoint tensor is row h of ours (a gain a head, saved head by head).
+    lone:        stored with one axis more, of length one, before those of ours.
     written:     saving uses this name; false for other spellings of a name that the table has already.
     when:        the specs whose checkpoints use this name, where a family calls one tensor by several; None = all.
     """
@@ -41,6 +42,7 @@ class To:
     stacked: Stacked = "whole"
     all_experts: Literal[False, True, "rows"] = False
     index: bool = False
+    lone: bool = False
     written: bool = True
     when: Callable[[DecoderSpec], bool] | None = None
 
@@ -60,8 +62,8 @@ Table = Mapping[str, Rule]
 
 
 def to(*names: str, transpose: bool = False, stacked: Stacked = "whole", all_experts: Literal[False, True, "rows"] = False, index: bool = False,
-       when: Callable[[DecoderSpec], bool] | None = None) -> To:
-    return To(names, transpose, stacked, all_experts, index, when=when)
+       lone: bool = False, when: Callable[[DecoderSpec], bool] | None = None) -> To:
+    return To(names, transpose, stacked, all_experts, index, lone, when=when)
 
 
 def left_out(why: str) -> LeftOut:
@@ -92,12 +94,13 @@ class NameTable:
     Args:
         past_last: what becomes of tensors of layers that follow the `n_layers` of the model, as (n_layers, how many, reason);
             DeepSeek and GLM append their multi-token-prediction layers that way, under the names of ordinary ones.
+        spare: tensors that this model has no use for though its family has a place for them, as the beginning of our name -> reason.
     """
 
-    def __init__(self, table: Table, *, past_last: tuple[int, int, LeftOut] | None = None) -> None:
+    def __init__(self, table: Table, *, past_last: tuple[int, int, LeftOut] | None = None, spare: Mapping[str, LeftOut] | None = None) -> None:
         self.table = table
         self._rules = [(_pattern(name), _whole(rule)) for name, rule in table.items()]
-        self._past_last = past_last
+        self._past_last, self._spare = past_last, spare or {}
 
     def place(self, name: str) -> Place | LeftOut | None:
         """What becomes of the checkpoint tensor of this name; None when the family has no rule for it."""
@@ -108,8 +111,10 @@ class NameTable:
                 if past := self._appended(name):
                     return past
                 at = {"e": "{e}", **match.groupdict()}
-                head = int(at["h"]) if rule.index else None
-                return Place(rule, tuple(ours.format_map(at) for ours in rule.names), head)
+                names = tuple(ours.format_map(at) for ours in rule.names)
+                if why := next((why for start, why in self._spare.items() if names[0].startswith(start)), None):
+                    return why
+                return Place(rule, names, int(at["h"]) if rule.index else None)
         return self._appended(name)
 
     def saved(self, have: Iterable[str], n_rows: Mapping[str, int]) -> dict[str, Place]:

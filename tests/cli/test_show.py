@@ -80,6 +80,9 @@ def test_every_kind_of_layer_has_its_line() -> None:
     assert show._layer(Layer(mixer=latent, mlp=experts)) == (
         "attention of 4 heads, 24 channels each, out of a latent of 32 · rope theta 1,000,000, linear-scaled · 2 of 8 experts, each feed-forward 24 silu gated "
         "and one for all, feed-forward 48 silu gated")
+    assert show._layer(Layer(mixer=replace(plain, shares=3), mlp=mlp, beside=replace(experts, shared=None))) == (
+        "attention of 4 heads / 2 kv, 16 channels each · keys and values of layer 3 · feed-forward 96 gelu · "
+        "beside it 2 of 8 experts, each feed-forward 24 silu gated")
 
 
 def test_left_out_and_unplaced_tensors_are_said(say: Say, folder: Path) -> None:

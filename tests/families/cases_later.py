@@ -202,17 +202,4 @@ OWN_LAYERS = [
     own_layers("deci", "released", "key/value heads of each layer's own", {"num_key_value_heads_per_layer": [3, 2, 6, 1], "rms_norm_eps": 3e-5}),
 ]
 
-def gemma4(name: str, why: str, config: Json) -> Case:
-    return Case("gemma4_text", name, why, {"hidden_size_per_layer_input": 0, "sliding_window": WINDOW, "global_head_dim": 16, **config})
-
-
-GEMMA4 = [
-    gemma4("31b", "keys that are values in full layers, heads of two widths, the first pairs of full layers turn, a soft cap", {
-        "attention_k_eq_v": True, "num_global_key_value_heads": 2, "final_logit_softcapping": 7.0, "rms_norm_eps": 3e-4, "layer_types": EVERY_OTHER,
-        "rope_parameters": {"full_attention": rope("proportional", 300.0, partial_rotary_factor=0.5), "sliding_attention": rope("default", 90.0)}}),
-    gemma4("plain", "five windowed layers per full one, keys and values apart, attention_bias, untied, silu, all pairs turn, slower", {
-        "num_hidden_layers": 7, "attention_bias": True, "tie_word_embeddings": False, "hidden_activation": "silu", "rms_norm_eps": 3e-4,
-        "rope_parameters": {"full_attention": rope("proportional", 300.0, factor=3.0), "sliding_attention": rope("linear", 90.0, factor=2.0)}}),
-]
-
-CASES: list[Case] = [*GEMMA4, *OWN_LAYERS, *LATE_NORMS, *FUSED, *PHI3, *QWEN2_MOE, *DOTS1, *GLM, *GRANITEMOE, *MINIMAX_M2, *DENSE]
+CASES: list[Case] = [*OWN_LAYERS, *LATE_NORMS, *FUSED, *PHI3, *QWEN2_MOE, *DOTS1, *GLM, *GRANITEMOE, *MINIMAX_M2, *DENSE]

@@ -20,6 +20,7 @@ from pellucid.spec import (
     Experts,
     FeedForward,
     LatentAttention,
+    LayerInputs,
     Linear,
     Llama3,
     LogTemperature,
@@ -53,6 +54,7 @@ INSTEAD_OF_NONE: dict[Any, Any] = {
     Proportional: Proportional(turning=1, factor=2.0),
     Experts: Experts(n_experts=3, n_active=1, renormalize=False, each=FeedForward(d_ff=7)),
     FeedForward: FeedForward(d_ff=7),
+    LayerInputs: LayerInputs(d_input=5, n_vocab=101, act="silu"),
     Attention: Attention(n_heads=2, n_kv_heads=1, d_head=6, scale=0.5),
     LatentAttention: LatentAttention(n_heads=2, d_plain=6, d_value=5, d_latent=7, d_query_latent=None, scale=0.5, rope=Rope(theta=100.0, d_rotary=4),
                                      norm=Norm(eps=1e-5)),
@@ -151,8 +153,8 @@ def essence(spec: DecoderSpec, length: int) -> DecoderSpec:
     mutes: dict[str, Any] = {
         "family": "",  # a label
         "n_ctx": 1,  # what the engine enforces; the decoder computes past it
-        "layers": tuple(dataclasses.replace(layer, mixer=_attention_essence(layer.mixer, length), mlp=_mlp_essence(layer.mlp, spec.norm_out))
-                        for layer in spec.layers),
+        "layers": tuple(dataclasses.replace(layer, mixer=_attention_essence(layer.mixer, length), mlp=_mlp_essence(layer.mlp, spec.norm_out),
+                                      beside=_mlp_essence(layer.beside, norm_out=True)) for layer in spec.layers),
         "norm": _norm_essence(spec.norm),
     }
     if not spec.norm_in:
@@ -169,7 +171,7 @@ def _norm_essence(norm: Norm) -> Norm:
 def _mlp_essence(mlp: FeedForward | Experts | None, norm_out: bool) -> FeedForward | Experts | None:
     if not isinstance(mlp, Experts):
         return dataclasses.replace(mlp, act="silu") if mlp is not None and mlp.xielu else mlp  # it stands in place of act
-    mutes: dict[str, Any] = {}
+    mutes: dict[str, Any] = {} if mlp.router_norm is None else {"router_norm": _norm_essence(mlp.router_norm)}
     if norm_out and mlp.shared is None and not mlp.scale_input:
         mutes["share_scale"] = 1.0  # the norm of what they write undoes it
     if mlp.n_active == mlp.n_experts and mlp.scoring == "softmax":

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from pellucid.errors import BadConfig, BadRequest, UnsupportedModel
 from pellucid.families._config import Config
 from pellucid.families._describe import describe
 from pellucid.families._inert import INERT
-from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, Layer, Linear, LogTemperature, Norm, Proportional, Rope, Yarn
+from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, Layer, LayerInputs, Linear, LogTemperature, Norm, Proportional, Rope, Yarn
 from tests.families.build import build
 from tests.families.case import Json
 from tests.families.cases_llama import CASES
@@ -83,7 +84,6 @@ ONLY_FULL = "layer_types with 'chunked_attention' (only 'full_attention' and 'sl
     ("gemma-gelu", {"use_bidirectional_attention": True}, UnsupportedModel, BOTH_WAYS),
     ("gemma2-caps", {"use_bidirectional_attention": True}, UnsupportedModel, BOTH_WAYS),
     ("gemma3_text-cap", {"use_bidirectional_attention": True}, UnsupportedModel, BOTH_WAYS),
-    ("gemma3_text-cap", {"attn_logit_softcapping": 50.0}, UnsupportedModel, "does not implement: attn_logit_softcapping=50.0 (only None)"),
     ("gemma-gelu", {"hidden_activation": "silu"}, BadConfig,
      "config.json: hidden_act and hidden_activation disagree: gelu_tanh, silu. Remove the wrong one."),
 ])
@@ -198,6 +198,12 @@ LAYER = Layer(mixer=Attention(**ATTENTION), mlp=FeedForward(d_ff=5))
 DECODER = {"family": "x", "n_vocab": 9, "n_ctx": 8, "d_model": 7, "layers": (LAYER,), "norm": Norm(eps=1e-5)}
 
 
+def sharing(source: int) -> DecoderSpec:
+    """Two layers, the second of one key/value head and sharing those of `source`."""
+    second = replace(LAYER, mixer=Attention(**{**ATTENTION, "n_kv_heads": 1}, shares=source))
+    return DecoderSpec(**{**DECODER, "layers": (LAYER, second)})
+
+
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: Attention(**{**ATTENTION, "n_kv_heads": 3}), "4 query heads cannot share 3 key/value heads evenly"),
     (lambda: Attention(**{**ATTENTION, "n_kv_heads": 0}), "n_kv_heads is 0, and no decoder has fewer than 1"),
@@ -211,6 +217,14 @@ DECODER = {"family": "x", "n_vocab": 9, "n_ctx": 8, "d_model": 7, "layers": (LAY
     (lambda: Experts(**MIXTURE, n_groups=4, n_active_groups=3, group_score="best_two"), "groups of 1 expert have no two best"),
     (lambda: Experts(**MIXTURE, n_groups=4, n_active_groups=4, spread=True), "2 active experts cannot spread over 4 groups, of which 4 are active"),
     (lambda: Experts(**MIXTURE, n_groups=2, spread=True), "2 active experts cannot spread over 2 groups, of which 1 are active"),
+    (lambda: Attention(**ATTENTION, shares=0, values_from_keys=True), "a layer that shares another's keys and values makes none"),
+    (lambda: Attention(**ATTENTION, shares=0, value_norm=Norm(eps=1e-5)), "a layer that shares another's keys and values makes none"),
+    (lambda: sharing(0), "layer 1 shares keys of 1 heads x 6, and layer 0 makes 2 x 6"),
+    (lambda: sharing(1), "layer 1 shares the keys and values of layer 1, and no earlier layer of that number makes any"),
+    (lambda: sharing(-1), "layer 1 shares the keys and values of layer -1, and no earlier layer of that number makes any"),
+    (lambda: Layer(mixer=None, mlp=None, beside=Experts(**MIXTURE)), "a mixture stands beside a feed-forward, and this layer has none"),
+    (lambda: DecoderSpec(**{**DECODER, "layers": (replace(LAYER, beside=Experts(**MIXTURE)),)}), "norm_in and norm_out put them, and both must be on"),
+    (lambda: LayerInputs(d_input=0, n_vocab=9, act="silu"), "d_input is 0, and no decoder has fewer than 1"),
     (lambda: LogTemperature(original=1), "original is 1, whose logarithm nothing can be divided by"),
     (lambda: Experts(**MIXTURE, shared_gate=True), "there is a gate for a shared expert, and no shared expert"),
     (lambda: Rope(theta=1e4, d_rotary=8, scaling=Proportional(turning=5, factor=1.0)), "5 of 4 pairs cannot turn"),

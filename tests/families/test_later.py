@@ -40,11 +40,6 @@ def changed(case: str, **settings: Any) -> Json:
     ("nemotron_nas-biases", {"block_configs": [{**block(3, 2.5), "attention": {"n_heads_in_group": 3, "window_length": 8}}] * 2}, "window_length=8 (only"),
     ("nemotron_nas-biases", {"block_configs": [{**block(3, 2.5), "ffn": {"ffn_mult": 2.5, "moe": 4}}] * 2}, "does not read: moe=4"),
     ("deci-released", {"num_key_value_heads_per_layer": [3, 2]}, "num_key_value_heads_per_layer names 2 layers"),
-    ("gemma4_text-31b", {"hidden_size_per_layer_input": 256}, "hidden_size_per_layer_input=256 (only 0)"),
-    ("gemma4_text-31b", {"num_kv_shared_layers": 2}, "num_kv_shared_layers=2 (only 0)"),
-    ("gemma4_text-31b", {"enable_moe_block": True}, "enable_moe_block=True (only False)"),
-    ("gemma4_text-31b", {"use_bidirectional_attention": "vision"}, "use_bidirectional_attention='vision' (only None)"),
-    ("gemma4_text-31b", {"per_layer_config": {"1": {"head_dim": 16, "intermediate_size": 9}}}, "does not read: intermediate_size=9"),
     ("exaone4-32b", {"attention_bias": True}, "attention_bias=True (only False)"),
     ("olmo3-released", {"sliding_window": None}, "layer_types has windowed layers and there is no window"),
 ])
@@ -77,12 +72,6 @@ def test_dbrx_as_released_keeps_its_base_among_the_facts_of_attention():
 def test_one_value_may_be_said_for_every_layer():
     raw = changed("hunyuan_v1_moe-released", moe_intermediate_size=[20, 20], num_shared_expert=[1, 1], moe_topk=[3, 3])
     assert read_spec(raw) == build(CASE["hunyuan_v1_moe-released"]).spec
-
-
-def test_gemma4_as_released_says_the_widths_of_its_full_layers_once():
-    raw = changed("gemma4_text-31b", per_layer_config=..., global_head_dim=16, num_global_key_value_heads=2)
-    assert read_spec(raw) == build(CASE["gemma4_text-31b"]).spec
-    assert read_spec(raw | {"layer_types": ["sliding_attention"] * 4}).layers[-1].mixer.window is None
 
 
 def test_ministral3_with_vision_is_a_mistral3_wrapper_around_it():

@@ -38,7 +38,7 @@ def ours_alone(request) -> Built:
 
 
 def test_every_family_has_a_case():
-    elsewhere = {"gemma3", "mistral3", "mimo", "kimi_k2", "llama4"}  # wrappers and a twin of qwen2: tests/weights/test_wrappers.py
+    elsewhere = {"gemma3", "gemma4", "gemma4_unified", "mistral3", "mimo", "kimi_k2", "llama4"}  # wrappers and a twin of qwen2: tests/weights/test_wrappers.py
     elsewhere |= {"refined_web", "refined_web_model"}  # falcon's first names: test_configs_a.py
     assert {case.family for case in CASES} == set(families.NAMES) - elsewhere
 
@@ -185,7 +185,7 @@ def test_half_precision_costs_little_more_than_rounding_the_weights(ours_alone, 
 
 
 def sparse(built: Built) -> bool:
-    return any(isinstance(layer.mlp, Experts) for layer in built.spec.layers)
+    return any(isinstance(mlp, Experts) for layer in built.spec.layers for mlp in (layer.mlp, layer.beside))
 
 
 def several(built: Built) -> torch.Tensor:

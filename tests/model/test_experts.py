@@ -45,7 +45,7 @@ def tokens(T: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def choices(layer: MixtureOfExperts, x_TD: Tensor) -> tuple[Tensor, Tensor]:
     """The shares and numbers of the experts that each token visits."""
     share_TA, expert_TA = layer.ops.route(layer.router(x_TD), layer.router.correction, layer.spec)
-    return (share_TA if layer.router.gain is None else share_TA * layer.router.gain[0, expert_TA]), expert_TA
+    return (share_TA if layer.router.gain is None else share_TA * layer.router.gain[expert_TA]), expert_TA
 
 
 def one_by_one(layer: MixtureOfExperts, x_TD: Tensor) -> Tensor:

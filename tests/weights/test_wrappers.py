@@ -27,7 +27,29 @@ VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "n
 IDS = torch.randint(3, 101, (41,), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(scope="module", params=["gemma3", "gemma3-linear", "mistral3", "mistral3-untied"])
+GEMMA4: dict[str, dict[str, Any]] = {
+    "gemma4-e2b": {"hidden_size_per_layer_input": 10, "vocab_size_per_layer_input": 101, "num_kv_shared_layers": 3, "use_double_wide_mlp": True,
+                   "global_head_dim": 16, "layer_types": ["sliding_attention", "full_attention"] * 3 + ["full_attention"]},
+    "gemma4-26b": {"hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 20,
+                   "global_head_dim": 16, "attention_k_eq_v": True, "num_global_key_value_heads": 2,
+                   "num_hidden_layers": 3},  # deeper, both sides are 8e-5 from their float64 selves: scores are not scaled, and softmax is sharp
+    "gemma4_unified": {"global_head_dim": 16, "attention_k_eq_v": True, "num_global_key_value_heads": 2, "num_hidden_layers": 3}}
+SEEN = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8,
+        "patch_size": 4, "position_embedding_size": 20}
+HEARD = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 16, "subsampling_conv_channels": [8, 4]}
+
+
+def gemma4(name: str) -> Any:
+    """transformers' model of a Gemma 4 wrapper, with both towers where it has towers."""
+    if name == "gemma4_unified":
+        small = {"mm_embed_dim": 16, "mm_posemb_size": 20, "output_proj_dims": 16, "patch_size": 4}
+        config: Any = transformers.Gemma4UnifiedConfig(text_config=TEXT | GEMMA4[name], vision_config=small, audio_config={"audio_embed_dim": 12})
+        return transformers.Gemma4UnifiedForConditionalGeneration(config)
+    config = transformers.Gemma4Config(text_config=TEXT | GEMMA4[name], vision_config=SEEN, audio_config=HEARD if name == "gemma4-e2b" else None)
+    return transformers.Gemma4ForConditionalGeneration(config)
+
+
+@pytest.fixture(scope="module", params=["gemma3", "gemma3-linear", "mistral3", "mistral3-untied", *GEMMA4])
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Tensor]:
     """(folder, transformers' model, its logits) of a wrapper that transformers wrote."""
     torch.manual_seed(0)
@@ -38,11 +60,16 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
                                        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
         config: Any = transformers.Gemma3Config(text_config=text, vision_config=VISION)
         theirs: Any = transformers.Gemma3ForConditionalGeneration(config)
+    elif request.param in GEMMA4:
+        theirs = gemma4(request.param)
     else:
         config = transformers.Mistral3Config(text_config=TEXT, vision_config=VISION, tie_word_embeddings=request.param == "mistral3")
         theirs = transformers.Mistral3ForConditionalGeneration(config)
     for name, p in theirs.named_parameters():  # break every symmetry, gains included
         p.data = torch.randn_like(p) * (1.5 * p.shape[-1] ** -0.5 if p.ndim > 1 else 0.3) + (1.0 if p.ndim == 1 and "norm" in name else 0.0)
+    for name, b in theirs.named_buffers():
+        if name.endswith("layer_scalar"):
+            b.fill_(0.7)
     theirs.tie_weights()
     folder = tmp_path_factory.mktemp(request.param)
     theirs.eval().save_pretrained(folder)
@@ -77,12 +104,14 @@ def test_the_names_transformers_5_has_in_memory_are_read_too(saved: tuple[Path, 
 def test_what_sees_is_left_out_and_counted(saved: tuple[Path, Any, Tensor]) -> None:
     folder, *_ = saved
     _, report = load_decoder(folder)
-    n_text = sum("language_model" in name or name == "lm_head.weight" for name in load_file(folder / "model.safetensors"))
-    n_all = len(load_file(folder / "model.safetensors"))
-    assert report.left_out == {"vision: tower and projector, only the text model is run": n_all - n_text}
+    others = [name for name in load_file(folder / "model.safetensors") if "language_model" not in name and name != "lm_head.weight"]
+    n_heard = sum("audio" in name for name in others)
+    heard = {"audio: tower and projector, only the text model is run": n_heard} if n_heard else {}
+    assert bool(n_heard) == (folder.name.startswith(("gemma4-e2b", "gemma4_unified")))
+    assert report.left_out == {"vision: tower and projector, only the text model is run": len(others) - n_heard} | heard
     model_type = json.loads((folder / "config.json").read_text())["model_type"]
     assert f"the text model of a {model_type} checkpoint" in report.notes
-    assert report.family == {"gemma3": "gemma3_text", "mistral3": "mistral"}[model_type]
+    assert report.family == {"gemma3": "gemma3_text", "mistral3": "mistral", "gemma4": "gemma4_text", "gemma4_unified": "gemma4_unified_text"}[model_type]
 
 
 def test_the_text_model_alone_is_saved_and_transformers_runs_it(saved: tuple[Path, Any, Tensor], tmp_path: Path) -> None:
