@@ -145,7 +145,7 @@ class Block(nn.Module):
         after        x ─ x + attn(x) ─ norm ─ x + mlp(x) ─ norm
     """
 
-    def __init__(self, ops: Ops, spec: DecoderSpec, layer: Layer, index: int) -> None:
+    def __init__(self, ops: Ops, spec: DecoderSpec, layer: Layer, index: int, *, deterministic: bool) -> None:
         super().__init__()
         self.spec, self.layer = spec, layer
 
@@ -161,10 +161,10 @@ class Block(nn.Module):
             self.attn_out_norm = norm(spec.norm_out)
         if layer.mlp is not None:
             self.mlp_norm = norm((spec.norm_in and not spec.shared_norm) or spec.norm_stream is not None)
-            self.mlp = (MixtureOfExperts(ops, spec.d_model, layer.mlp) if isinstance(layer.mlp, Experts)
+            self.mlp = (MixtureOfExperts(ops, spec.d_model, layer.mlp, deterministic=deterministic) if isinstance(layer.mlp, Experts)
                         else Mlp(ops, spec.d_model, layer.mlp))
             self.mlp_out_norm = norm(spec.norm_out)
-        self.beside = None if layer.beside is None else Beside(ops, spec, layer.beside)
+        self.beside = None if layer.beside is None else Beside(ops, spec, layer.beside, deterministic=deterministic)
         self.input = None if spec.layer_inputs is None else TakeInput(ops, spec, spec.layer_inputs)
 
     def forward(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Memory | None, input_TP: Tensor | None = None) -> Tensor:
@@ -214,7 +214,7 @@ class Decoder(nn.Module):
         self.pos_embed = Embed(ops, spec.learned_positions, spec.d_model) if spec.learned_positions else None
         self.embed_norm = Normalize(ops, spec.norm, spec.d_model) if spec.embed_norm else nn.Identity()
         self.inputs = InputTable(ops, spec, spec.layer_inputs) if spec.layer_inputs is not None else None
-        self.blocks = nn.ModuleList(Block(ops, spec, layer, i) for i, layer in enumerate(spec.layers))
+        self.blocks = nn.ModuleList(Block(ops, spec, layer, i, deterministic=deterministic) for i, layer in enumerate(spec.layers))
         self.final_norm = Normalize(ops, spec.norm, spec.d_model) if spec.final_norm else nn.Identity()
         self.embed_out = Project(ops, spec.d_model, d_embed, bias=False) if spec.d_embed is not None else nn.Identity()
         self.unembed = Unembed(ops, spec, deterministic=deterministic)

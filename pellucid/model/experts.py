@@ -27,11 +27,15 @@ class Router(Project):
 
 
 class MixtureOfExperts(nn.Module):
-    """A router and its experts; each token visits only the experts chosen for it, and the shared one."""
+    """A router and its experts; each token visits only the experts chosen for it, and the shared one.
 
-    def __init__(self, ops: Ops, d_model: int, experts: Experts) -> None:
+    `deterministic`: an expert reads all tokens, each in its own place, and of what it writes only its own are used: who else chose it does not
+    change a bit.
+    """
+
+    def __init__(self, ops: Ops, d_model: int, experts: Experts, *, deterministic: bool = False) -> None:
         super().__init__()
-        self.ops, self.spec = ops, experts
+        self.ops, self.spec, self.deterministic = ops, experts, deterministic
         self.router = Router(ops, d_model, experts)
         self.experts = nn.ModuleList(Mlp(ops, d_model, experts.each) for _ in range(experts.n_experts))
         self.shared = None if experts.shared is None else Mlp(ops, d_model, experts.shared)
@@ -63,7 +67,11 @@ class MixtureOfExperts(nn.Module):
         tokens, shares = (pair_N // self.spec.n_active).split(lengths), share_TA.flatten()[pair_N, None].split(lengths)
         out_TD = torch.zeros_like(x_TD, dtype=wide)
         for e, token_N, share_N1 in zip(chosen, tokens, shares, strict=True):
-            out_TD.index_add_(0, token_N, self.write(e, x_TD.index_select(0, token_N), share_N1))
+            if self.deterministic:
+                written_ND = self.write(e, x_TD, share_TA.where(expert_TA == e, 0).sum(-1, keepdim=True))[token_N]
+            else:
+                written_ND = self.write(e, x_TD.index_select(0, token_N), share_N1)
+            out_TD.index_add_(0, token_N, written_ND)
         return out_TD
 
     def write(self, e: int, x_ND: Tensor, share_N1: Tensor) -> Tensor:
@@ -78,10 +86,10 @@ class Beside(nn.Module):
         x ─ norm ─ mixture ─ out_norm ─ + ─ mlp_norm ─ what the feed-forward wrote        the router reads x as it is
     """
 
-    def __init__(self, ops: Ops, spec: DecoderSpec, experts: Experts) -> None:
+    def __init__(self, ops: Ops, spec: DecoderSpec, experts: Experts, *, deterministic: bool) -> None:
         super().__init__()
         self.norm, self.out_norm, self.mlp_norm = (Normalize(ops, spec.norm, spec.d_model) for _ in range(3))
-        self.mixture = MixtureOfExperts(ops, spec.d_model, experts)
+        self.mixture = MixtureOfExperts(ops, spec.d_model, experts, deterministic=deterministic)
 
     def forward(self, x_TD: Tensor, mlp_TD: Tensor) -> Tensor:
         return self.mlp_norm(mlp_TD) + self.out_norm(self.mixture(self.norm(x_TD), x_TD))

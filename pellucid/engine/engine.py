@@ -1,0 +1,536 @@
+"""Many requests at once over one decoder: token ids in, token ids out.
+
+    engine = Engine(decoder)
+    a, b = engine.submit(request), engine.submit(other)
+    for token_id in a: ...           # whoever takes an id runs steps, and every step serves all that run
+    engine.run([request, ...])       # all of it, for a caller who need not watch
+
+A step: the scheduler gives sequences tokens, one flat pass of the decoder computes them, and one call of the sampler chooses an id for every
+sequence that has caught up. What is chosen is appended, and so is the next thing to compute.
+"""
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Ids
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.engine.pages import PAGE, CacheDtype, PagedCache
+from pellucid.engine.request import Request, Result, check_vocabulary
+from pellucid.engine.sampler import Row, Sampler
+from pellucid.engine.scheduler import Scheduler
+from pellucid.engine.score import Embedding, Score, log_probabilities, windows
+from pellucid.engine.sequence import Sequence, accepted
+from pellucid.engine.speculate import Proposer
+from pellucid.errors import BadRequest, EmptyPrompt, OutOfMemoryBudget, PellucidError, PromptTooLong, did_you_mean, nearest
+from pellucid.model.decoder import Decoder, reach
+from pellucid.model.memory import available_bytes
+from pellucid.model.parts import Rows
+from pellucid.model.report import size
+
+STEP_TOKENS = 512  # bounds the memory of a step, and is past where longer prompts gain speed on a CPU
+MAX_ROWS = 64
+SHARE = 0.4  # of the memory that is free when the engine is made, where nobody says how much the cache may take
+LOGIT_ROWS = 64  # positions whose logits stand in memory at once when a prompt is scored
+
+
+class Generation(Iterator[int]):
+    """The ids that continue a request, as they come; `result()` says afterwards what came and why it ended.
+
+    Taking an id runs the engine until there is one. The caller may end it at any point: `stop()` because what came is enough, `cancel()`
+    because nobody wants it any more. One that is dropped unfinished is cancelled.
+    """
+
+    def __init__(self, engine: Engine, sequence: Sequence, request: Request) -> None:
+        self._engine, self._sequence, self.request = engine, sequence, request
+        self._n_taken = 0
+        self._ended_at: int | None = None
+
+    def __next__(self) -> int:
+        sequence = self._sequence
+        while self._ended_at is None and self._n_taken >= len(sequence.ids) - sequence.n_prompt:
+            if sequence.error is not None:
+                raise sequence.error
+            if sequence.finish_reason is not None:
+                raise StopIteration
+            self._engine.step()
+        if self._ended_at is not None:
+            raise StopIteration
+        self._n_taken += 1
+        return sequence.ids[sequence.n_prompt + self._n_taken - 1]
+
+    def stop(self) -> None:
+        """End with the last id taken because something the engine does not know, such as a stop string, was met."""
+        self._end("stop")
+
+    def cancel(self) -> None:
+        """End with the last id taken; the pages are free at once."""
+        self._end("cancelled")
+
+    def _end(self, reason: Any) -> None:
+        if self._ended_at is None:
+            if self._n_taken < len(self._sequence.output_ids) or not self._sequence.done:
+                self._ended_at, self._reason = self._n_taken, reason
+            self._engine.give_up(self._sequence)
+
+    def __del__(self) -> None:
+        if not self._sequence.done:
+            self._engine.give_up(self._sequence)
+
+    @property
+    def finished(self) -> bool:
+        return self._ended_at is not None or self._sequence.done
+
+    @property
+    def finish_reason(self) -> Any:
+        """None while it goes on."""
+        return self._reason if self._ended_at is not None else self._sequence.finish_reason
+
+    def result(self) -> Result:
+        """What came. Raises what ended it, if that was an error; a RuntimeError before it has ended is a bug of the caller."""
+        sequence = self._sequence
+        if sequence.error is not None:
+            raise sequence.error
+        if not self.finished:
+            raise RuntimeError("a generation has no result before it has ended")
+        n = len(sequence.output_ids) if self._ended_at is None else self._ended_at
+        asked = self.request
+        scored = asked.prompt_logprobs is not None
+        return Result(
+            token_ids=tuple(sequence.output_ids[:n]), finish_reason=self.finish_reason, logprobs=tuple(sequence.logprobs[:n]) if asked.scores else None,
+            top_logprobs=tuple(sequence.top_logprobs[:n]) if asked.top_logprobs else None,
+            prompt_logprobs=tuple(sequence.scores) if scored else None,
+            prompt_top_logprobs=tuple(sequence.top_scores) if scored and asked.prompt_logprobs else None,
+            n_prompt=sequence.n_prompt, n_reused=sequence.n_reused or 0, prefill_seconds=sequence.first_seconds - sequence.submitted if n else 0.0,
+            seconds=sequence.last_seconds - sequence.submitted if n else 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What an engine has done since it was made, and how it stands, as plain numbers."""
+
+    n_requests: int
+    n_finished: int
+    n_failed: int
+    n_running: int
+    n_waiting: int
+    n_steps: int
+    n_prompt_tokens: int
+    n_reused_tokens: int  # of those, taken over from pages that were computed before
+    n_computed_tokens: int  # everything that passed the decoder, what was computed again included
+    n_output_tokens: int
+    n_preempted: int
+    n_drafted: int
+    n_accepted: int
+    cache_bytes: int
+    cache_used_share: float
+    busy_seconds: float
+    first_token_seconds: float  # from submitting to the first id, mean over requests
+    token_seconds: float  # between two ids of a request, mean over all
+
+
+class Engine:
+    """Continues any number of sequences over one decoder and one cache of pages.
+
+    Args:
+        cache_bytes: what the cache may take; None = a share of what is free (SHARE), and never more than max_rows whole contexts.
+        cache_dtype: "same" as the model computes in, or "int8", half of bfloat16's memory at a loss that docs/LOG.md states.
+        max_rows: sequences that run at once; the others wait.
+        step_tokens: tokens a step computes at most.
+        proposer: drafts what may come next, to be checked in one pass; see engine/speculate.py. The output is the same with it and without.
+
+    With a decoder made deterministic, a sequence's ids and log-probabilities are bitwise the same in any company, in any chunks, preempted or
+    not: every token is computed in its own place of a block of PAGE positions, at the cost docs/LOG.md states.
+    Threads may share an engine. Raises OutOfMemoryBudget where no page fits.
+    """
+
+    def __init__(self, decoder: Decoder, *, cache_bytes: int | None = None, cache_dtype: CacheDtype = "same", max_rows: int = MAX_ROWS,
+                 step_tokens: int = STEP_TOKENS, proposer: Proposer | None = None) -> None:
+        if step_tokens < max_rows or max_rows < 1:
+            raise BadRequest(f"max_rows={max_rows} sequences need a token each in a step of step_tokens={step_tokens}. Lower max_rows or raise step_tokens",
+                             field="max_rows")
+        self.decoder, self.spec, self.deterministic = decoder, decoder.spec, decoder.deterministic
+        weight = decoder.embed.weight
+        self.device = weight.device
+        if cache_bytes is None:
+            free = available_bytes(self.device)
+            cache_bytes = 2**62 if free is None else int(SHARE * free)
+        self.cache = PagedCache(self.spec, n_bytes=cache_bytes, max_rows=max_rows, step_tokens=step_tokens, dtype=weight.dtype, device=self.device,
+                                store=cache_dtype)
+        self.scheduler = Scheduler(self.cache, max_rows=max_rows, step_tokens=step_tokens)
+        self.sampler = Sampler(self.spec.n_vocab, self.device)
+        limit = reach(self.spec)
+        self.capacity = min(self.cache.capacity(step_tokens), self.spec.n_ctx if limit is None else limit[0])
+        self.proposer = proposer
+        self._lock = threading.RLock()
+        self._masks = ThreadPoolExecutor(1, "pellucid-masks")
+        self._count = dict.fromkeys(("n_requests", "n_finished", "n_failed", "n_steps", "n_prompt_tokens", "n_reused_tokens", "n_computed_tokens",
+                                     "n_output_tokens", "n_drafted", "n_accepted"), 0)
+        self._waits = {"first": 0.0, "n_first": 0, "between": 0.0, "n_between": 0}
+        self.busy_seconds = 0.0
+        self._started = 0.0  # of the step that runs
+        self._tapped: Tensor | None = None
+
+    # What callers ask
+
+    def submit(self, request: Request, index: int = 0) -> Generation:
+        """Its ids will come as the generation is taken, or as any other is. index: of several outputs of one request, each with draws of its own.
+
+        Raises EmptyPrompt, PromptTooLong (with both counts) or BadRequest before anything is computed.
+        """
+        n = len(request.prompt_ids)
+        self._check_room(n, request.max_tokens)
+        row = Row(request, self.spec.n_vocab, index=index)
+        room = self.capacity - n
+        scored = range(0) if request.prompt_logprobs is None else range(n - 1)
+        sequence = self._sequence(request.prompt_ids, row=row, scored=scored, n_top=request.prompt_logprobs or 0,
+                                  end=n + min(room, request.max_tokens or room),
+                                  constraint=None if request.constraint is None else request.constraint.start())
+        return Generation(self, sequence, request)
+
+    def run(self, requests: Iterable[Request]) -> list[tuple[Result, ...]]:
+        """The outputs of every request, in order. What one raises is raised when all are done."""
+        asked = list(requests)
+        started = [[self.submit(request, index) for index in range(request.n_generated)] for request in asked]
+        while any(not generation.finished for several in started for generation in several):
+            self.step()
+        return [best([generation.result() for generation in several], request.n) for several, request in zip(started, asked, strict=True)]
+
+    def score(self, pairs: Iterable[tuple[Ids[int], Ids[int]]], n_top: int = 0) -> list[Score]:
+        """The log-probability of each continuation after its context. An empty context scores all ids but the first, which nothing comes before."""
+        asked = [(list(context), list(continuation)) for context, continuation in pairs]
+        sequences = []
+        for context, continuation in asked:
+            ids = context + continuation
+            self._check_room(len(ids), 0)
+            check_vocabulary(ids, self.spec.n_vocab, "ids")
+        for context, continuation in asked:
+            scored = range(max(0, len(context) - 1), len(context) + len(continuation) - 1)
+            sequences.append(self._sequence(context + continuation, scored=scored, n_top=n_top, end=scored.stop + 1))
+        self._finish([s for s in sequences if s.scored])
+        return [Score(logprobs=tuple(s.scores), greedy=tuple(s.best), top_logprobs=tuple(s.top_scores) if n_top else None) for s in sequences]
+
+    def embed(self, texts: Iterable[Ids[int]], *, pooling: str = "mean", normalize: bool = True, activation: str | None = None) -> list[Embedding]:
+        """One vector (D,), float32, for each sequence of ids: its hidden states' mean, or the last one's.
+
+        activation: the name of a module whose output is taken in place of the final hidden states, such as blocks.3.mlp.
+        Raises BadRequest for a pooling or a name that is not there.
+        """
+        asked = [Embedding(list(ids), pooling, normalize) for ids in texts]
+        for embedding in asked:
+            self._check_room(len(embedding.ids), 0)
+            check_vocabulary(embedding.ids, self.spec.n_vocab, "ids")
+        with self._tapping(activation):
+            self._finish([self._sequence(e.ids, read=e.read, end=len(e.ids)) for e in asked])
+        return asked
+
+    def rolling(self, ids: Ids[int], overlap: int = 1) -> list[float]:
+        """The log-probability of every id of a text as long as it may be, but of the first: in windows of the context, each id after the `overlap`
+        or more that precede it. Raises BadRequest for an overlap that leaves no room."""
+        return [value for told in self.score(windows(ids, min(self.capacity, self.spec.n_ctx), overlap)) for value in told.logprobs]
+
+    def give_up(self, sequence: Sequence) -> None:
+        """It is not wanted any more: its pages are free at once."""
+        with self._lock:
+            if not sequence.done:
+                sequence.finish_reason = "cancelled"
+                self.scheduler.remove(sequence)
+                self._count["n_finished"] += 1
+
+    def report(self) -> Report:
+        """How it stands."""
+        w = self._waits
+        return Report(**self._count, n_running=len(self.scheduler.running), n_waiting=len(self.scheduler.waiting), n_preempted=self.scheduler.n_preempted,
+                      cache_bytes=self.cache.n_bytes, cache_used_share=self.cache.used_share, busy_seconds=self.busy_seconds,
+                      first_token_seconds=w["first"] / max(1, w["n_first"]), token_seconds=w["between"] / max(1, w["n_between"]))
+
+    # A step
+
+    # inference_mode is entered for a step at a time: held across yields it would leak into the caller's code.
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """Computes some tokens of every sequence that runs. False if there was nothing to do."""
+        with self._lock:
+            self._started = time.perf_counter()
+            self._propose()
+            plan = self.scheduler.plan()
+            if not plan:
+                self._refuse_what_cannot_run()
+                return False
+            self._compute(plan)
+            self._count["n_steps"] += 1
+            self._count["n_computed_tokens"] += sum(n for _, n in plan)
+            self.busy_seconds += time.perf_counter() - self._started
+            return True
+
+    def _compute(self, plan: list[tuple[Sequence, int]]) -> None:
+        choosing = [s for s, n in plan if s.row is not None and s.n_computed + n == s.n_tokens]
+        masks = self._masks.submit(mask_words, choosing, self.spec.n_vocab) if any(s.constraint is not None for s in choosing) else None
+        try:
+            hidden, tapped = self._forward(plan)
+        except Exception as error:  # memory, say: nobody's fault that could be named, and the engine goes on
+            for sequence, _ in plan:
+                self._fail(sequence, error)
+            return
+        for (sequence, n), hidden_TD, tapped_TD in zip(plan, hidden, tapped, strict=True):
+            start, sequence.n_computed = sequence.n_computed, sequence.n_computed + n
+            self._score(sequence, start, hidden_TD)
+            if sequence.read is not None:
+                sequence.read(start, tapped_TD)
+        ready = [(s, hidden_TD[len(hidden_TD) - 1 - len(s.drafts):]) for (s, _), hidden_TD in zip(plan, hidden, strict=True) if s in set(choosing)]
+        if ready:
+            self._choose(ready, masks)
+        for sequence, _ in plan:
+            self._settle(sequence)
+
+    def _forward(self, plan: list[tuple[Sequence, int]]) -> tuple[list[Tensor], list[Tensor]]:
+        """Hidden states (T, D) of every sequence's tokens, and the same or what is tapped in its place."""
+        for sequence, _ in plan:
+            self.cache.lengths[self._slot(sequence)] = sequence.n_computed  # whatever an interrupted pass left there
+        if self.deterministic:
+            both = [self._in_blocks(sequence, n) for sequence, n in plan]
+            return [hidden for hidden, _ in both], [tapped for _, tapped in both]
+        rows = Rows(tuple(n for _, n in plan), tuple(self._slot(s) for s, _ in plan))
+        ids, positions = [], []
+        for s, n in plan:
+            ids += s.ids[s.n_computed : s.n_computed + n] if not s.drafts else (s.ids + s.drafts)[s.n_computed : s.n_computed + n]
+            positions += range(s.n_computed, s.n_computed + n)
+        hidden_TD, tapped_TD = self._pass(ids, positions, rows)
+        return list(hidden_TD.split(rows.lengths)), list(tapped_TD.split(rows.lengths))
+
+    def _in_blocks(self, sequence: Sequence, n: int) -> tuple[Tensor, Tensor]:
+        """The same, with every token in its own place of a block: what else there is to compute cannot change a bit of it.
+
+        Tokens of the first block that were computed before come out as they were; what pads the last one is written past the row's end.
+        """
+        slot, start, ids = self._slot(sequence), sequence.n_computed, sequence.ids + sequence.drafts
+        first, parts = start // PAGE * PAGE, []
+        for begin in range(first, start + n, PAGE):
+            block = ids[begin : min(begin + PAGE, start + n)]
+            self.cache.lengths[slot] = begin
+            # Padding takes the last position there is: a table of positions may end here.
+            positions = [min(p, begin + len(block) - 1) for p in range(begin, begin + PAGE)]
+            both = self._pass(block + [0] * (PAGE - len(block)), positions, Rows((PAGE,), (slot,)))
+            parts.append([x[: len(block)] for x in both])
+        hidden_TD, tapped_TD = (torch.cat(x)[start - first:] for x in zip(*parts, strict=True))
+        return hidden_TD, tapped_TD
+
+    def _pass(self, ids: list[int], positions: list[int], rows: Rows) -> tuple[Tensor, Tensor]:
+        hidden_TD: Tensor = self.decoder(torch.tensor(ids, device=self.device), torch.tensor(positions, device=self.device), rows, self.cache)
+        return hidden_TD, hidden_TD if self._tapped is None else self._tapped
+
+    @contextmanager
+    def _tapping(self, activation: str | None) -> Iterator[None]:
+        """While it lasts, what the module of this name puts out is what sequences read. One at a time."""
+        if activation is None:
+            yield
+            return
+        modules = dict(self.decoder.named_modules())
+        if activation not in modules:
+            raise BadRequest(f"activation {activation!r} is not a module of this model.{did_you_mean(nearest(activation, modules))} They are named as its "
+                             f"weights are: blocks.0, blocks.0.attn, blocks.0.mlp.down ...", field="activation")
+
+        def tap(_module: Any, _inputs: Any, output: Tensor) -> None:
+            self._tapped = output.flatten(1)
+
+        with self._lock:
+            handle = modules[activation].register_forward_hook(tap)
+            try:
+                yield
+            finally:
+                handle.remove()
+                self._tapped = None
+
+    def _score(self, sequence: Sequence, start: int, hidden_TD: Tensor) -> None:
+        """Records the log-probabilities of given ids that this pass tells."""
+        first = sequence.scored.start + len(sequence.scores)
+        stop = min(sequence.scored.stop, start + len(hidden_TD))
+        for begin in range(first, stop, LOGIT_ROWS):
+            end = min(begin + LOGIT_ROWS, stop)
+            logits_NV = self.decoder.unembed(hidden_TD[begin - start : end - start]).float()
+            told = log_probabilities(logits_NV, sequence.ids[begin + 1 : end + 1], sequence.n_top)
+            sequence.scores += told.logprobs
+            sequence.best += told.greedy
+            sequence.top_scores += told.top_logprobs
+
+    def _choose(self, ready: list[tuple[Sequence, Tensor]], masks: Future[Tensor] | None) -> None:
+        """The next id of every sequence; where drafts were computed, as many as the drafts are right, and one more."""
+        logits_NV = self.decoder.unembed(torch.cat([hidden_TD for _, hidden_TD in ready]))
+        starts = [0]
+        for _, hidden_TD in ready:
+            starts.append(starts[-1] + len(hidden_TD))
+        alive = [(s, start, len(hidden_TD)) for (s, hidden_TD), start in zip(ready, starts, strict=False)]
+        before = {s: len(s.ids) for s, _, _ in alive}
+        mask = None if masks is None else masks.result()
+        depth = 0
+        while alive:
+            rows_BV = logits_NV if depth == 0 and len(alive) == len(logits_NV) else logits_NV[[start + depth for _, start, _ in alive]]
+            if depth and any(s.constraint is not None for s, _, _ in alive):
+                mask = mask_words([s for s, _, _ in alive], self.spec.n_vocab)
+            self._sample([s for s, _, _ in alive], rows_BV, mask)
+            mask = None
+            alive = [(s, start, n) for s, start, n in alive if not s.done and depth + 1 < n and s.ids[-1] == s.drafts[depth]]
+            depth += 1
+        for sequence, n in before.items():
+            if sequence.drafts:
+                right = accepted(sequence.drafts, sequence.ids[n:])
+                sequence.n_computed = n + min(right, len(sequence.ids) - n - 1)
+                self._tell(sequence, right)
+
+    def _sample(self, sequences: list[Sequence], logits_BV: Tensor, mask: Tensor | None) -> None:
+        rows = [s.row for s in sequences if s.row is not None]
+        sampled = self.sampler(logits_BV, rows, None if mask is None else mask.to(self.device))
+        for b, sequence in enumerate(sequences):
+            if (error := sampled.errors.get(b)) is not None:
+                self._fail(sequence, error)
+            else:
+                self._append(sequence, sampled.ids[b], sampled.logprobs[b], sampled.top_logprobs[b])
+
+    def _append(self, sequence: Sequence, chosen: int, logprob: float | None, top: Any) -> None:
+        """An id has come; whether it is the last."""
+        assert sequence.row is not None
+        request = sequence.row.request
+        sequence.ids.append(chosen)
+        n = len(sequence.ids) - sequence.n_prompt
+        if logprob is not None:
+            sequence.logprobs.append(logprob)
+            sequence.top_logprobs.append(top)
+        self._count["n_output_tokens"] += 1
+        now = time.perf_counter()
+        if n == 1:
+            sequence.first_came = now
+            self._waits["first"] += now - sequence.arrived
+            self._waits["n_first"] += 1
+        try:
+            if sequence.constraint is not None:
+                sequence.constraint.advance(chosen)
+        except PellucidError as error:
+            self._fail(sequence, error)
+            return
+        if chosen in request.stop_ids or (sequence.constraint is not None and sequence.constraint.done):
+            sequence.finish_reason = "stop"
+        elif n == request.max_tokens:
+            sequence.finish_reason = "length"
+        elif len(sequence.ids) == self.capacity:
+            sequence.finish_reason = "context"
+
+    def _settle(self, sequence: Sequence) -> None:
+        """After a step: pages that are full get names, and a sequence that is done leaves."""
+        if sequence.slot is None:  # failed, and gone
+            return
+        sequence.drafts = []
+        self.cache.settle(sequence.slot, sequence.ids, sequence.n_computed)
+        clock = self.busy_seconds + time.perf_counter() - self._started
+        if sequence.row is not None and len(sequence.ids) > sequence.n_prompt:
+            sequence.last_seconds = clock
+            if math.isnan(sequence.first_seconds):
+                sequence.first_seconds = clock
+        if sequence.row is None and sequence.n_computed >= sequence.n_tokens:
+            sequence.finish_reason = "length"
+        if sequence.done:
+            self._leave(sequence)
+
+    def _leave(self, sequence: Sequence, *, scrub: bool = False) -> None:
+        n = len(sequence.ids) - sequence.n_prompt
+        self._count["n_finished" if sequence.error is None else "n_failed"] += 1
+        self._count["n_prompt_tokens"] += sequence.n_prompt
+        self._count["n_reused_tokens"] += sequence.n_reused or 0
+        if n > 1:
+            self._waits["between"] += time.perf_counter() - sequence.first_came
+            self._waits["n_between"] += n - 1
+        self.scheduler.remove(sequence, scrub=scrub)
+        if self.proposer is not None:
+            self.proposer.forget(sequence)
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        """It ends alone; what it computed is not used for others."""
+        sequence.error = error
+        self._leave(sequence, scrub=True)
+
+    def _propose(self) -> None:
+        if self.proposer is None:
+            return
+        able = [s for s in self.scheduler.running if s.decodes and not s.drafts and s.constraint is None]
+        for sequence, drafts in zip(able, self.proposer.propose(able), strict=True):
+            # One id comes besides the drafts, and none past the end.
+            sequence.drafts = list(drafts[: max(0, sequence.end - len(sequence.ids) - 1)])
+
+    def _tell(self, sequence: Sequence, right: int) -> None:
+        sequence.n_drafted += len(sequence.drafts)
+        sequence.n_accepted += right
+        self._count["n_drafted"] += len(sequence.drafts)
+        self._count["n_accepted"] += right
+        if self.proposer is not None:
+            self.proposer.told(sequence, len(sequence.drafts), right)
+
+    # Helpers
+
+    def _sequence(self, ids: Ids[int], *, end: int, **facts: Any) -> Sequence:
+        with self._lock:
+            self._count["n_requests"] += 1
+            sequence = Sequence(self._count["n_requests"], list(ids), end, len(ids), submitted=self.busy_seconds, arrived=time.perf_counter(), **facts)
+            if sequence.row is not None or sequence.n_tokens:
+                self.scheduler.add(sequence)
+        return sequence
+
+    def _check_room(self, n: int, max_tokens: int | None) -> None:
+        """Raises EmptyPrompt or PromptTooLong for what can never be computed here."""
+        n_ctx = self.spec.n_ctx
+        if not n:
+            raise EmptyPrompt("the prompt has no tokens: there is nothing to start from. Give at least one, such as the model's BOS", field="prompt")
+        wanted = 0 if max_tokens == 0 else 1
+        if n + wanted > n_ctx:
+            raise PromptTooLong(f"the prompt has {n:,} tokens; this model's context holds {n_ctx:,}{' with at least one left to generate' * wanted}. "
+                                f"Shorten the prompt by {n + wanted - n_ctx:,}", n_prompt=n, n_ctx=n_ctx)
+        needed = min(n_ctx, n + (max_tokens if max_tokens is not None else 1))
+        if needed > self.capacity:
+            raise PromptTooLong(f"{n:,} tokens and {needed - n:,} to come need more than the whole cache, which has {size(self.cache.n_bytes)} for "
+                                f"{self.capacity:,} tokens of one request. Give the engine more (cache_bytes), or ask for less", n_prompt=n,
+                                n_ctx=self.capacity)
+
+    def _finish(self, sequences: list[Sequence]) -> None:
+        try:
+            while not all(s.done for s in sequences):
+                self.step()
+        finally:
+            for sequence in sequences:
+                self.give_up(sequence)
+        for sequence in sequences:
+            if sequence.error is not None:
+                raise sequence.error
+
+    def _refuse_what_cannot_run(self) -> None:
+        """Nothing runs and somebody waits: pages for it will never be there."""
+        if self.scheduler.waiting and not self.scheduler.running:
+            sequence = self.scheduler.waiting[0]
+            self._fail(sequence, OutOfMemoryBudget(
+                f"{len(sequence.ids):,} tokens do not fit the cache of {size(self.cache.n_bytes)}. Give the engine more (cache_bytes)",
+                needed_bytes=0, available_bytes=self.cache.n_bytes))
+
+    def _slot(self, sequence: Sequence) -> int:
+        assert sequence.slot is not None
+        return sequence.slot
+
+
+def mask_words(sequences: list[Sequence], n_vocab: int) -> Tensor:
+    """What each may say next, (B, ceil(V / 32)) int32, as the sampler takes it."""
+    words_BW = torch.full((len(sequences), -(-n_vocab // 32)), -1, dtype=torch.int32)
+    for sequence, words_W in zip(sequences, words_BW, strict=True):
+        if sequence.constraint is not None:
+            sequence.constraint.mask(words_W)
+    return words_BW
+
+
+def best(results: list[Result], n: int) -> tuple[Result, ...]:
+    """The n with the highest mean log-probability, the best first; all of them, in order, if there are no more."""
+    if len(results) == n:
+        return tuple(results)
+    return tuple(sorted(results, key=lambda r: -((r.cumulative_logprob or 0.0) / max(1, len(r.token_ids))))[:n])

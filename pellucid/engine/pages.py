@@ -1,0 +1,410 @@
+"""The engine's memory: what layers keep of tokens, in pages that sequences share.
+
+    group    layers that see equally far. A page's number means the same tokens in each of them
+    pool     one layer's pages in one tensor: keys (P, N, K, C), values (P, N, K, C); a latent (P, N, 1, E). N = 32 tokens a page
+    table    a sequence's pages of one group, in the order of its tokens; those that no later query sees are given back from the front
+    name     of a page that is full: a hash of all the tokens up to its end. A new sequence that begins alike takes the page as it is
+    idle     pages that no sequence uses and that have a name: they stay until their room is needed, the longest unused first
+
+The layout is what native kernels read; tokens of one sequence that lie in pages one after another are one tensor, and are read without a copy.
+Source of the idea: PagedAttention, https://arxiv.org/abs/2309.06180.
+"""
+from __future__ import annotations
+
+import hashlib
+import heapq
+import math
+from array import array
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pellucid.errors import OutOfMemoryBudget
+from pellucid.model.cache import Held
+from pellucid.model.parts import Rows
+from pellucid.model.report import size
+from pellucid.model.rope import by_length, planned, turns_as
+from pellucid.ops.interface import Pages
+from pellucid.spec import DecoderSpec, LatentAttention, Mixer
+
+PAGE = 32  # tokens: whole tiles of every matrix unit, and few enough that a conversation's last, partly filled page is cheap to compute again
+
+CacheDtype = Literal["same", "int8"]  # as the model computes, or 8 bits a number and a float32 scale a head and token
+
+
+def kept_shapes(mixer: Mixer) -> list[tuple[int, int]]:
+    """(heads, width) of each thing a mixer keeps of a token."""
+    if not mixer.n_cached:
+        return []
+    if isinstance(mixer, LatentAttention):
+        return [(1, mixer.n_cached)]
+    return [(mixer.n_kv_heads, mixer.d_head)] * 2
+
+
+class Group:
+    """Layers that see equally far, and the books of their pages."""
+
+    def __init__(self, layers: Sequence[int], window: int | None, chunk: int | None, bytes_per_page: int) -> None:
+        self.layers, self.window, self.chunk, self.bytes_per_page = layers, window, chunk, bytes_per_page
+        self.n_pages = 0
+
+    def furnish(self, n_pages: int) -> None:
+        """Gives it so many pages, all free."""
+        self.n_pages = n_pages
+        self.users = [0] * n_pages
+        self.names: list[bytes | None] = [None] * n_pages
+        self.named: dict[bytes, int] = {}
+        self.idle: OrderedDict[int, None] = OrderedDict()
+        self._free = set(range(n_pages))
+        self._lowest = list(range(n_pages))  # a heap, with pages in it that are free no more
+
+    @property
+    def n_available(self) -> int:
+        return len(self._free) + len(self.idle)
+
+    @property
+    def reach(self) -> int | None:
+        """Tokens before a query's end that any query may see; None = all."""
+        return min((n for n in (self.window, self.chunk) if n is not None), default=None)
+
+    def first_seen(self, position: int) -> int:
+        """The first position that a query here, and every later one, may see; where rows are cut into chunks, where its chunk begins."""
+        if self.chunk is not None:
+            return position // self.chunk * self.chunk
+        return 0 if self.window is None else max(0, position - self.window + 1)
+
+    def pages_of_one(self, step_tokens: int) -> int | None:
+        """Pages that one row holds at most, however long it is; None = as many as it is long."""
+        return None if self.reach is None else -(-(self.reach + step_tokens) // PAGE) + 2  # parts of pages at both ends
+
+    def take(self, after: int | None) -> int:
+        """A page for one user, if possible the one that follows `after`: pages in a row are read without a copy."""
+        if after is not None and after + 1 in self._free:
+            page = after + 1
+        elif self._free:
+            while (page := heapq.heappop(self._lowest)) not in self._free:
+                pass
+        else:
+            page, _ = self.idle.popitem(last=False)
+            self.forget_name(page)
+            self._free.add(page)
+        self._free.remove(page)
+        self.users[page] = 1
+        return page
+
+    def share(self, page: int) -> None:
+        """One more user of a page that has a name."""
+        self.idle.pop(page, None)
+        self.users[page] += 1
+
+    def give_back(self, page: int) -> None:
+        """One user less. A named page without users stays for whoever begins alike."""
+        self.users[page] -= 1
+        if self.users[page] == 0:
+            if self.names[page] is None:
+                self._free.add(page)
+                heapq.heappush(self._lowest, page)
+            else:
+                self.idle[page] = None
+
+    def name(self, page: int, name: bytes) -> None:
+        """Says what a full page holds. Of two pages that hold the same, the first keeps the name."""
+        if name not in self.named:
+            self.named[name], self.names[page] = page, name
+
+    def forget_idle(self) -> None:
+        """All idle pages become free."""
+        for page in self.idle:
+            self.forget_name(page)
+            self._free.add(page)
+            heapq.heappush(self._lowest, page)
+        self.idle.clear()
+
+    def forget_name(self, page: int) -> None:
+        """Nobody takes this page over any more."""
+        name = self.names[page]
+        if name is not None:
+            del self.named[name]
+            self.names[page] = None
+
+
+@dataclass(slots=True)
+class _Row:
+    """What one sequence holds."""
+
+    turns: bytes  # how its rope turns: part of every name
+    planned: int  # tokens, see model/rope.py
+    names: list[bytes]  # of its full pages, as far as its tokens are known
+    tables: list[list[int]]  # of each group, from page first[g] on
+    first: list[int]
+    coming: deque[tuple[int, bytes]]  # pages that it will be the first to compute: place and name
+    n_settled: int  # full pages that have been named
+
+
+class PagedCache:
+    """Pages for every sequence of an engine: implements what a decoder's pass continues from, `model.cache.Memory`.
+
+    Args:
+        n_bytes: what all pools together may take. They take less where that is more than `max_rows` whole contexts.
+        step_tokens: the most tokens a pass brings, which layers with a window need room for beside it.
+
+    Raises OutOfMemoryBudget where not even one page of every layer fits.
+    """
+
+    def __init__(self, spec: DecoderSpec, *, n_bytes: int, max_rows: int, step_tokens: int, dtype: torch.dtype, device: torch.device | str = "cpu",
+                 store: CacheDtype = "same") -> None:
+        self.spec, self.device, self.dtype, self.store = spec, torch.device(device), dtype, store
+        self.lengths: dict[int, int] = {}
+        self._rows: dict[int, _Row] = {}
+        self._coming: set[bytes] = set()
+        self._scalings = by_length(spec)
+        self._next = 0
+        self.groups, self._group_of = self._grouped()
+        self._share_out(n_bytes, max_rows, step_tokens)
+        self.pools = [self._pools(layer) for layer in range(len(spec.layers))]
+        self._pass: dict[int, tuple[slice | Tensor, Pages]] = {}  # of each group, for the pass of these rows
+        self._pass_of: Rows | None = None
+
+    # What sequences do
+
+    def open(self, ids: Sequence[int], end: int, *, reuse: int | None = None) -> int | None:
+        """A row for a sequence of these ids that may grow to `end` tokens; `lengths` says how many of them are there already.
+
+        At most `reuse` are taken over, and never the last one, whose logits are what comes next. None = not now: another sequence is about to
+        compute what this one begins with.
+        """
+        plan = planned(self._scalings, len(ids), end)
+        row = _Row(self._turns(plan), plan, [], [[] for _ in self.groups], [0] * len(self.groups), deque(), 0)
+        row.names = self._chain(row, ids)
+        limit = min(len(ids) - 1, len(ids) if reuse is None else reuse) // PAGE
+        n = self._known(row.names[:limit])
+        if n < limit and row.names[n] in self._coming:
+            return None
+        slot, self._next = self._next, self._next + 1
+        for g, group in enumerate(self.groups):
+            row.first[g] = group.first_seen(n * PAGE) // PAGE
+            row.tables[g] = [group.named[name] for name in row.names[row.first[g]:n]]
+            for page in row.tables[g]:
+                group.share(page)
+        row.coming.extend((n + i, name) for i, name in enumerate(row.names[n:]) if name not in self._coming)
+        row.n_settled = n
+        self._coming.update(name for _, name in row.coming)
+        self._rows[slot], self.lengths[slot] = row, n * PAGE
+        return slot
+
+    def reserve(self, slot: int, n_tokens: int, *, spare: int = 0) -> bool:
+        """Pages for the row's first `n_tokens`. False if there are not enough with `spare` left over, and then nothing is taken."""
+        row = self._rows[slot]
+        n = -(-n_tokens // PAGE)
+        wanted = [max(0, n - first - len(table)) for first, table in zip(row.first, row.tables, strict=True)]
+        if any(want and want + spare > group.n_available for want, group in zip(wanted, self.groups, strict=True)):
+            return False
+        for want, group, table in zip(wanted, self.groups, row.tables, strict=True):
+            for _ in range(want):
+                table.append(group.take(table[-1] if table else None))
+        return True
+
+    def settle(self, slot: int, ids: Sequence[int], length: int) -> None:
+        """After a pass: the row's first `length` tokens are these ids and computed, what is past them is not to be used.
+
+        Names the pages that are full, and gives back those that no later query sees.
+        """
+        row = self._rows[slot]
+        self.lengths[slot] = length
+        if len(row.names) < length // PAGE:
+            row.names += self._chain(row, ids[: length // PAGE * PAGE])[len(row.names):]
+        for g, group in enumerate(self.groups):
+            first, table = row.first[g], row.tables[g]
+            for i in range(row.n_settled, length // PAGE):
+                group.name(table[i - first], row.names[i])
+            keep = min(group.first_seen(length // PAGE * PAGE) // PAGE, first + len(table))  # a block may be computed again from its start
+            for page in table[: keep - first]:
+                group.give_back(page)
+            row.first[g], row.tables[g] = max(first, keep), table[max(0, keep - first):]
+        row.n_settled = max(row.n_settled, length // PAGE)
+        while row.coming and row.coming[0][0] < row.n_settled:
+            self._coming.discard(row.coming.popleft()[1])
+
+    def replan(self, slot: int, length: int, end: int) -> bool:
+        """False if a row of this length turns by other angles than what the row holds: it must be opened anew."""
+        row = self._rows[slot]
+        plan = planned(self._scalings, length, end) if self._scalings else length
+        if self._scalings and self._turns(plan) != row.turns:
+            return False
+        row.planned = max(row.planned, plan)
+        return True
+
+    def close(self, slot: int, *, scrub: bool = False) -> None:
+        """The row is no more; its named pages stay while there is room. scrub: what it computed is not numbers, and is wiped and not kept."""
+        row = self._rows.pop(slot)
+        if scrub:
+            self._scrub(row)
+        del self.lengths[slot]
+        self._coming.difference_update(name for _, name in row.coming)
+        for group, table in zip(self.groups, row.tables, strict=True):
+            for page in reversed(table):  # the end of a prefix is of less use than its beginning: it goes first
+                group.give_back(page)
+
+    def _scrub(self, row: _Row) -> None:
+        for group, table in zip(self.groups, row.tables, strict=True):
+            own = [page for page in table if group.users[page] == 1]
+            for page in own:
+                group.forget_name(page)
+            for layer in group.layers:
+                for pool in self.pools[layer]:
+                    pool[own] = 0
+
+    def capacity(self, step_tokens: int) -> int:
+        """Tokens of the longest row that can be computed when it has all pages to itself."""
+        limits = [group.n_pages * PAGE for group in self.groups if group.n_pages < (group.pages_of_one(step_tokens) or math.inf)]
+        return min([self.spec.n_ctx, *limits])
+
+    def forget(self) -> None:
+        """Nothing computed so far is used again, but by the rows that are open."""
+        for group in self.groups:
+            group.forget_idle()
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(group.n_pages * group.bytes_per_page for group in self.groups)
+
+    @property
+    def used_share(self) -> float:
+        """Of the fullest group's pages, those that open rows hold."""
+        return max((1 - group.n_available / group.n_pages for group in self.groups), default=0.0)
+
+    # What a decoder's pass does
+
+    def planned_lengths(self, rows: Sequence[int], q_lengths: Sequence[int]) -> list[int]:
+        """See `Memory`."""
+        return [self._rows[row].planned for row in rows]
+
+    def advance(self, rows: Sequence[int], q_lengths: Sequence[int]) -> None:
+        """See `Memory`."""
+        self._pass_of = None
+        for row, n in zip(rows, q_lengths, strict=True):
+            self.lengths[row] += n
+
+    def keep(self, layer: int, rows: Rows, *new: Tensor) -> Held:
+        """See `Memory`."""
+        g = self._group_of[layer]
+        if self._pass_of is not rows:
+            self._pass_of, self._pass = rows, {}
+        if g not in self._pass:
+            self._pass[g] = self._places(g, rows)
+        place, pages = self._pass[g]
+        for pool, part in zip(self.pools[layer], self._packed(new), strict=True):
+            pool.flatten(0, 1)[place] = part
+        if self.store == "same":
+            return Held(tuple(self.pools[layer]), pages.lengths, pages)
+        gathered = [pages.gather(pool) for pool in self.pools[layer]]
+        return Held(tuple(unpack8(*pair, self.dtype) for pair in zip(gathered[::2], gathered[1::2], strict=True)), pages.lengths)
+
+    def _packed(self, new: Iterable[Tensor]) -> Iterable[Tensor]:
+        return new if self.store == "same" else [part for x in new for part in pack8(x)]
+
+    def _places(self, g: int, rows: Rows) -> tuple[slice | Tensor, Pages]:
+        """Where a pass's new tokens go in the group's pools, taken as tokens one after another, and where its rows' keys are."""
+        group, write, tables, offsets, lengths = self.groups[g], [], [], [], []
+        for slot, n in zip(rows.slots, rows.lengths, strict=True):
+            row, start = self._rows[slot], self.lengths[slot]
+            first, table = row.first[g], row.tables[g]
+            write += [table[p // PAGE - first] * PAGE + p % PAGE for p in range(start, start + n)]
+            seen = group.first_seen(start)
+            tables.append(tuple(table[seen // PAGE - first : -(-(start + n) // PAGE) - first]))
+            offsets.append(seen % PAGE)
+            lengths.append(start + n - seen)
+        pages = Pages(PAGE, tuple(tables), tuple(offsets), tuple(lengths), tuple(rows.lengths), self.device)
+        if write[-1] - write[0] + 1 == len(write) and write == list(range(write[0], write[-1] + 1)):
+            return slice(write[0], write[-1] + 1), pages
+        return torch.tensor(write, device=self.device), pages
+
+    # How it is built
+
+    def _grouped(self) -> tuple[list[Group], dict[int, int]]:
+        """The groups, and which one each layer that keeps something is in."""
+        by_reach: dict[tuple[int | None, int | None], list[int]] = {}
+        for i, layer in enumerate(self.spec.layers):
+            if layer.mixer is not None and layer.mixer.n_cached:
+                how = (None, None) if isinstance(layer.mixer, LatentAttention) else (layer.mixer.window, layer.mixer.chunk)
+                by_reach.setdefault(how, []).append(i)
+        groups = [Group(layers, *how, PAGE * sum(self._bytes_per_token(i) for i in layers)) for how, layers in by_reach.items()]
+        return groups, {i: g for g, group in enumerate(groups) for i in group.layers}
+
+    def _bytes_per_token(self, layer: int) -> int:
+        mixer = self.spec.layers[layer].mixer
+        assert mixer is not None
+        itemsize, scale = (1, 4) if self.store == "int8" else (self.dtype.itemsize, 0)
+        return sum(heads * (width * itemsize + scale) for heads, width in kept_shapes(mixer))
+
+    def _share_out(self, n_bytes: int, max_rows: int, step_tokens: int) -> None:
+        """Pages for each group: for the same number of tokens, but no more than `max_rows` rows of a window can use."""
+        def pages(n: int) -> list[int]:
+            return [n if (most := group.pages_of_one(step_tokens)) is None else min(n, max_rows * most) for group in self.groups]
+
+        def cost(n: int) -> int:
+            return sum(count * group.bytes_per_page for count, group in zip(pages(n), self.groups, strict=True))
+
+        low, high = 0, max_rows * -(-self.spec.n_ctx // PAGE)
+        if cost(high) > n_bytes:
+            while low < high - 1:
+                low, high = ((low + high) // 2, high) if cost((low + high) // 2) <= n_bytes else (low, (low + high) // 2)
+            high = low
+        if high == 0 and self.groups:
+            raise OutOfMemoryBudget(f"the cache may take {size(n_bytes)}, and one page of {PAGE} tokens takes {size(cost(1))}. Give it more",
+                                    needed_bytes=cost(1), available_bytes=n_bytes)
+        for group, count in zip(self.groups, pages(high), strict=True):
+            group.furnish(count)
+
+    def _pools(self, layer: int) -> list[Tensor]:
+        """Zeros, not whatever lay there: padding has no weight, but nothing times NaN is NaN. Untouched zeros take no memory on a CPU."""
+        mixer = self.spec.layers[layer].mixer
+        if mixer is None or not mixer.n_cached:
+            return []
+        P = self.groups[self._group_of[layer]].n_pages
+        if self.store == "same":
+            return [torch.zeros(P, PAGE, *shape, dtype=self.dtype, device=self.device) for shape in kept_shapes(mixer)]
+        return [pool for heads, width in kept_shapes(mixer) for pool in (torch.zeros(P, PAGE, heads, width, dtype=torch.int8, device=self.device),
+                                                                        torch.zeros(P, PAGE, heads, 1, device=self.device))]
+
+    # Names
+
+    def _turns(self, length: int) -> bytes:
+        return repr(turns_as(self._scalings, length)).encode() if self._scalings else b""
+
+    def _chain(self, row: _Row, ids: Sequence[int]) -> list[bytes]:
+        """The names of all full pages of these ids; those the row has are not hashed again."""
+        names = list(row.names)
+        for i in range(len(names), len(ids) // PAGE):
+            before = names[-1] if names else row.turns
+            names.append(hashlib.blake2b(array("q", ids[i * PAGE : (i + 1) * PAGE]).tobytes(), key=hashlib.blake2b(before, digest_size=32).digest(),
+                                         digest_size=32).digest())
+        return names
+
+    def _known(self, names: Sequence[bytes]) -> int:
+        """How many leading pages need not be computed: every group has the pages that a query after them sees."""
+        n = next((i for i, name in enumerate(names) if any(name not in g.named for g in self._unbounded)), len(names))
+        while n and not all(name in g.named for g in self.groups for name in names[g.first_seen(n * PAGE) // PAGE : n]):
+            n -= 1
+        return n
+
+    @cached_property
+    def _unbounded(self) -> list[Group]:
+        return [group for group in self.groups if group.reach is None]
+
+
+def pack8(x_TKC: Tensor) -> tuple[Tensor, Tensor]:
+    """8-bit numbers (T, K, C) and their scale (T, K, 1), float32: the largest of a head's channels becomes 127."""
+    x = x_TKC.float()
+    scale = x.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
+    return (x / scale).round_().to(torch.int8), scale
+
+
+def unpack8(x8_TKC: Tensor, scale_TK1: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers that were packed, rounded."""
+    return (x8_TKC.float() * scale_TK1).to(dtype)

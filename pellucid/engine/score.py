@@ -1,0 +1,89 @@
+"""What a model says of ids that are given: log-probabilities of continuations, of whole texts, and vectors for texts."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pellucid.engine.request import Alternatives, token_ids
+from pellucid.errors import BadRequest
+
+POOLINGS = ("mean", "last")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A continuation's log-probabilities, natural logarithms under the model's own distribution, one an id.
+
+    greedy: whether each id is the likeliest in its place.
+    """
+
+    logprobs: tuple[float, ...]
+    greedy: tuple[bool, ...]
+    top_logprobs: tuple[Alternatives, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What logits say of the ids that did come: `Score`, in parts."""
+
+    logprobs: list[float]
+    greedy: list[bool]
+    top_logprobs: list[Alternatives]
+
+
+def log_probabilities(logits_NV: Tensor, ids: Sequence[int], n_top: int = 0) -> Told:
+    """Of each row, the id that came after it."""
+    ids_N1 = torch.tensor(list(ids), device=logits_NV.device)[:, None]
+    total_N1 = torch.cat([row_V.logsumexp(-1, keepdim=True) for row_V in logits_NV])[:, None]  # a row at a time: its bits depend on no other
+    chosen_N1 = logits_NV.gather(1, ids_N1) - total_N1
+    greedy_N = logits_NV.argmax(-1) == ids_N1[:, 0]
+    top: list[Alternatives] = []
+    if n_top:
+        values_NA, ids_NA = logits_NV.topk(n_top)
+        top = [tuple(zip(i, v, strict=True)) for i, v in zip(ids_NA.tolist(), (values_NA - total_N1).tolist(), strict=True)]
+    return Told(chosen_N1[:, 0].tolist(), greedy_N.tolist(), top)
+
+
+class Embedding:
+    """A text's vector: the mean of its hidden states, or the last one, of length one if it is normalized. `vector` is (D,), float32."""
+
+    def __init__(self, ids: Sequence[int], pooling: str, normalize: bool) -> None:
+        if pooling not in POOLINGS:
+            raise BadRequest(f"pooling={pooling!r} is not one of {', '.join(POOLINGS)}", field="pooling")
+        self.ids, self.pooling, self.normalize = token_ids(ids, "ids"), pooling, normalize
+        self._sum: Tensor | None = None
+        self._last: Tensor | None = None
+
+    def read(self, start: int, hidden_TD: Tensor) -> None:
+        """Hidden states as they are computed; from the first one again if the engine had to begin anew."""
+        if start == 0:
+            self._sum = None
+        sum_D = hidden_TD.double().sum(0)
+        self._sum, self._last = sum_D if self._sum is None else self._sum + sum_D, hidden_TD[-1]
+
+    @property
+    def vector(self) -> Tensor:
+        """Once the engine is done with it."""
+        assert self._sum is not None
+        assert self._last is not None
+        pooled_D = (self._sum / len(self.ids)).float() if self.pooling == "mean" else self._last.float()
+        return torch.nn.functional.normalize(pooled_D, dim=0) if self.normalize else pooled_D
+
+
+def windows(ids: Sequence[int], n_ctx: int, overlap: int) -> list[tuple[list[int], list[int]]]:
+    """A long text as (context, continuation) pairs that fit n_ctx and hold every id but the first once as continuation.
+
+    Every window but a short text's is as long as it may be; each but the first begins with at least `overlap` ids that were scored before.
+    """
+    if not 0 < overlap < n_ctx:
+        raise BadRequest(f"overlap={overlap} is not between 1 and {n_ctx - 1}, what a context of {n_ctx} leaves", field="overlap")
+    plain = token_ids(ids, "ids")
+    pairs, start = [], 1
+    while start < len(plain):
+        stop = min(len(plain), n_ctx if start == 1 else start + n_ctx - overlap)
+        pairs.append((plain[max(0, stop - n_ctx) : start], plain[start:stop]))
+        start = stop
+    return pairs
