@@ -12,6 +12,7 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in qwen3.WEIGHTS.items() if "layernorm
 
 
 def spec(c: Config) -> DecoderSpec:
+    c.expect(mlp_bias=False, post_norm=False, qk_norm=True)  # of the training code's own config, kept by the published ones
     if c("rope_parameters", default=None) is None and c("rope_scaling", default=None) is None:
         c.expect(rope_theta=12e6)  # a file that is silent means the scaling of the release
         scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}

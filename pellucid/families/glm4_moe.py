@@ -8,7 +8,7 @@ WEIGHTS = dots1.WEIGHTS
 
 def spec(c: Config) -> DecoderSpec:
     c.expect(scoring_func="sigmoid", topk_method="noaux_tc", moe_layer_freq=1)
-    c.inert(num_mtp_layers="those layers are left out, and the load report says so")
+    c.inert(num_mtp_layers="those layers are left out, and the load report says so", use_grouped_mm="says how experts are multiplied")
     norm = Norm(eps=c("rms_norm_eps", default=1e-5))
     mixer = _parts.attention(c, fraction=0.5, heads_default=False, qkv_bias=c("attention_bias", default=False),
                              qk_norm=norm if c("use_qk_norm", default=False) else None)

@@ -1,8 +1,8 @@
 """Grok-1: soft-capped scores, norms on both sides of each sublayer, two of eight experts by their plain shares. https://github.com/xai-org/grok-1
 
 The release has no config.json; config and tensor names are those of the conversion hpcai-tech/grok-1 (modeling_grok1.py), whose class says
-model_type "grok-1": a config.json without it needs it added. Its code has the exact gelu, the release's own has `jax.nn.gelu`, which is the tanh
-form: the release is followed.
+model_type "grok-1": a config.json without it needs it added. The matrices are tied where the file is silent, as that class says. Its code has the
+exact gelu, the release's own has `jax.nn.gelu`, which is the tanh form: the release is followed.
 """
 from pellucid.families import _parts
 from pellucid.families._config import Config
@@ -29,5 +29,5 @@ def spec(c: Config) -> DecoderSpec:
     mixer = _parts.attention(c, heads_default=False, d_head=c("hidden_size") // c("num_attention_heads"), qkv_bias=False,
                              scale=float(c("attn_output_multiplier")), softcap=float(c("max_attn_value")))
     mlp = _parts.experts(c, _parts.feed_forward(c, act="gelu_tanh"), renormalize=False, n_experts=c("num_experts"), n_active=c("num_experts_per_tok"))
-    return _parts.decoder(c, [Layer(mixer=mixer, mlp=mlp)] * c("num_hidden_layers"), family="grok_1", eps=1e-5, tied=c("tie_word_embeddings"), norm_out=True,
+    return _parts.decoder(c, [Layer(mixer=mixer, mlp=mlp)] * c("num_hidden_layers"), family="grok_1", eps=1e-5, tied=True, norm_out=True,
                           embed_scale=float(c("embedding_multiplier_scale")), logit_scale=float(c("output_multiplier_scale")))

@@ -1,5 +1,5 @@
 """Hunyuan 0.5B to 7B: Llama with norms on queries and keys after they rotated; a base stretched once by alpha. https://github.com/Tencent-Hunyuan"""
-from pellucid.families import _parts, llama
+from pellucid.families import _hunyuan, _parts, llama
 from pellucid.families._config import Config
 from pellucid.spec import DecoderSpec, Layer, Norm
 from pellucid.weights.names import Rule
@@ -13,4 +13,5 @@ WEIGHTS: dict[str, Rule] = llama.WEIGHTS | {
 def spec(c: Config) -> DecoderSpec:
     norm = Norm(eps=c("rms_norm_eps", default=1e-5))
     mixer = _parts.attention(c, qk_norm=norm, qk_norm_late=True, called={"dynamic": "ntk_alpha"} if c.rope_fact("alpha") else None)
+    _hunyuan.settle(c, mixer.d_head)
     return _parts.decoder(c, [Layer(mixer=mixer, mlp=_parts.feed_forward(c))] * c("num_hidden_layers"), norm=norm)

@@ -1,5 +1,5 @@
 """Hunyuan-A13B: hunyuan_v1_dense with a mixture beside a shared expert in every layer. https://github.com/Tencent-Hunyuan/Hunyuan-A13B"""
-from pellucid.families import _parts, hunyuan_v1_dense, qwen3_moe
+from pellucid.families import _hunyuan, _parts, hunyuan_v1_dense, qwen3_moe
 from pellucid.families._config import Config
 from pellucid.spec import DecoderSpec, Experts, Layer, Norm
 from pellucid.weights.names import Rule
@@ -13,9 +13,12 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in hunyuan_v1_dense.WEIGHTS.items() if
 
 def spec(c: Config) -> DecoderSpec:
     norm, n, each = Norm(eps=c("rms_norm_eps", default=1e-5)), c("num_hidden_layers"), _parts.feed_forward(c)
-    c.expect(moe_intermediate_size=each.d_ff, num_shared_expert=1, use_qk_norm=True, use_cla=False, use_mixed_mlp_moe=True, moe_layer_num_skipped=0)
+    c.expect(moe_intermediate_size=each.d_ff, num_shared_expert=1, use_mixed_mlp_moe=True, moe_layer_num_skipped=0, norm_topk_prob=True,
+             routed_scaling_factor=1.0, group_limited_greedy=False, moe_drop_tokens=False, moe_random_routing_dropped_token=False,
+             position_embedding_xdrope=False, use_mla=False)
     n_experts, n_active = c("num_experts", "num_local_experts"), c("moe_topk", "num_experts_per_tok", default=1)
     mixer = _parts.attention(c, qk_norm=norm, qk_norm_late=True, called={"dynamic": "ntk_alpha"} if c.rope_fact("alpha") else None)
+    _hunyuan.settle(c, mixer.d_head)
     # One number for all layers, or a list of one a layer.
     mlps = [Experts(n_experts=n_experts, n_active=active, renormalize=True, each=each, shared=each)
             for active in (n_active if isinstance(n_active, list) else [n_active] * n)]

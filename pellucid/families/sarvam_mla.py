@@ -13,7 +13,7 @@ WEIGHTS = deepseek_v3.WEIGHTS
 def spec(c: Config) -> DecoderSpec:
     # The published router knows one kind of score, and always divides the shares of more than one expert by their sum.
     n_heads, n_experts, d_plain, d_rotary = c("num_attention_heads"), c("num_experts"), c("qk_nope_head_dim", default=128), c("qk_rope_head_dim", default=64)
-    c.expect(score_function="sigmoid", norm_topk_prob=True, moe_layer_freq=1, num_key_value_heads=n_heads)
+    c.expect(score_function="sigmoid", norm_topk_prob=True, moe_layer_freq=1, num_key_value_heads=n_heads, default_theta=10_000)
     c.inert(moe_router_enable_expert_bias="the published router always has the correction", use_qk_norm="the published attention does not read it",
             q_head_dim="follows from qk_nope_head_dim and qk_rope_head_dim", head_dim="the published attention does not read it",
             output_dropout="acts in training only", ep_size="says how experts are spread over devices")

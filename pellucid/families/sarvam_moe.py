@@ -26,7 +26,8 @@ WEIGHTS: dict[str, Rule] = {
 
 def spec(c: Config) -> DecoderSpec:
     # The published router knows one kind of score, and always divides the shares of more than one expert by their sum.
-    c.expect(score_function="sigmoid", norm_topk_prob=True)
+    c.expect(score_function="sigmoid", norm_topk_prob=True, router_dtype="fp32", use_rmsnorm=True)
+    c.expect(moe_shared_expert_intermediate_size=c("moe_intermediate_size") * c("num_shared_experts"))
     c.inert(moe_router_enable_expert_bias="the published router always has the correction", max_window_layers="there are no windows",
             output_dropout="acts in training only")
     norm = Norm(eps=c("rms_norm_eps", default=1e-6))

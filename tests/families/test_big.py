@@ -113,7 +113,7 @@ def test_the_published_grok_is_read_whole_and_has_the_announced_size() -> None:
 
 
 def test_a_grok_config_without_its_multipliers_is_refused() -> None:
-    for key in ("attn_output_multiplier", "max_attn_value", "embedding_multiplier_scale", "output_multiplier_scale", "num_experts", "tie_word_embeddings"):
+    for key in ("attn_output_multiplier", "max_attn_value", "embedding_multiplier_scale", "output_multiplier_scale", "num_experts"):
         with pytest.raises(BadConfig, match=f"config.json has no '{key}', which this family needs"):
             describe({k: v for k, v in GROK.items() if k != key})
 

@@ -22,20 +22,28 @@ from pellucid.weights.names import LeftOut, NameTable
 from tests.families.build import TOLERANCE, build, error, logits, ours, randomized, read_spec, shapes
 from tests.families.case import Case
 from tests.families.cases_a import CASES, FALCON, NO_FF, once
-from tests.families.configs_a import CONFIGS, RENAMED
+from tests.test_real_configs import CHECKPOINTS
 
 CASE = {str(case): case for case in CASES}
+OLD_LINE = ("bloom", "codegen", "falcon", "gpt_bigcode", "gpt_neo", "mpt", "openai-gpt", "opt", "xglm")  # model_type; transformers has them all
+PUBLISHED = [repo for repo, entry in CHECKPOINTS.items() if entry["config"]["model_type"] in OLD_LINE]
+LATER_KEYS = {"n_head": "num_attention_heads", "n_layer": "num_hidden_layers", "n_head_kv": "num_kv_heads"}
+# The config of a first release, in the names that transformers does not know -> that of the same model under the later ones.
+RENAMED = {"falcon-40b": ("tiiuae/falcon-40b", "tiiuae/falcon-40b-instruct"), "falcon-7b": ("justinpinkney/falcon-7b", "tiiuae/falcon-7b-instruct")}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_published_config_is_read_whole_and_makes_a_model_of_the_published_size(name):
-    raw, n_parameters = CONFIGS[name]
-    assert sum(math.prod(shape) for shape in shapes(read_spec(raw)).values()) == n_parameters
+def published(repo: str) -> dict[str, Any]:
+    config: dict[str, Any] = CHECKPOINTS[repo]["config"]
+    return config
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_tensor_that_transformers_makes_of_a_published_config_has_its_place_and_shape(name, tmp_path):
-    raw = CONFIGS[name][0]
+def test_every_family_of_the_old_line_has_a_published_config():
+    assert {published(repo)["model_type"] for repo in PUBLISHED} == set(OLD_LINE)
+
+
+@pytest.mark.parametrize("repo", PUBLISHED)
+def test_every_tensor_that_transformers_makes_of_a_published_config_has_its_place_and_shape(repo, tmp_path):
+    raw = published(repo)
     (tmp_path / "config.json").write_text(json.dumps(raw))
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     with torch.device("meta"):
@@ -51,11 +59,18 @@ def test_every_tensor_that_transformers_makes_of_a_published_config_has_its_plac
 
 @pytest.mark.parametrize("name", RENAMED)
 def test_a_model_under_its_first_name_is_the_one_under_its_later_name(name):
-    old, new = RENAMED[name]
+    old, new = map(published, RENAMED[name])
     spec = read_spec(old)
     assert spec.family == old["model_type"]
     assert dataclasses.replace(spec, family="falcon") == read_spec(new)
     assert families.family(old["model_type"]).WEIGHTS == families.family("falcon").WEIGHTS
+
+
+def test_the_first_names_of_its_keys_describe_the_alibi_wiring_too():
+    new = published("tiiuae/falcon-rw-7b")
+    old = {k: v for k, v in new.items() if k not in (*LATER_KEYS.values(), "new_decoder_architecture")} | {
+        "model_type": "RefinedWebModel", **{first: new[later] for first, later in LATER_KEYS.items() if later in new}}
+    assert dataclasses.replace(read_spec(old), family="falcon") == read_spec(new)
 
 
 @pytest.mark.parametrize(("family", "old", "new"), [
