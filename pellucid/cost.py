@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Layer, Mixer, Norm
+from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Layer, Matrix, Mixer, Norm
 
 
 def parameters(spec: DecoderSpec) -> int:
@@ -90,8 +90,10 @@ def _matrices(D: int, layer: Layer) -> int:
     return total
 
 
-def _projections(D: int, mixer: Mixer) -> int:
+def _projections(D: int, mixer: Mixer | Matrix) -> int:
     """Numbers of a mixer's matrices."""
+    if isinstance(mixer, Matrix):
+        return D * D
     H = mixer.n_heads
     if isinstance(mixer, LatentAttention):
         L, R, Q = mixer.d_latent, mixer.rope.d_rotary, mixer.d_query_latent
@@ -105,8 +107,10 @@ def _made(mixer: Attention) -> int:
     return 0 if mixer.shares is not None else 2 - mixer.values_from_keys
 
 
-def _small(D: int, mixer: Mixer) -> int:
+def _small(D: int, mixer: Mixer | Matrix) -> int:
     """Numbers of a mixer's biases and gains."""
+    if isinstance(mixer, Matrix):
+        return 0
     out = D if mixer.out_bias else 0
     if isinstance(mixer, LatentAttention):
         Q, L = mixer.d_query_latent or 0, mixer.d_latent
@@ -126,7 +130,7 @@ def _pair(mixer: Mixer) -> int:
     return 2 * mixer.n_heads * mixer.d_head
 
 
-def _mlp(D: int, mlp: FeedForward | Experts) -> int:
+def _mlp(D: int, mlp: FeedForward | Experts | Matrix) -> int:
     if not isinstance(mlp, Experts):
         return _feed_forward(D, mlp)
     router = _norm(mlp.router_norm, D) if mlp.router_norm else 0
@@ -138,11 +142,13 @@ def _shared(D: int, mlp: Experts, numbers: Callable[[int, FeedForward], int]) ->
     return (numbers(D, mlp.shared) if mlp.shared else 0) + D * mlp.shared_gate
 
 
-def _matrix(D: int, mlp: FeedForward) -> int:
-    return (3 if mlp.gated else 2) * D * mlp.d_ff
+def _matrix(D: int, mlp: FeedForward | Matrix) -> int:
+    return D * D if isinstance(mlp, Matrix) else (3 if mlp.gated else 2) * D * mlp.d_ff
 
 
-def _feed_forward(D: int, mlp: FeedForward) -> int:
+def _feed_forward(D: int, mlp: FeedForward | Matrix) -> int:
+    if isinstance(mlp, Matrix):
+        return _matrix(D, mlp)
     return _matrix(D, mlp) + ((2 if mlp.gated else 1) * mlp.d_ff + D if mlp.bias else 0) + 4 * mlp.xielu
 
 

@@ -322,6 +322,11 @@ class Experts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """One square matrix in place of a whole sublayer: where it stands for attention, no position sees another. https://arxiv.org/abs/2411.19146"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerInputs:
     """Beside the stream every layer reads a short vector of its own for each token: looked up in a table, and projected from the embedding.
 
@@ -343,8 +348,8 @@ class Layer:
     None: this layer has no such sublayer, nor the norms around it.
     """
 
-    mixer: Mixer | None
-    mlp: FeedForward | Experts | None
+    mixer: Mixer | Matrix | None
+    mlp: FeedForward | Experts | Matrix | None
     beside: Experts | None = None  # a mixture that reads the stream beside mlp; each of the two has norms of its own, and their sum another
     scaled: bool = False  # a learned number multiplies what leaves the layer
 
@@ -410,8 +415,8 @@ class DecoderSpec:
 
     @property
     def mixers(self) -> tuple[Mixer, ...]:
-        """The mixers of the layers that have one."""
-        return tuple(layer.mixer for layer in self.layers if layer.mixer is not None)
+        """What mixes positions, of the layers where something does."""
+        return tuple(layer.mixer for layer in self.layers if layer.mixer is not None and not isinstance(layer.mixer, Matrix))
 
 
 def _positive(**sizes: int) -> None:

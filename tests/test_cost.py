@@ -12,7 +12,7 @@ from pellucid import cost
 from pellucid.model.cache import Cache
 from pellucid.model.decoder import Decoder
 from pellucid.ops.choose import choose
-from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Layer, LayerInputs, Norm, Rope
+from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Layer, LayerInputs, Matrix, Norm, Rope
 
 RMS, LAYER = Norm(eps=1e-5), Norm(kind="layer", eps=1e-5, bias=True)
 MIXER = Attention(n_heads=6, n_kv_heads=3, d_head=14, scale=0.1, rope=Rope(theta=1e4, d_rotary=14))
@@ -22,6 +22,7 @@ MIXED = Layer(mixer=MIXER, mlp=Experts(n_experts=5, n_active=2, renormalize=True
 SHARING = Layer(mixer=MIXER, mlp=dataclasses.replace(MIXED.mlp, router_bias=True, correction=True, shared=FeedForward(d_ff=33, bias=True), shared_gate=True))
 BESIDE = Layer(mixer=MIXER, mlp=MLP, beside=dataclasses.replace(MIXED.mlp, router_norm=RMS, share_gain=True))
 BORROWING = Layer(mixer=dataclasses.replace(MIXER, shares=0, qkv_bias=True, qk_norm=RMS), mlp=MLP)
+MATRICES = Layer(mixer=Matrix(), mlp=Matrix())
 BASE = DecoderSpec(family="test", n_vocab=101, n_ctx=64, d_model=48, layers=(Layer(mixer=MIXER, mlp=MLP),) * 2, norm=RMS)
 
 INPUTS = LayerInputs(d_input=13, n_vocab=107, act="silu")
@@ -39,7 +40,7 @@ WIRINGS = [{"tied": True}, {"unembed_bias": True}, {"learned_positions": 33}, {"
            {"norm_in": False, "norm_stream": "before"}, {"norm_in": False, "norm_stream": "after", "norm": LAYER, "final_norm": False},
            {"embed_norm": True, "norm": LAYER}, {"d_embed": 20}, {"d_embed": 20, "tied": True, "sinusoidal_positions": True},
            {"layers": (WIDE, MIXED, WIDE)}, {"layers": (SHARING,)}, {"layers": (dataclasses.replace(WIDE, scaled=True),)},
-           {"layers": (WIDE, Layer(mixer=None, mlp=MLP), Layer(mixer=MIXER, mlp=None))},
+           {"layers": (WIDE, Layer(mixer=None, mlp=MLP), Layer(mixer=MIXER, mlp=None))}, {"layers": (Layer(mixer=Matrix(), mlp=MLP), MATRICES)},
            {"layers": (Layer(mixer=None, mlp=MLP),), "norm_in": False, "norm_out": True}, {"layers": (dataclasses.replace(
                SHARING, mlp=dataclasses.replace(SHARING.mlp, shared_gate=False, correction=False)),)},
            {"layers": (BESIDE, WIDE), "norm_out": True}, {"layers": (MIXED, WIDE, BORROWING)},
@@ -69,7 +70,7 @@ def test_active_parameters_leave_out_idle_experts_and_tables() -> None:
 @pytest.mark.parametrize("spec", [BASE, dataclasses.replace(BASE, d_embed=20),
                                   dataclasses.replace(BASE, layers=(WIDE, MIXED, SHARING, Layer(mixer=None, mlp=MLP), Layer(mixer=MIXER, mlp=None)), tied=True),
                                   dataclasses.replace(BASE, layers=(Layer(mixer=dataclasses.replace(MIXER, window=5), mlp=MLP),)),
-                                  dataclasses.replace(BASE, layers=(BESIDE, BORROWING), norm_out=True, layer_inputs=INPUTS),
+                                  dataclasses.replace(BASE, layers=(BESIDE, MATRICES, BORROWING), norm_out=True, layer_inputs=INPUTS),
                                   *(dataclasses.replace(BASE, layers=(Layer(mixer=mixer, mlp=MLP),)) for mixer in LATENTS[:3])])
 def test_flops_are_what_torch_counts(spec: DecoderSpec) -> None:
     decoder = Decoder(spec, choose("reference"))

@@ -33,6 +33,7 @@ class Row:
     """One family. `proof` is None where it runs another family's decoder under tensor names of its own.
 
     vllm: yes, no, unknown or the last release that ran it; llama_cpp: its architecture's name there, no or unknown; transformers: yes or no.
+    refused: settings that are refused by name though somebody knows what they mean, and why.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Row:
     vllm: str
     llama_cpp: str
     transformers: str
+    refused: str = ""
 
 
 def sources() -> dict[str, Any]:

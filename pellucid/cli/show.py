@@ -17,7 +17,7 @@ from pellucid.errors import BadTokenizer, PellucidError
 from pellucid.families._describe import Description, describe
 from pellucid.model.report import binary, count, size
 from pellucid.records import sha256_of
-from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Layer
+from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Layer, Matrix
 from pellucid.weights.checkpoint import Checkpoint, open_checkpoint
 from pellucid.weights.hub import resolve
 from pellucid.weights.inputs import TOKENIZER_FILES, has_tokenizer, input_files
@@ -170,11 +170,13 @@ def _layer(layer: Layer) -> str:
     mixer, mlp = layer.mixer, layer.mlp
     if mixer is None:
         facts = ["no attention"]
+    elif isinstance(mixer, Matrix):
+        facts = ["one matrix in place of attention"]
     elif isinstance(mixer, LatentAttention):
         facts = [f"attention of {mixer.n_heads} heads, {mixer.d_plain + mixer.rope.d_rotary} channels each, out of a latent of {mixer.d_latent}"]
     else:
         facts = [f"attention of {mixer.n_heads} heads / {mixer.n_kv_heads} kv, {mixer.d_head} channels each"]
-    if mixer is not None and mixer.rope is not None:
+    if isinstance(mixer, Attention | LatentAttention) and mixer.rope is not None:
         scaled = f", {type(mixer.rope.scaling).__name__.lower()}-scaled" if mixer.rope.scaling else ""
         facts.append(f"rope theta {mixer.rope.theta:,.0f}{scaled}")
     if isinstance(mixer, Attention):
@@ -187,7 +189,9 @@ def _layer(layer: Layer) -> str:
     return " · ".join(facts)
 
 
-def _mlp(mlp: FeedForward | Experts) -> str:
+def _mlp(mlp: FeedForward | Experts | Matrix) -> str:
+    if isinstance(mlp, Matrix):
+        return "one matrix in place of a feed-forward"
     if isinstance(mlp, FeedForward):
         return _feed_forward(mlp)
     shared = f" and one for all, {_feed_forward(mlp.shared)}" if mlp.shared else ""

@@ -77,14 +77,17 @@ class Config:
         """Keys that were asked for so far, there or not."""
         return frozenset(self._read)
 
-    def expect(self, **facts: Any) -> None:
-        """States settings this family supports in one value only. Raises UnsupportedModel for any other; a list may say it for every layer."""
+    def expect(self, because: str = "", **facts: Any) -> None:
+        """States settings this family supports in one value only. Raises UnsupportedModel for any other; a list may say it for every layer.
+
+        because: why another value is refused, where that is not plain, and what to do about it.
+        """
         for name, value in facts.items():
             self._read.add(name)
             said = self.raw.get(name)
             if said is not None and said != value and not (isinstance(said, list) and said and all(v == value for v in said)):
                 raise UnsupportedModel(f"{self.where} has a setting this family does not implement: "
-                                       f"{name}={self.raw[name]!r} (only {value!r})")
+                                       f"{name}={self.raw[name]!r} (only {value!r}){because and ': ' + because}")
 
     def inert(self, **reasons: str) -> None:
         """Names keys that cannot change what this family computes here, each with its reason."""

@@ -18,8 +18,8 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in qwen3_moe.WEIGHTS.items() if not an
 
 
 def spec(c: Config) -> DecoderSpec:
-    # The authors' code would divide shares by their sum where norm_topk_prob says so, transformers' never does; no release says so.
-    c.expect(norm_topk_prob=False, scoring_func="softmax", moe_layer_freq=1)
+    c.expect("the authors' code would divide the shares by their sum, transformers never does, and no release says so", norm_topk_prob=False)
+    c.expect(scoring_func="softmax", moe_layer_freq=1)
     c.inert(aux_loss_alpha="acts in training only", seq_aux="acts in training only", ep_size="says how experts are spread over devices")
     groups = {"n_groups": c("n_group", default=1), "n_active_groups": c("topk_group", default=1)}
     method = c("topk_method", default="greedy")

@@ -1,4 +1,4 @@
-"""MiniCPM 1B and 2B, MiniCPM4: Llama with multipliers (muP) on embeddings, sublayers and logits. https://arxiv.org/abs/2404.06395
+"""MiniCPM 1B, 2B and MoE 8x2B, MiniCPM4: Llama with multipliers (muP) on embeddings, sublayers and logits. https://arxiv.org/abs/2404.06395
 
 transformers does not have it: modeling_minicpm.py of the MiniCPM repositories is the source.
 """
@@ -6,14 +6,21 @@ import math
 from dataclasses import replace
 
 from pellucid.errors import UnsupportedModel
-from pellucid.families import _parts
+from pellucid.families import _parts, llama
 from pellucid.families._config import Config
-from pellucid.families.llama import WEIGHTS as WEIGHTS
-from pellucid.spec import DecoderSpec, Layer, LongRope
+from pellucid.spec import DecoderSpec, Experts, FeedForward, Layer, LongRope
+from pellucid.weights.names import Rule
+
+WEIGHTS: dict[str, Rule] = llama.WEIGHTS | {  # of the mixture
+    "model.layers.{i}.mlp.gate.weight": "blocks.{i}.mlp.router.weight",
+    **{f"model.layers.{{i}}.mlp.experts.{{e}}.{theirs}.weight": f"blocks.{{i}}.mlp.experts.{{e}}.{ours}.weight"
+       for theirs, ours in (("w1", "gate"), ("w3", "up"), ("w2", "down"))},
+}
 
 
 def spec(c: Config) -> DecoderSpec:
-    c.expect(sparse_config=None)  # MiniCPM4's InfLLM-v2, which attends to chosen blocks only
+    c.expect("it switches on InfLLM-v2, which attends to chosen blocks only, and the published files leave it out. Without it attention is whole",
+             sparse_config=None)
     c.inert(mup_denominator="read by heads that draft tokens ahead only")
     d_model, n_layers = c("hidden_size"), c("num_hidden_layers")
     mixer = _parts.attention(c, d_head=d_model // c("num_attention_heads"))
@@ -24,5 +31,8 @@ def spec(c: Config) -> DecoderSpec:
                                    f"read it with longrope: max_position_embeddings says it)")
         if n_ctx > scaling.original:  # the published tables are made for n_ctx, by the long factors: shorter rows read them too
             mixer = replace(mixer, rope=replace(mixer.rope, scaling=replace(scaling, short=scaling.long)))
-    return _parts.decoder(c, [Layer(mixer=mixer, mlp=_parts.feed_forward(c))] * n_layers, tied=True, embed_scale=float(c("scale_emb", default=1)),
+    mlp: FeedForward | Experts = _parts.feed_forward(c)
+    if n_experts := c("num_experts", default=0):
+        mlp = Experts(n_experts=n_experts, n_active=c("num_experts_per_tok"), renormalize=True, each=_parts.feed_forward(c))
+    return _parts.decoder(c, [Layer(mixer=mixer, mlp=mlp)] * n_layers, tied=True, embed_scale=float(c("scale_emb", default=1)),
                           residual_scale=c("scale_depth", default=1) / math.sqrt(n_layers), logit_scale=c("dim_model_base", default=1) / d_model)

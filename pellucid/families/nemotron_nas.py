@@ -1,11 +1,15 @@
-"""Llama-Nemotron 49B and 253B: Llama whose layers were chosen one by one, each of its own width or left out. https://arxiv.org/abs/2411.19146"""
+"""Llama-Nemotron 49B, 51B and 253B: Llama whose layers were chosen one by one, each of its own width, one matrix, or left out. https://arxiv.org/abs/2411.19146"""
 from dataclasses import replace
 
 from pellucid.families import _parts, llama
 from pellucid.families._config import Config
-from pellucid.spec import DecoderSpec, Layer
+from pellucid.spec import DecoderSpec, Layer, Matrix
+from pellucid.weights.names import Rule
 
-WEIGHTS = llama.WEIGHTS
+WEIGHTS: dict[str, Rule] = llama.WEIGHTS | {  # the 51B, names of its own modeling_decilm.py
+    "model.layers.{i}.self_attn.linear_attn.weight": "blocks.{i}.attn.matrix.weight",
+    "model.layers.{i}.mlp.linear_mlp.weight": "blocks.{i}.mlp.matrix.weight",
+}
 
 
 def spec(c: Config) -> DecoderSpec:
@@ -15,13 +19,14 @@ def spec(c: Config) -> DecoderSpec:
     layers = []
     for i, block in enumerate(_parts.one_a_layer(c, "block_configs", n)):
         attn, ffn = (Config(block[half], accept_unread=c.accept_unread, where=f"block_configs[{i}].{half} of {c.where}") for half in ("attention", "ffn"))
-        attn.expect(replace_with_linear=False, sparsify=None, window_length=None, num_sink_tokens=None, unshifted_sink=False,
+        attn.expect(sparsify=None, window_length=None, num_sink_tokens=None, unshifted_sink=False,
                     use_prefill_window_in_sink_attention=False)
-        ffn.expect(replace_with_linear=False, sparsify=None)
+        ffn.expect(sparsify=None)
         group, mult = attn("n_heads_in_group", default=1), ffn("ffn_mult", default=1.0)
-        mixer = None if attn("no_op", default=False) else replace(usual, n_kv_heads=usual.n_heads // group)
         d_ff = -(-int(2 * mult * D / 3) // 256) * 256  # rounded up to a multiple of 256
-        mlp = None if ffn("no_op", default=False) else _parts.feed_forward(c, d_ff=d_ff, bias=bias)
+        (no_attn, no_ffn), (attn_linear, ffn_linear) = ([part(key, default=False) for part in (attn, ffn)] for key in ("no_op", "replace_with_linear"))
+        mixer = None if no_attn else Matrix() if attn_linear else replace(usual, n_kv_heads=usual.n_heads // group)
+        mlp = None if no_ffn else Matrix() if ffn_linear else _parts.feed_forward(c, d_ff=d_ff, bias=bias)
         for part in (attn, ffn):
             part.finish()
         layers.append(Layer(mixer=mixer, mlp=mlp))

@@ -24,12 +24,12 @@ from pellucid.model.cache import Held, Memory, keep
 from pellucid.model.experts import Beside, MixtureOfExperts
 from pellucid.model.inputs import InputTable, TakeInput
 from pellucid.model.latent import CompressedAttention
-from pellucid.model.mlp import Mlp
+from pellucid.model.mlp import Mlp, OneMatrix
 from pellucid.model.parts import Embed, Normalize, Project, Rows
 from pellucid.model.positions import sinusoids
 from pellucid.model.tables import Tables
 from pellucid.ops.interface import Ops
-from pellucid.spec import Attention, DecoderSpec, Experts, LatentAttention, Layer, Rope
+from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Layer, Matrix, Mixer, Rope
 
 KEPT = 512  # sets of a rope's frequencies, R/2 numbers each: under dynamic scaling every length has its own, and they would grow without end
 
@@ -155,17 +155,27 @@ class Block(nn.Module):
         self.scale = nn.Parameter(torch.empty(1)) if layer.scaled else None
         if layer.mixer is not None:
             self.attn_norm = norm(spec.norm_in or spec.norm_stream is not None)
-            lends = any(isinstance(mixer, Attention) and mixer.shares == index for mixer in spec.mixers)
-            self.attn = (CompressedAttention(ops, spec.d_model, layer.mixer, index) if isinstance(layer.mixer, LatentAttention)
-                         else SoftmaxAttention(ops, spec.d_model, layer.mixer, index, lends=lends))
+            self.attn = self._mixer(ops, spec, layer.mixer, index)
             self.attn_out_norm = norm(spec.norm_out)
         if layer.mlp is not None:
             self.mlp_norm = norm((spec.norm_in and not spec.shared_norm) or spec.norm_stream is not None)
-            self.mlp = (MixtureOfExperts(ops, spec.d_model, layer.mlp, deterministic=deterministic) if isinstance(layer.mlp, Experts)
-                        else Mlp(ops, spec.d_model, layer.mlp))
+            self.mlp = self._mlp(ops, spec, layer.mlp, deterministic)
             self.mlp_out_norm = norm(spec.norm_out)
         self.beside = None if layer.beside is None else Beside(ops, spec, layer.beside, deterministic=deterministic)
         self.input = None if spec.layer_inputs is None else TakeInput(ops, spec, spec.layer_inputs)
+
+    def _mixer(self, ops: Ops, spec: DecoderSpec, mixer: Mixer | Matrix, index: int) -> nn.Module:
+        if isinstance(mixer, Matrix):
+            return OneMatrix(ops, spec.d_model)
+        if isinstance(mixer, LatentAttention):
+            return CompressedAttention(ops, spec.d_model, mixer, index)
+        lends = any(isinstance(other, Attention) and other.shares == index for other in spec.mixers)
+        return SoftmaxAttention(ops, spec.d_model, mixer, index, lends=lends)
+
+    def _mlp(self, ops: Ops, spec: DecoderSpec, mlp: FeedForward | Experts | Matrix, deterministic: bool) -> nn.Module:
+        if isinstance(mlp, Experts):
+            return MixtureOfExperts(ops, spec.d_model, mlp, deterministic=deterministic)
+        return OneMatrix(ops, spec.d_model) if isinstance(mlp, Matrix) else Mlp(ops, spec.d_model, mlp)
 
     def forward(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Memory | None, input_TP: Tensor | None = None) -> Tensor:
         """input_TP: what this layer reads beside the stream, where the spec says that it does."""

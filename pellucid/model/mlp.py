@@ -40,3 +40,14 @@ class Mlp(nn.Module):
             return self.down(self.ops.activate(self.up(x_TD), self.mlp.act))
         mlp = self.mlp
         return self.down(self.ops.gated(self.gate(x_TD), self.up(x_TD), mlp.act, slope=mlp.slope, limit=mlp.limit, up_offset=mlp.up_offset))
+
+
+class OneMatrix(nn.Module):
+    """A square matrix in place of a sublayer. What attention would need beside the stream it does not read."""
+
+    def __init__(self, ops: Ops, d_model: int) -> None:
+        super().__init__()
+        self.matrix = Project(ops, d_model, d_model, bias=False)
+
+    def forward(self, x_TD: Tensor, *_: object) -> Tensor:
+        return self.matrix(x_TD)

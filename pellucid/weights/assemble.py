@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pellucid.errors import MisshapenTensor, MissingTensors, UnknownTensors
-from pellucid.spec import DecoderSpec, Experts
+from pellucid.spec import Attention, DecoderSpec, Experts, LatentAttention
 from pellucid.weights.names import LeftOut, NameTable, Place, To
 
 Shape = tuple[int, ...]
@@ -171,7 +171,7 @@ def _shares(place: Place, spec: DecoderSpec) -> int:
     if isinstance(place.rule.stacked, int):
         return place.rule.stacked
     mixer = spec.layers[int(place.names[0].split(".")[1])].mixer
-    assert mixer is not None  # the names are those of its tensors
+    assert isinstance(mixer, Attention | LatentAttention)  # the names are those of its tensors
     return mixer.n_kv_heads
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import pellucid
 from pellucid.cli import show
-from pellucid.spec import Alibi, Attention, Experts, FeedForward, LatentAttention, Layer, Linear, Norm, Rope
+from pellucid.spec import Alibi, Attention, Experts, FeedForward, LatentAttention, Layer, Linear, Matrix, Norm, Rope
 from tests.api.scripted import scripted_model
 from tests.cli.conftest import ROOT, Said
 from tests.conftest import SHARED
@@ -80,6 +80,7 @@ def test_every_kind_of_layer_has_its_line() -> None:
     assert show._layer(Layer(mixer=latent, mlp=experts)) == (
         "attention of 4 heads, 24 channels each, out of a latent of 32 · rope theta 1,000,000, linear-scaled · 2 of 8 experts, each feed-forward 24 silu gated "
         "and one for all, feed-forward 48 silu gated")
+    assert show._layer(Layer(mixer=Matrix(), mlp=Matrix())) == "one matrix in place of attention · one matrix in place of a feed-forward"
     assert show._layer(Layer(mixer=replace(plain, shares=3), mlp=mlp, beside=replace(experts, shared=None))) == (
         "attention of 4 heads / 2 kv, 16 channels each · keys and values of layer 3 · feed-forward 96 gelu · "
         "beside it 2 of 8 experts, each feed-forward 24 silu gated")

@@ -39,6 +39,9 @@ def longrope(original: int) -> Json:
 mini = of("minicpm", minicpm)
 MINICPM = [
     mini("released", "three multipliers, tied", {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 16, "rms_norm_eps": 3e-5, "rope_theta": 500.0}),
+    mini("moe", "eight experts, two active, shares made to sum to one, three multipliers", {
+        "num_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 20, "num_hidden_layers": 2, "scale_emb": 12, "scale_depth": 1.4,
+        "dim_model_base": 16, "rms_norm_eps": 3e-5, "rope_theta": 500.0}),
     mini("untied", "no multipliers, attention_bias, linear scaling, untied", {
         "attention_bias": True, "tie_word_embeddings": False, "rope_scaling": {"type": "linear", "factor": 3.0}}),
     mini("dynamic", "dynamic scaling, past the original context", {

@@ -181,10 +181,10 @@ LATE_NORMS = [
 ]
 
 def block(group: int | None, mult: float | None) -> Json:
-    """One of block_configs; None leaves the half out."""
-    attention = {"n_heads_in_group": group, "no_op": group is None, "num_sink_tokens": None, "replace_with_linear": False, "sparsify": None,
+    """One of block_configs; None leaves the half out, 0 puts a matrix in its place."""
+    attention = {"n_heads_in_group": group or None, "no_op": group is None, "num_sink_tokens": None, "replace_with_linear": group == 0, "sparsify": None,
                  "unshifted_sink": False, "use_prefill_window_in_sink_attention": False, "window_length": None}
-    return {"attention": attention, "ffn": {"ffn_mult": mult, "no_op": mult is None, "replace_with_linear": False, "sparsify": None}}
+    return {"attention": attention, "ffn": {"ffn_mult": mult or None, "no_op": mult is None, "replace_with_linear": mult == 0, "sparsify": None}}
 
 
 def own_layers(family: str, name: str, why: str, config: Json) -> Case:
@@ -196,6 +196,9 @@ OWN_LAYERS = [
         "model_type": "nemotron-nas", "intermediate_size": None, "rms_norm_eps": 3e-5, "num_key_value_heads": None,
         "block_configs": [block(2, 5.25), block(None, 2.625), block(3, None), block(6, 4.5)],
         "rope_scaling": {**{k: v for k, v in LLAMA3.items() if k != "rope_theta"}}}),
+    own_layers("nemotron_nas", "linear", "one matrix in place of attention, of a feed-forward, of both", {
+        "model_type": "nemotron-nas", "mlp_bias": True, "rms_norm_eps": 3e-5, "num_key_value_heads": None,
+        "block_configs": [block(2, 5.25), block(0, 2.625), block(3, 0), block(0, 0)]}),
     own_layers("nemotron_nas", "biases", "attention_bias, mlp_bias, tied", {
         "model_type": "nemotron-nas", "num_hidden_layers": 2, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True,
         "rms_norm_eps": 1e-5, "block_configs": [block(3, 2.5), block(1, 5.25)]}),

@@ -25,6 +25,7 @@ from pellucid.spec import (
     Llama3,
     LogTemperature,
     LongRope,
+    Matrix,
     Mixer,
     Norm,
     Ntk,
@@ -54,6 +55,7 @@ INSTEAD_OF_NONE: dict[Any, Any] = {
     Proportional: Proportional(turning=1, factor=2.0),
     Experts: Experts(n_experts=3, n_active=1, renormalize=False, each=FeedForward(d_ff=7)),
     FeedForward: FeedForward(d_ff=7),
+    Matrix: Matrix(),
     LayerInputs: LayerInputs(d_input=5, n_vocab=101, act="silu"),
     Attention: Attention(n_heads=2, n_kv_heads=1, d_head=6, scale=0.5),
     LatentAttention: LatentAttention(n_heads=2, d_plain=6, d_value=5, d_latent=7, d_query_latent=None, scale=0.5, rope=Rope(theta=100.0, d_rotary=4),
@@ -168,9 +170,9 @@ def _norm_essence(norm: Norm) -> Norm:
     return norm if norm.weight else dataclasses.replace(norm, offset=0.0)  # the offset is added to the weight
 
 
-def _mlp_essence(mlp: FeedForward | Experts | None, norm_out: bool) -> FeedForward | Experts | None:
+def _mlp_essence(mlp: FeedForward | Experts | Matrix | None, norm_out: bool) -> FeedForward | Experts | Matrix | None:
     if not isinstance(mlp, Experts):
-        return dataclasses.replace(mlp, act="silu") if mlp is not None and mlp.xielu else mlp  # it stands in place of act
+        return dataclasses.replace(mlp, act="silu") if isinstance(mlp, FeedForward) and mlp.xielu else mlp  # it stands in place of act
     mutes: dict[str, Any] = {} if mlp.router_norm is None else {"router_norm": _norm_essence(mlp.router_norm)}
     if norm_out and mlp.shared is None and not mlp.scale_input:
         mutes["share_scale"] = 1.0  # the norm of what they write undoes it
@@ -184,9 +186,9 @@ def _mlp_essence(mlp: FeedForward | Experts | None, norm_out: bool) -> FeedForwa
     return dataclasses.replace(mlp, **mutes)
 
 
-def _attention_essence(mixer: Mixer | None, length: int) -> Mixer | None:
-    if mixer is None:
-        return None
+def _attention_essence(mixer: Mixer | Matrix | None, length: int) -> Mixer | Matrix | None:
+    if mixer is None or isinstance(mixer, Matrix):
+        return mixer
     if isinstance(mixer, LatentAttention):
         return dataclasses.replace(mixer, rope=_rope_essence(mixer.rope, length), norm=_norm_essence(mixer.norm))
     mutes: dict[str, Any] = {}

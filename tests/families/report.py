@@ -96,7 +96,8 @@ def page() -> str:
     read = catalog.sources()
     head = HEAD.format(torch=torch.__version__, backends=", ".join(BACKENDS), tolerance=TOLERANCE, **read)
     table = "".join(f"| {' | '.join(column.replace('|', chr(92) + '|') for column in columns(row))} |\n" for row in catalog.table())
-    return head + COLUMNS + table + "\n## What each case proves\n\n" + "\n".join(proofs()) + "\n"
+    refused = "".join(f"- `{row.name}`: {row.refused}\n" for row in catalog.table() if row.refused)
+    return head + COLUMNS + table + "\n## What is refused by name, and why\n\n" + refused + "\n## What each case proves\n\n" + "\n".join(proofs()) + "\n"
 
 
 def columns(row: catalog.Row) -> list[str]:

@@ -31,7 +31,7 @@ def changed(case: str, **settings: Any) -> Json:
 
 @pytest.mark.parametrize(("case", "settings", "kind", "message"), [
     ("deepseek_v2-lite", {"topk_method": "noaux_tc"}, UnsupportedModel, "topk_method='noaux_tc' (only 'greedy' and 'group_limited_greedy')"),
-    ("deepseek_v2-lite", {"norm_topk_prob": True}, UnsupportedModel, "does not implement: norm_topk_prob=True (only False)"),
+    ("deepseek_v2-lite", {"norm_topk_prob": True}, UnsupportedModel, "does not implement: norm_topk_prob=True (only False): the authors' code would divide"),
     ("deepseek_v2-lite", {"moe_layer_freq": 2}, UnsupportedModel, "does not implement: moe_layer_freq=2 (only 1)"),
     ("deepseek_v2-lite", {"num_key_value_heads": 2}, UnsupportedModel, "does not implement: num_key_value_heads=2 (only 6)"),
     ("deepseek_v3-released", {"scoring_func": "softmax"}, UnsupportedModel, "does not implement: scoring_func='softmax' (only 'sigmoid')"),

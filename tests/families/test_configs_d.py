@@ -31,7 +31,7 @@ def test_a_published_config_is_read_whole_and_its_tensors_count_as_the_reference
 
 @pytest.mark.parametrize(("case", "settings", "message"), [
     ("internlm2-released", {"rope_pos_id_version": "interleaved"}, "rope_pos_id_version='interleaved' (only 'default')"),
-    ("minicpm-released", {"sparse_config": {"kernel_size": 32}}, "sparse_config={'kernel_size': 32} (only None)"),
+    ("minicpm-released", {"sparse_config": {"kernel_size": 32}}, "sparse_config={'kernel_size': 32} (only None): it switches on InfLLM-v2"),
     ("chatglm-chatglm3", {"position_encoding_2d": True}, "is the first ChatGLM's (position_encoding_2d, inner_hidden_size), another architecture"),
     ("chatglm-chatglm3", {"inner_hidden_size": 16384}, "of 'chatglm' only ChatGLM 2 and 3 and GLM-4-9B are implemented"),
     ("chatglm-glm4_9b", {"padded_vocab_size": 65024}, "rope_ratio=500 divides the positions in ChatGLM2-6B-32K and multiplies the base in ChatGLM3-6B"),
@@ -55,7 +55,7 @@ def test_a_published_config_is_read_whole_and_its_tensors_count_as_the_reference
     ("sarvam_mla-released", {"rope_scaling": None}, "config.json has no 'rope_scaling', which this family needs"),
     ("sarvam_mla-released", {"moe_layer_freq": 2}, "moe_layer_freq=2 (only 1)"),
     ("minicpm-minicpm4", {"rope_scaling": longrope(29) | {"factor": 4.0}}, "does not implement: factor in rope_scaling (the published code does not read"),
-    ("minicpm-released", {"num_experts": 8}, "1 key that family 'minicpm' does not read: num_experts=8"),
+    ("minicpm-released", {"num_experts": 8}, "has no 'num_experts_per_tok', which this family needs"),
 ])
 def test_a_setting_that_is_not_computed_is_refused_by_name(case, settings, message):
     with pytest.raises(PellucidError) as refusal:

@@ -35,8 +35,6 @@ def changed(case: str, **settings: Any) -> Json:
     ("hunyuan_v1_moe-released", {"moe_intermediate_size": [20, 24]}, "moe_intermediate_size=[20, 24] (only 20)"),
     ("hunyuan_v1_moe-released", {"num_shared_expert": 2}, "num_shared_expert=2 (only 1)"),
     ("nemotron_nas-biases", {"num_hidden_layers": 3}, "block_configs names 2 layers and num_hidden_layers says 3. Which one is right?"),
-    ("nemotron_nas-biases", {"block_configs": [block(3, 2.5), {**block(3, 2.5), "ffn": {"replace_with_linear": True}}]},
-     "block_configs[1].ffn of config.json has a setting this family does not implement: replace_with_linear=True (only False)"),
     ("nemotron_nas-biases", {"block_configs": [{**block(3, 2.5), "attention": {"n_heads_in_group": 3, "window_length": 8}}] * 2}, "window_length=8 (only"),
     ("nemotron_nas-biases", {"block_configs": [{**block(3, 2.5), "ffn": {"ffn_mult": 2.5, "moe": 4}}] * 2}, "does not read: moe=4"),
     ("deci-released", {"num_key_value_heads_per_layer": [3, 2]}, "num_key_value_heads_per_layer names 2 layers"),
