@@ -59,12 +59,11 @@ def ids_for(n: int, n_vocab: int) -> list[int]:
 
 def pellucid_side(path: str):  # -> (n_vocab, generate(ids, n) -> (ids, seconds to first, seconds in all))
     import pellucid
-    from pellucid.engine.generate import generate
     from pellucid.engine.request import Request, Sampling
     model = pellucid.load(path)
 
     def run(ids: list[int], n: int):
-        result = generate(model.decoder, Request(prompt_ids=ids, sampling=Sampling(temperature=0), max_tokens=n))
+        [[result]] = model.engine.run([Request(prompt_ids=ids, sampling=Sampling(temperature=0), max_tokens=n, reuse=False)])
         return list(result.token_ids), result.prefill_seconds, result.seconds
     return model.spec.n_vocab, run
 

@@ -1,13 +1,13 @@
 """What a text request may say and what comes back."""
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypedDict
 
-from pellucid.engine.generate import Memory
-from pellucid.engine.request import FinishReason, Sampling, check_names, checked_max_tokens
+from pellucid.engine.request import Alternatives, FinishReason, Request, Sampling, check_names, checked_max_tokens
 from pellucid.errors import BadRequest
 
 MAX_TOKENS = 256  # of a completion that does not say: enough for a page, not enough to lose patience over
@@ -28,8 +28,15 @@ class Options(TypedDict, total=False):
     seed: int | None  # None or unsaid = drawn, and reported with the result
     stop: str | Sequence[str]  # text before the first of these is returned
     ignore_eos: bool  # go on past the model's end-of-sequence ids
+    min_tokens: int  # of the output, before an end-of-sequence id may come
+    bad_words: Sequence[str | Sequence[int]]  # that do not come, as ids or as text; text also after a space
+    prefix: str | Sequence[int]  # what the output begins with, whatever the model would say
     logprobs: bool  # report the log-probability of every token
-    memory: Memory  # keys and values to continue from and to leave behind: model.memory()
+    top_logprobs: int  # and of the so many likeliest in its place
+    prompt_logprobs: int | None  # report those of the prompt too, with so many of the likeliest; None = not
+    n: int  # so many completions, with seeds counted on from the first one's: `choices`
+    best_of: int | None  # so many are written, of which the n with the highest mean log-probability are returned, the best first
+    reuse: bool | None  # what the model computed for others that begin alike; None = where that is bitwise the same, in a deterministic model
     schema: Mapping[str, Any]
 
 
@@ -59,6 +66,7 @@ class Completion:
     string or id behind finish_reason "stop", "interrupt" where the caller ended it (Stream.stop, Ctrl-C). seconds: the engine's, until the last
     token; prefill_seconds until the first.
     settings: everything that was in force, seed and prompt included.
+    choices: where n were asked for, all of them, this one first; else none.
     """
 
     text: str
@@ -73,6 +81,10 @@ class Completion:
     logprobs: tuple[float, ...] | None
     prompt_ids: tuple[int, ...]
     settings: Mapping[str, Any]
+    top_logprobs: tuple[Alternatives, ...] | None = None
+    prompt_logprobs: tuple[float, ...] | None = None
+    prompt_top_logprobs: tuple[Alternatives, ...] | None = None
+    choices: tuple[Completion, ...] = ()
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -81,7 +93,7 @@ class Completion:
         return n / seconds if n > 0 else None
 
     def as_dict(self) -> dict[str, Any]:
-        """For machines: plain data, without the prompt; thinking and logprobs only where there are any."""
+        """For machines: plain data, without the prompt; thinking, logprobs and choices only where there are any."""
         usage = {**asdict(self.usage), "total_tokens": self.usage.total_tokens}
         rate = self.tokens_per_second
         out: dict[str, Any] = {
@@ -90,8 +102,11 @@ class Completion:
             "tokens_per_second": None if rate is None else round(rate, 2), "seed": self.seed}
         if self.thinking is not None:
             out["thinking"] = self.thinking
-        if self.logprobs is not None:
-            out["logprobs"] = list(self.logprobs)
+        for name in ("logprobs", "top_logprobs", "prompt_logprobs", "prompt_top_logprobs"):
+            if (value := getattr(self, name)) is not None:
+                out[name] = list(value)
+        if self.choices:
+            out["choices"] = [choice.as_dict() for choice in self.choices]
         return out
 
 
@@ -103,11 +118,9 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     check_names(options, OPTIONS)
     if options.get("schema") is not None:
         raise BadRequest("schema= needs constrained decoding, which this version does not have. Leave it out and check the text yourself", field="schema")
-    for name in ("ignore_eos", "logprobs"):
-        if not isinstance(options.get(name, False), bool):
+    for name in ("ignore_eos", "logprobs", "reuse"):
+        if not isinstance(options.get(name) or False, bool):
             raise BadRequest(f"{name} must be True or False, got {options[name]!r}", field=name)
-    if not isinstance(options.get("memory"), Memory | None):
-        raise BadRequest(f"memory is {type(options['memory']).__name__}; expected what model.memory() gives", field="memory")
     stop_strings(options.get("stop", ()))
     checked_max_tokens(options.get("max_tokens"))
     sampling(options)
@@ -118,6 +131,20 @@ def sampling(options: Mapping[str, Any]) -> Sampling:
     """The sampling that options ask for; a seed that they do not is drawn. Raises BadRequest."""
     asked = {name: options[name] for name in SAMPLING if name in options}
     return Sampling.of(**asked | ({"seed": secrets.randbits(32)} if asked.get("seed") is None else {}))
+
+
+def outputs(n: Any, best_of: Any, how: Sampling) -> int:
+    """How many outputs are written for a prompt. Raises BadRequest as `Request` does for counts that cannot be."""
+    return Request(prompt_ids=[0], sampling=how, n=n, best_of=best_of).n_generated
+
+
+def chosen(completions: Sequence[Completion], n: int) -> Completion:
+    """The first of the n that are kept, which are its choices: all of them, or those whose tokens have the highest mean log-probability."""
+    if len(completions) == 1:
+        return completions[0]
+    if len(completions) > n:
+        completions = sorted(completions, key=lambda c: -math.fsum(c.logprobs or ()) / max(1, len(c.token_ids)))[:n]
+    return replace(completions[0], choices=tuple(completions))
 
 
 def stop_strings(stop: Any) -> tuple[str, ...]:

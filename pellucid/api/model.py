@@ -2,18 +2,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
-from pellucid.api.completion import MAX_TOKENS, SAMPLING, Completion, Options, checked, sampling, stop_strings
-from pellucid.api.stream import Stream
+from pellucid.api.asked import request
+from pellucid.api.completion import Completion, Options, checked, chosen, outputs, sampling
+from pellucid.api.stream import Stream, together
 from pellucid.api.text import Thinking
-from pellucid.engine.generate import Generation, Memory
-from pellucid.engine.request import Request, check_vocabulary, token_ids
+from pellucid.engine.engine import Engine
+from pellucid.engine.pages import CacheDtype
+from pellucid.engine.request import check_vocabulary, token_ids
 from pellucid.errors import BadConfig, BadRequest, BadTokenizer, EmptyPrompt, PromptTooLong, UnsupportedModel
 from pellucid.model.decoder import Decoder
 from pellucid.model.load import check_vocabulary as check_tokenizer
@@ -33,9 +36,10 @@ Message = Mapping[str, Any]
 
 
 class Model:
-    """What `load` returns. Several may be used side by side; one generation at a time each, unless they bring memories of their own.
+    """What `load` returns. Several may be used side by side, and each by several threads: whatever is asked at once is computed together.
 
-    spec: what the decoder is. report: what loading decided. settings: how it was loaded, enough to load it again.
+    engine: what generates; made when it is first used. spec: what the decoder is. report: what loading decided. settings: how it was loaded,
+    enough to load it again.
     chat_template: in place of the model's own, where one was given.
     """
 
@@ -44,6 +48,11 @@ class Model:
         self.decoder, self.report, self.checkpoint, self.settings = decoder, report, checkpoint, settings
         self._tokenizer = tokenizer
         self.chat_template: ChatTemplate | None = None
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Raises OutOfMemoryBudget where its cache does not fit."""
+        return Engine(self.decoder, cache_bytes=self.settings["cache_bytes"], cache_dtype=self.settings["cache_dtype"])
 
     @property
     def spec(self) -> DecoderSpec:
@@ -62,7 +71,11 @@ class Model:
 
         Raises BadRequest (EmptyPrompt, PromptTooLong) for what cannot be, BadTokenizer without a tokenizer.
         """
-        return self.stream(prompt, **options).result
+        return self._several([prompt], options, self.stream)[0]
+
+    def batch(self, prompts: Iterable[str | Sequence[int]], **options: Unpack[Options]) -> list[Completion]:
+        """The continuation of each prompt, computed together; those that begin alike share what is computed of it."""
+        return self._several(list(prompts), {"reuse": True, **options}, self.stream)
 
     def chat(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, documents: Sequence[Any] | None = None,
              template_args: Mapping[str, Any] | None = None, **options: Unpack[Options]) -> Completion:
@@ -70,7 +83,8 @@ class Model:
 
         Raises what `generate` raises, and BadTemplate where there is no chat template or it does not render.
         """
-        return self.stream_chat(messages, tools=tools, documents=documents, template_args=template_args, **options).result
+        stream = partial(self.stream_chat, tools=tools, documents=documents, template_args=template_args)
+        return self._several([messages], options, stream)[0]
 
     def stream(self, prompt: str | Sequence[int] | Sequence[Message], **options: Unpack[Options]) -> Stream:
         """`generate`, piece by piece; messages in place of a prompt are a `chat`. Checked here, computed as it is taken."""
@@ -103,10 +117,6 @@ class Model:
             hidden_TD = self.decoder(torch.tensor(plain, device=self.decoder.embed.weight.device))
             logits_TV: Tensor = self.decoder.unembed(hidden_TD).float()
         return logits_TV
-
-    def memory(self) -> Memory:
-        """Keys and values for a conversation: pass it with each request, and what its prompts share is computed once."""
-        return Memory(self.decoder)
 
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         """The ids a prompt becomes: BOS where the tokenizer wants it, or where there is nothing else. Special tokens never come from text."""
@@ -144,19 +154,27 @@ class Model:
         from_tokenizer = {self._tokenizer.eos_id} if self._tokenizer is not None else set()
         return frozenset(i for i in {*self.checkpoint.eos_ids, *from_tokenizer} if i is not None)
 
+    def _several(self, prompts: Sequence[Any], options: Mapping[str, Any], stream: Callable[..., Stream]) -> list[Completion]:
+        """Every prompt's completion; where several of each are asked for, the first or the best, with all that are kept among its choices."""
+        options = checked(options)
+        n, best_of = options.pop("n", 1), options.pop("best_of", None)
+        count = outputs(n, best_of, sampling(options))
+        first = sampling(options).seed
+        wanted = {**options, "logprobs": True} if count > n else options
+        if count > 1:
+            wanted = {"reuse": True, **wanted}  # the prompt is computed once
+        streams = [[stream(prompt, **{**wanted, "seed": (first + i) % 2**63}) for i in range(count)] for prompt in prompts]
+        together([one for several in streams for one in several])
+        return [chosen([one.result for one in several], n) for several in streams]
+
     def _stream(self, ids: list[int], options: Mapping[str, Any], *, asked: Mapping[str, Any], continues: Sequence[int] = (),
                 thinking: Thinking | None = None) -> Stream:
         options = checked(options)
-        stops, chosen = stop_strings(options.get("stop", ())), sampling(options)
-        # A stop string that is a special token never shows in the text: it stops as an id.
-        special = {i for s in stops if (i := self.tokenizer.id_of(s)) is not None and i in self.tokenizer.special_ids}
-        stop_ids = (frozenset() if options.get("ignore_eos", False) else self.stop_ids()) | special
-        request = Request(prompt_ids=ids, sampling=chosen, max_tokens=options.get("max_tokens", MAX_TOKENS), stop_ids=stop_ids,
-                          logprobs=options.get("logprobs", False))
-        in_force = {**asked, **{name: getattr(chosen, name) for name in SAMPLING}, "max_tokens": request.max_tokens, "stop": list(stops),
-                    "stop_ids": sorted(stop_ids), "ignore_eos": options.get("ignore_eos", False), "logprobs": request.logprobs}
-        generation = Generation(self.decoder, request, options.get("memory"))
-        return Stream(generation, self.tokenizer, stops=stops, thinking=thinking, continues=continues, settings=in_force)
+        if options.get("n", 1) != 1 or options.get("best_of") not in (None, 1):
+            raise BadRequest("a stream is one completion. Ask generate or chat for several", field="n")
+        asked_for, in_force = request(ids, options, self.tokenizer, self.stop_ids(), deterministic=self.decoder.deterministic)
+        return Stream(self.engine.submit(asked_for), self.tokenizer, stops=in_force["stop"], thinking=thinking, continues=continues,
+                      settings={**asked, **in_force})
 
     def _thinking(self, prompt_ids: Sequence[int], template: ChatTemplate) -> Thinking | None:
         """The splitter this model's answers need: its vocabulary or its chat template has marks around thinking."""
@@ -168,13 +186,15 @@ class Model:
 
 
 def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "auto", quantize: str | None = None, accept_unread: Iterable[str] = (),
-         ops: str = "auto", deterministic: bool = False, threads: int | None = None, chat_template: str | os.PathLike[str] | None = None) -> Model:
+         ops: str = "auto", deterministic: bool = False, threads: int | None = None, chat_template: str | os.PathLike[str] | None = None,
+         cache_bytes: int | None = None, cache_dtype: CacheDtype = "same") -> Model:
     """The model at a folder, a file, or a downloaded repository `owner/name[@revision]`. Never downloads, never runs remote code.
 
     Args:
         device, dtype, accept_unread, ops, deterministic: see model.load.load_decoder.
         threads: for torch's CPU work, in this whole process; None leaves it as it is.
         chat_template: a file, or the name of one of the model's own templates, in place of the default one.
+        cache_bytes, cache_dtype: what keys and values may take, and how they are kept; see engine.engine.Engine.
 
     Raises ModelNotFound, BadCheckpoint and its kinds, UnsupportedModel, BadTokenizer, BadTemplate or BadRequest.
     """
@@ -185,7 +205,8 @@ def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "au
     found = resolve(path)
     settings: dict[str, Any] = {
         "model": os.fspath(path), "path": os.path.abspath(found), "device": device, "dtype": dtype, "accept_unread": sorted(accept_unread), "ops": ops,
-        "deterministic": deterministic, "threads": threads, "chat_template": None if chat_template is None else os.fspath(chat_template)}
+        "deterministic": deterministic, "threads": threads, "chat_template": None if chat_template is None else os.fspath(chat_template),
+        "cache_bytes": cache_bytes, "cache_dtype": cache_dtype}
     if threads is not None:
         set_threads(threads)
     checkpoint = open_checkpoint(found)

@@ -1,12 +1,12 @@
 """A completion as it comes: ids from the engine, made into text, cut at stop strings, thinking told from answer."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pellucid.api.completion import Completion, Usage
 from pellucid.api.text import Kind, StopStrings, Thinking
-from pellucid.engine.generate import Generation
+from pellucid.engine.engine import Generation
 from pellucid.tokenizer import Tokenizer
 
 
@@ -52,7 +52,8 @@ class Stream(Iterator[str]):
         return Completion(
             text="".join(self._said["text"]), token_ids=result.token_ids, finish_reason=result.finish_reason, usage=usage, seconds=result.seconds,
             prefill_seconds=result.prefill_seconds, seed=self.generation.request.sampling.seed, thinking=thinking or None,
-            stopped_by=self._stopped_by(), logprobs=result.logprobs, prompt_ids=tuple(self.generation.request.prompt_ids), settings=self.settings)
+            stopped_by=self._stopped_by(), logprobs=result.logprobs, top_logprobs=result.top_logprobs, prompt_logprobs=result.prompt_logprobs,
+            prompt_top_logprobs=result.prompt_top_logprobs, prompt_ids=tuple(self.generation.request.prompt_ids), settings=self.settings)
 
     def _run(self) -> Iterator[tuple[Kind, str]]:
         stop_ids = self.generation.request.stop_ids
@@ -82,6 +83,13 @@ class Stream(Iterator[str]):
             return "interrupt"
         ids = self.generation.ids
         return ids[-1] if ids and ids[-1] in self.generation.request.stop_ids else None
+
+
+def together(streams: Iterable[Stream]) -> None:
+    """Takes everything of several streams in turn, so that none runs far past a stop string that only its own text shows."""
+    left = list(streams)
+    while left:
+        left = [stream for stream in left if next(stream.parts(), None) is not None]
 
 
 def _special_marks(tokenizer: Tokenizer, thinking: Thinking | None) -> dict[int, str]:

@@ -22,7 +22,7 @@ class Leave(Exception):
 
 @dataclass
 class Conversation:
-    """What was said, and the memory that lets the next turn go on from where the last one ended.
+    """What was said. A turn goes on from what the last one computed.
 
     options: for the API. seed: of the first answer; each later one counts on, so that /retry writes something else.
     """
@@ -36,7 +36,6 @@ class Conversation:
     messages: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.memory = self.model.memory()
         self.seed = secrets.randbits(32) if self.seed is None else self.seed
         self.n_answers = 0
         self._asked: dict[str, Any] = {}  # the question whose answer is under way
@@ -47,7 +46,7 @@ class Conversation:
         seed = (self.seed + self.n_answers) % 2**63  # type: ignore[operator]
         self._asked = {"role": "user", "content": text}
         said = [*self._system(), *self.messages, self._asked]
-        stream = self.model.stream_chat(said, template_args=self.template_args, memory=self.memory, seed=seed, **self.options)
+        stream = self.model.stream_chat(said, template_args=self.template_args, reuse=True, seed=seed, **self.options)
         self.n_answers += 1
         return stream
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pellucid.engine.pages import PAGE, CacheDtype, PagedCache
-from pellucid.engine.request import Request, Result, check_vocabulary
+from pellucid.engine.request import FinishReason, Request, Result, check_vocabulary
 from pellucid.engine.sampler import Row, Sampler
 from pellucid.engine.scheduler import Scheduler
 from pellucid.engine.score import Embedding, Score, log_probabilities, windows
@@ -53,6 +53,7 @@ class Generation(Iterator[int]):
         self._engine, self._sequence, self.request = engine, sequence, request
         self._n_taken = 0
         self._ended_at: int | None = None
+        self._reason: FinishReason = "cancelled"
 
     def __next__(self) -> int:
         sequence = self._sequence
@@ -75,7 +76,7 @@ class Generation(Iterator[int]):
         """End with the last id taken; the pages are free at once."""
         self._end("cancelled")
 
-    def _end(self, reason: Any) -> None:
+    def _end(self, reason: FinishReason) -> None:
         if self._ended_at is None:
             if self._n_taken < len(self._sequence.output_ids) or not self._sequence.done:
                 self._ended_at, self._reason = self._n_taken, reason
@@ -87,12 +88,20 @@ class Generation(Iterator[int]):
 
     @property
     def finished(self) -> bool:
+        """Whether all ids have come, taken or not."""
         return self._ended_at is not None or self._sequence.done
 
     @property
-    def finish_reason(self) -> Any:
-        """None while it goes on."""
-        return self._reason if self._ended_at is not None else self._sequence.finish_reason
+    def ids(self) -> list[int]:
+        """Those taken so far."""
+        return self._sequence.output_ids[: self._n_taken]
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """None while there are ids to take."""
+        if self._ended_at is not None:
+            return self._reason
+        return self._sequence.finish_reason if self._n_taken == len(self._sequence.output_ids) else None
 
     def result(self) -> Result:
         """What came. Raises what ended it, if that was an error; a RuntimeError before it has ended is a bug of the caller."""
@@ -101,11 +110,12 @@ class Generation(Iterator[int]):
             raise sequence.error
         if not self.finished:
             raise RuntimeError("a generation has no result before it has ended")
-        n = len(sequence.output_ids) if self._ended_at is None else self._ended_at
+        n, reason = (len(sequence.output_ids), sequence.finish_reason) if self._ended_at is None else (self._ended_at, self._reason)
+        assert reason is not None
         asked = self.request
         scored = asked.prompt_logprobs is not None
         return Result(
-            token_ids=tuple(sequence.output_ids[:n]), finish_reason=self.finish_reason, logprobs=tuple(sequence.logprobs[:n]) if asked.scores else None,
+            token_ids=tuple(sequence.output_ids[:n]), finish_reason=reason, logprobs=tuple(sequence.logprobs[:n]) if asked.scores else None,
             top_logprobs=tuple(sequence.top_logprobs[:n]) if asked.top_logprobs else None,
             prompt_logprobs=tuple(sequence.scores) if scored else None,
             prompt_top_logprobs=tuple(sequence.top_scores) if scored and asked.prompt_logprobs else None,
@@ -191,8 +201,8 @@ class Engine:
         row = Row(request, self.spec.n_vocab, index=index)
         room = self.capacity - n
         scored = range(0) if request.prompt_logprobs is None else range(n - 1)
-        sequence = self._sequence(request.prompt_ids, row=row, scored=scored, n_top=request.prompt_logprobs or 0,
-                                  end=n + min(room, request.max_tokens or room),
+        sequence = self._sequence(request.prompt_ids, row=row, scored=scored, reuse=request.reuse, n_top=request.prompt_logprobs or 0,
+                                  end=n - 1 + min(room, request.max_tokens or room),
                                   constraint=None if request.constraint is None else request.constraint.start())
         return Generation(self, sequence, request)
 
@@ -214,7 +224,7 @@ class Engine:
             check_vocabulary(ids, self.spec.n_vocab, "ids")
         for context, continuation in asked:
             scored = range(max(0, len(context) - 1), len(context) + len(continuation) - 1)
-            sequences.append(self._sequence(context + continuation, scored=scored, n_top=n_top, end=scored.stop + 1))
+            sequences.append(self._sequence(context + continuation, scored=scored, n_top=n_top, end=scored.stop))
         self._finish([s for s in sequences if s.scored])
         return [Score(logprobs=tuple(s.scores), greedy=tuple(s.best), top_logprobs=tuple(s.top_scores) if n_top else None) for s in sequences]
 
@@ -460,8 +470,7 @@ class Engine:
             return
         able = [s for s in self.scheduler.running if s.decodes and not s.drafts and s.constraint is None]
         for sequence, drafts in zip(able, self.proposer.propose(able), strict=True):
-            # One id comes besides the drafts, and none past the end.
-            sequence.drafts = list(drafts[: max(0, sequence.end - len(sequence.ids) - 1)])
+            sequence.drafts = list(drafts[: max(0, sequence.end - len(sequence.ids))])
 
     def _tell(self, sequence: Sequence, right: int) -> None:
         sequence.n_drafted += len(sequence.drafts)

@@ -107,6 +107,7 @@ class Request:
     constraint: what the output has to be, on top of all this.
     logprobs: also report the log-probability of every id that comes; top_logprobs: and of the so many likeliest in its place.
     prompt_logprobs: report those of the prompt as well, with so many of the likeliest; None = not.
+    reuse: take over what was computed for others that begin alike. The same within float rounding; bitwise where the decoder is deterministic.
     n: how many outputs; best_of: how many are generated, of which the n with the highest mean log-probability are kept; None = n.
     """
 
@@ -121,6 +122,7 @@ class Request:
     logprobs: bool = False
     top_logprobs: int = 0
     prompt_logprobs: int | None = None
+    reuse: bool = True
     n: int = 1
     best_of: int | None = None
 

@@ -44,9 +44,11 @@ class Scheduler:
         for sequence in sorted(self.running, key=lambda s: (not s.decodes, s.number)):
             if sequence.slot is None:  # gave up its pages a moment ago
                 continue
-            if not self.cache.replan(sequence.slot, sequence.n_tokens, sequence.end):
+            if not self.cache.replan(sequence.slot, len(sequence.ids), sequence.end):
                 self._preempt(sequence, given)  # its rope turns anew from this length on
                 continue
+            if sequence.drafts and not self.cache.replan(sequence.slot, sequence.n_tokens, sequence.end):
+                sequence.drafts = []  # guesses are no reason to turn
             n = min(sequence.n_tokens - sequence.n_computed, budget)
             if n > 0 and self._has_room(sequence, n, given):
                 given[sequence] = n

@@ -21,7 +21,7 @@ class Sequence:
 
     number: int  # in the order of arrival: the youngest is the first to give up its pages
     ids: list[int]  # prompt and output
-    end: int  # tokens it may grow to
+    end: int  # tokens of it that may be computed: the last id that comes never is
     n_prompt: int
     row: Row | None = None  # what the sampler knows of it; None = nothing is sampled
     constraint: Constraint | None = None

@@ -13,6 +13,7 @@ import torch
 import pellucid
 from pellucid.api import Model
 from pellucid.api.completion import OPTIONS, SAMPLING, Options
+from pellucid.engine.pages import PAGE
 from pellucid.engine.request import Sampling
 from pellucid.errors import BadConfig, BadRequest, BadTemplate, BadTokenizer, EmptyPrompt, ModelNotFound, PromptTooLong, UnsupportedModel
 from pellucid.records import Record
@@ -231,14 +232,65 @@ def test_a_stream_of_messages_is_a_chat(abc):
     assert "".join(abc.stream(messages, temperature=0)) == "YES"
 
 
-def test_a_conversation_reuses_its_memory(abc):
-    memory = abc.memory()
-    first = [{"role": "user", "content": "hi"}]
-    done = abc.chat(first, temperature=0, memory=memory)
+def test_a_conversation_goes_on_from_what_was_computed(abc):
+    first = [{"role": "user", "content": "hi, " * 5}]
+    done = abc.chat(first, temperature=0, reuse=True)
     assert done.usage.reused_tokens == 0
-    again = abc.chat([*first, {"role": "assistant", "content": done.text}, {"role": "user", "content": "more"}], temperature=0, memory=memory)
-    assert again.usage.reused_tokens == done.usage.prompt_tokens + 3  # YES; its <|im_end|> came out and never went in
+    turns = [*first, {"role": "assistant", "content": done.text}, {"role": "user", "content": "more"}]
+    again = abc.chat(turns, temperature=0, reuse=True)
+    whole = done.usage.prompt_tokens + 3  # YES; its <|im_end|> came out and never went in
+    assert again.usage.reused_tokens == whole // PAGE * PAGE > 0
     assert again.text == "YES"
+    assert abc.chat(turns, temperature=0).usage.reused_tokens == 0  # unless it is asked for: the same seed gives the same bits
+
+
+def test_a_deterministic_model_takes_over_what_there_is(abc_folder):
+    model = pellucid.load(abc_folder, deterministic=True)
+    first, second = (model.generate("ab" * 30, temperature=0, logprobs=True, max_tokens=3) for _ in range(2))
+    assert (first.usage.reused_tokens, second.usage.reused_tokens) == (0, 59 // PAGE * PAGE)
+    assert (first.token_ids, first.logprobs) == (second.token_ids, second.logprobs)
+
+
+def test_a_batch_is_its_prompts_one_by_one(abc):
+    prompts = ["A", "AB", "a" * 50]
+    together = abc.batch(prompts, temperature=0, max_tokens=5, stop=["Q"])
+    assert [c.text for c in together] == [abc.generate(p, temperature=0, max_tokens=5, stop=["Q"]).text for p in prompts]
+    assert abc.batch([], temperature=0) == []
+
+
+def test_several_completions_of_a_prompt_have_seeds_of_their_own():
+    story = pellucid.load("shipped", dtype="float32")
+    done = story.generate("Once", n=2, best_of=4, seed=5, temperature=1.3, max_tokens=6)
+    assert done.choices[0].text == done.text
+    assert len(done.choices) == 2
+    singles = {seed: story.generate("Once", seed=seed, temperature=1.3, max_tokens=6, logprobs=True) for seed in range(5, 9)}
+    best = sorted(singles, key=lambda seed: -sum(singles[seed].logprobs) / len(singles[seed].logprobs))[:2]
+    assert [choice.seed for choice in done.choices] == best
+    assert [choice.token_ids for choice in done.choices] == [singles[seed].token_ids for seed in best]
+    assert len(done.as_dict()["choices"]) == 2
+    assert not story.generate("Once", max_tokens=1).choices
+    with pytest.raises(BadRequest, match="a stream is one completion"):
+        story.stream("Once", n=2)
+    with pytest.raises(BadRequest, match=r"best_of=1 is out of range: at least n \(2\)"):
+        story.generate("Once", n=2, best_of=1)
+
+
+def test_what_the_output_may_say_can_be_bound(abc):
+    free = abc.generate("h", temperature=0)
+    assert free.text == "ijkl"
+    assert abc.generate("h", temperature=0, prefix="?ef").text == "?efghijkl"
+    assert "k" not in abc.generate("h", temperature=0, bad_words=["k"]).text
+    assert "k" not in abc.generate("h", temperature=0, bad_words=[abc.tokenizer.encode("k")]).text
+    assert abc.generate("h", temperature=0, bad_words=["zk"]).text == "ijkl"
+    longer = abc.generate("h", temperature=0, min_tokens=7, max_tokens=9)
+    assert len(longer.token_ids) >= 7 > len(free.token_ids) == 5
+
+
+def test_log_probabilities_of_prompt_and_output_are_told(abc):
+    done = abc.generate("ab", temperature=0, max_tokens=1, logprobs=True, top_logprobs=2, prompt_logprobs=0)
+    assert done.as_dict()["logprobs"] == [pytest.approx(0.0, abs=1e-3)]
+    assert done.top_logprobs[0][0][0] == done.token_ids[0]
+    assert len(done.prompt_logprobs) == len(done.prompt_ids) - 1
 
 
 def test_a_model_without_a_template_cannot_chat(tmp_path):
@@ -393,7 +445,12 @@ def test_an_unknown_option_gets_the_nearest_name(abc):
     ({"ignore_eos": "yes"}, "ignore_eos must be True or False, got 'yes'"),
     ({"logprobs": 5}, "logprobs must be True or False, got 5"),
     ({"stop": ["a", "\udcff"]}, "stop='.udcff' holds half a character .* Was it bytes that are not UTF-8"),
-    ({"memory": 5}, r"memory is int; expected what model.memory\(\) gives"),
+    ({"reuse": 5}, "reuse must be True or False, got 5"),
+    ({"bad_words": "x"}, "bad_words must be a list of words, each text or token ids; got 'x'"),
+    ({"bad_words": [""]}, "bad_words has an empty word"),
+    ({"n": 0}, "n=0 is out of range: at least 1"),
+    ({"n": 2, "temperature": 0}, "n=2, and at temperature 0 all outputs are the same"),
+    ({"min_tokens": 9, "max_tokens": 3}, r"min_tokens=9 is out of range: from 0 to max_tokens \(3\)"),
     ({"max_tokens": 0}, "max_tokens=0 is out of range"),
     ({"logit_bias": {9999: 1.0}}, "logit_bias has token id 9999"),
 ])
@@ -407,14 +464,6 @@ def test_a_prompt_that_is_none_is_a_bad_request(abc, prompt):
     with pytest.raises(BadRequest, match="prompt must be token ids, one integer each; got") as caught:
         abc.generate(prompt)
     assert caught.value.field == "prompt"
-
-
-def test_a_memory_of_another_model_is_refused(abc, abc_folder):
-    twin = pellucid.load(abc_folder)  # of the same shape: nothing else would notice
-    abc.generate("ab", temperature=0, memory=(memory := abc.memory()))
-    with pytest.raises(BadRequest, match=r"memory is another model's: its keys and values mean nothing to this one\. Take one from this model's memory\(\)"):
-        twin.generate("ab", memory=memory)
-    assert abc.generate("abc", temperature=0, memory=memory).usage.reused_tokens == 2
 
 
 @pytest.mark.parametrize("name", ["messages", "tools", "documents", "add_generation_prompt", "_generation_begins"])
@@ -446,7 +495,8 @@ def test_numbers_of_numpy_are_numbers_and_a_record_holds_them(abc, tmp_path):
 
 def test_the_options_are_the_samplers_and_these():
     assert set(SAMPLING) < set(OPTIONS)
-    assert set(OPTIONS) - set(SAMPLING) == {"max_tokens", "stop", "ignore_eos", "logprobs", "memory", "schema"}
+    assert set(OPTIONS) - set(SAMPLING) == {"max_tokens", "stop", "ignore_eos", "logprobs", "schema", "min_tokens", "bad_words", "prefix",
+                                             "top_logprobs", "prompt_logprobs", "n", "best_of", "reuse"}
     assert set(get_type_hints(Options)) == set(OPTIONS)
     assert set(Sampling.__slots__) == set(SAMPLING)
 

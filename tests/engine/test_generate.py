@@ -1,4 +1,4 @@
-"""Generation over a cache against full passes and transformers' own definitions."""
+"""One sequence through the engine against full passes."""
 from __future__ import annotations
 
 import time
@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 
-from pellucid.engine.generate import Generation, Memory, generate
-from pellucid.engine.request import Request, Sampling
+from pellucid.engine.engine import Engine, Generation
+from pellucid.engine.request import Request, Result, Sampling
 from pellucid.errors import BadRequest, EmptyPrompt, PromptTooLong
 from pellucid.model.decoder import Decoder
 
@@ -15,6 +15,14 @@ from .conftest import N_CTX, N_VOCAB
 
 GREEDY = Sampling(temperature=0)
 PROMPT = [5, 9, 33, 2, 41, 17, 8]
+
+
+def start(decoder: Decoder, request: Request) -> Generation:
+    return Engine(decoder).submit(request)
+
+
+def generate(decoder: Decoder, request: Request) -> Result:
+    return Engine(decoder).run([request])[0][0]
 
 
 def uncached(decoder: Decoder, prompt: list[int], n: int) -> list[int]:
@@ -28,7 +36,7 @@ def uncached(decoder: Decoder, prompt: list[int], n: int) -> list[int]:
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 512])
 def test_cached_greedy_equals_full_passes_whatever_the_chunk(decoder, chunk):
-    generation = Generation(decoder, Request(prompt_ids=PROMPT, sampling=GREEDY, max_tokens=25), chunk=chunk)
+    generation = Engine(decoder, max_rows=1, step_tokens=chunk).submit(Request(prompt_ids=PROMPT, sampling=GREEDY, max_tokens=25))
     assert list(generation) == uncached(decoder, PROMPT, 25)
     assert generation.result().finish_reason == "length"
 
@@ -70,20 +78,20 @@ def test_the_longest_prompt_that_fits_leaves_one_token(decoder):
 def test_a_prompt_that_does_not_fit_says_both_counts(decoder, n):
     words = rf"the prompt has {n} tokens; this model's context holds {N_CTX} .* Shorten the prompt by {n - N_CTX + 1}"
     with pytest.raises(PromptTooLong, match=words) as caught:
-        Generation(decoder, Request(prompt_ids=[1] * n))
+        start(decoder, Request(prompt_ids=[1] * n))
     assert (caught.value.n_prompt, caught.value.n_ctx) == (n, N_CTX)
 
 
 def test_nothing_to_start_from_is_an_error(decoder):
     with pytest.raises(EmptyPrompt, match="the prompt has no tokens"):
-        Generation(decoder, Request(prompt_ids=[]))
+        start(decoder, Request(prompt_ids=[]))
 
 
 def test_ids_the_model_does_not_have_are_refused(decoder):
     with pytest.raises(BadRequest, match=f"stop_ids has token id {N_VOCAB}"):
-        Generation(decoder, Request(prompt_ids=[1], stop_ids=frozenset({N_VOCAB})))
+        start(decoder, Request(prompt_ids=[1], stop_ids=frozenset({N_VOCAB})))
     with pytest.raises(BadRequest, match=f"prompt has token id {N_VOCAB}"):
-        Generation(decoder, Request(prompt_ids=[N_VOCAB]))
+        start(decoder, Request(prompt_ids=[N_VOCAB]))
 
 
 def test_a_seed_repeats_and_another_differs(decoder):
@@ -94,7 +102,7 @@ def test_a_seed_repeats_and_another_differs(decoder):
 
 
 def test_a_caller_may_end_it(decoder):
-    generation = Generation(decoder, Request(prompt_ids=PROMPT, sampling=GREEDY))
+    generation = start(decoder, Request(prompt_ids=PROMPT, sampling=GREEDY))
     ids = [next(generation), next(generation)]
     generation.stop()
     assert list(generation) == []
@@ -102,53 +110,22 @@ def test_a_caller_may_end_it(decoder):
 
 
 def test_there_is_no_result_before_the_end(decoder):
-    generation = Generation(decoder, Request(prompt_ids=PROMPT))
+    generation = start(decoder, Request(prompt_ids=PROMPT))
     next(generation)
     with pytest.raises(RuntimeError, match="no result before it has ended"):
         generation.result()
 
 
 def test_the_caller_is_not_left_in_inference_mode(decoder):
-    generation = Generation(decoder, Request(prompt_ids=PROMPT))
+    generation = start(decoder, Request(prompt_ids=PROMPT))
     next(generation)
     assert not torch.is_inference_mode_enabled()
 
 
-def test_memory_reuses_the_shared_prefix_and_changes_nothing(decoder):
-    memory = Memory(decoder)
-    first = generate(decoder, Request(prompt_ids=PROMPT, sampling=GREEDY, max_tokens=6), memory)
-    assert (first.n_reused, len(memory.ids)) == (0, len(PROMPT) + 5)  # the last id came out and never went in
-    longer = PROMPT + list(first.token_ids) + [3, 4]
-    second = generate(decoder, Request(prompt_ids=longer, sampling=GREEDY, max_tokens=6), memory)
-    assert second.n_reused == len(PROMPT) + 5
-    assert second.token_ids == tuple(uncached(decoder, longer, 6))
-    branched = [*PROMPT[:4], 50, 51, 52]
-    third = generate(decoder, Request(prompt_ids=branched, sampling=GREEDY, max_tokens=6), memory)
-    assert third.n_reused == 4
-    assert third.token_ids == tuple(uncached(decoder, branched, 6))
-    again = generate(decoder, Request(prompt_ids=branched, sampling=GREEDY, max_tokens=6), memory)
-    assert again.n_reused == len(branched) - 1  # the last prompt token's logits are needed
-    assert again.token_ids == third.token_ids
-
-
-def test_memory_survives_an_interruption_inside_a_pass(decoder, monkeypatch):
-    memory = Memory(decoder)
-    generation = Generation(decoder, Request(prompt_ids=PROMPT, sampling=GREEDY, max_tokens=10), memory)
-    next(generation)
-    next(generation)
-    block = decoder.blocks[1]
-    with monkeypatch.context() as patch:
-        patch.setattr(block, "forward", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            next(generation)
-    after = generate(decoder, Request(prompt_ids=[*PROMPT, 1, 2], sampling=GREEDY, max_tokens=6), memory)
-    assert after.token_ids == tuple(uncached(decoder, [*PROMPT, 1, 2], 6))
-
-
 def test_seconds_count_the_engine_and_not_its_caller(decoder):
-    start = time.perf_counter()
-    generation = Generation(decoder, Request(prompt_ids=PROMPT, sampling=GREEDY, max_tokens=3))
+    began = time.perf_counter()
+    generation = start(decoder, Request(prompt_ids=PROMPT, sampling=GREEDY, max_tokens=3))
     for _ in generation:
         time.sleep(0.05)
     result = generation.result()
-    assert 0 < result.prefill_seconds <= result.seconds < time.perf_counter() - start - 0.15
+    assert 0 < result.prefill_seconds <= result.seconds < time.perf_counter() - began - 0.15

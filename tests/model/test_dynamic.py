@@ -8,7 +8,8 @@ import dataclasses
 import pytest
 import torch
 
-from pellucid.engine.generate import Generation, Memory
+from pellucid.engine.engine import Engine
+from pellucid.engine.pages import PAGE
 from pellucid.engine.request import Request, Sampling
 from pellucid.errors import BadConfig, BadRequest
 from pellucid.families._describe import describe
@@ -100,27 +101,33 @@ def greedy(decoder: Decoder, prompt: list[int], n: int) -> list[int]:
 @pytest.mark.parametrize("chunk", [1, 4, 512])
 def test_generation_is_plain_up_to_the_original_length_and_turned_for_its_end_past_it(past, chunk):
     decoder, built = past
-    memory = Memory(decoder)
-    turns = ((10, 30, 0), (N + 2, 9, 10), (N + 2, 9, N + 1), (N + 2, 8, 0), (8, 4, 0), (9, 3, 8))  # one end; another; before the original length
-    for n_prompt, n_more, n_reused in turns:
+    engine = Engine(decoder, max_rows=1, step_tokens=chunk)
+    for n_prompt, n_more in ((10, 30), (N + 2, 9), (N + 2, 9), (N + 2, 8), (8, 4), (9, 3)):  # one end; another; before the original length
         prompt = built.tokens_T[:n_prompt].tolist()
-        generation = Generation(decoder, Request(prompt_ids=prompt, sampling=GREEDY, max_tokens=n_more), memory, chunk=chunk)
-        assert list(generation) == greedy(decoder, prompt, n_more)
-        assert generation.result().n_reused == n_reused
+        assert list(engine.submit(Request(prompt_ids=prompt, sampling=GREEDY, max_tokens=n_more))) == greedy(decoder, prompt, n_more)
+
+
+def test_pages_are_taken_over_by_rows_that_turn_alike_and_by_no_others(past):
+    decoder, built = past
+    engine, prompt = Engine(decoder), built.tokens_T[: N + 12].tolist()
+    for n_more, n_reused in ((9, 0), (9, PAGE), (8, 0), (8, PAGE)):
+        [[result]] = engine.run([Request(prompt_ids=prompt, sampling=GREEDY, max_tokens=n_more)])
+        assert result.n_reused == n_reused
+        assert list(result.token_ids) == greedy(decoder, prompt, n_more)
 
 
 def test_one_id_past_the_original_length_is_the_one_that_logits_say(past):
     decoder, built = past
     for n in (N + 1, N + 7):
-        generation = Generation(decoder, Request(prompt_ids=built.tokens_T[:n].tolist(), sampling=GREEDY, max_tokens=1))
-        assert list(generation) == [int(theirs(built, built.tokens_T[:n])[-1].argmax())]
+        [[result]] = Engine(decoder).run([Request(prompt_ids=built.tokens_T[:n].tolist(), sampling=GREEDY, max_tokens=1)])
+        assert list(result.token_ids) == [int(theirs(built, built.tokens_T[:n])[-1].argmax())]
 
 
 def test_a_row_that_crosses_is_computed_anew_once(past):
     decoder, built = past
     fed = []
     handle = decoder.register_forward_pre_hook(lambda module, args: fed.append(len(args[0])))
-    list(Generation(decoder, Request(prompt_ids=built.tokens_T[:10].tolist(), sampling=GREEDY, max_tokens=40)))
+    Engine(decoder).run([Request(prompt_ids=built.tokens_T[:10].tolist(), sampling=GREEDY, max_tokens=40)])
     handle.remove()
     assert sum(fed) == N + 49  # up to the original length; then all of it again, and on to 10 + 40 tokens, of which the last is not fed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pellucid.engine.generate import Generation, Memory
+from pellucid.engine.engine import Engine
 from pellucid.engine.request import Request, Sampling
 from pellucid.errors import BadRequest
 from pellucid.model.cache import Cache
@@ -77,9 +77,7 @@ def greedy(decoder: Decoder, prompt: list[int], n: int) -> list[int]:
 @pytest.mark.parametrize("chunk", [1, 4, 512])
 def test_generation_across_the_switch_equals_full_passes(long, chunk):
     decoder, tokens_T = long
-    memory = Memory(decoder)
+    engine = Engine(decoder, max_rows=1, step_tokens=chunk)
     for n_prompt, n_more in ((5, 15), (20, 4), (4, 4), (6, 3)):  # over it; past it; back before it; there to stay
         prompt = tokens_T[:n_prompt].tolist()
-        generation = Generation(decoder, Request(prompt_ids=prompt, sampling=GREEDY, max_tokens=n_more), memory, chunk=chunk)
-        assert list(generation) == greedy(decoder, prompt, n_more)
-    assert generation.result().n_reused == 4
+        assert list(engine.submit(Request(prompt_ids=prompt, sampling=GREEDY, max_tokens=n_more))) == greedy(decoder, prompt, n_more)
