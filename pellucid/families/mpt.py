@@ -33,8 +33,10 @@ def spec(c: Config) -> DecoderSpec:
     c.inert(embedding_fraction="scales gradients", emb_pdrop="acts in training only", init_device="says where weights are made",
             init_config="says how training begins", verbose="prints", tokenizer_name="says what the tokenizer was made from")
     a = c.part("attn_config") if c("attn_config", default=None) else Config({})
-    a.expect(prefix_lm=False, attn_uses_sequence_id=False)
-    a.inert(attn_impl="chooses how transformers computes, not what")
+    a.expect(prefix_lm=False, attn_uses_sequence_id=False, qk_gn=False, rope=False, sliding_window_size=-1)
+    a.inert(attn_impl="is how it is computed", **dict.fromkeys(("rope_dail_config", "rope_hf_config", "rope_impl", "rope_theta"), "rope is off"))
+    for part in (c, c.part("ffn_config") if c("ffn_config", default=None) else Config({})):
+        part.expect(fc_type="torch", ffn_type="mptmlp")
     d_model, n_heads, bias, n_ctx = c("d_model"), c("n_heads"), not c("no_bias", default=True), c("max_seq_len")
     d_head, alibi, clip, qk_ln = d_model // n_heads, a("alibi", default=True), a("clip_qkv", default=None) or None, a("qk_ln", default=False)
     norms: dict[str, Any] = {"low_precision_layernorm": "layer", "layernorm": "layer", "low_precision_rmsnorm": "rms", "rmsnorm": "rms"}
@@ -43,12 +45,11 @@ def spec(c: Config) -> DecoderSpec:
     for found, name, known in ((norm_type, "norm_type", norms), (attn_type, "attn_type", heads)):
         if found not in known:
             raise UnsupportedModel(f"{c.where} has a setting this family does not implement: {name}={found!r} (known: {', '.join(known)})")
-    norm_kind, n_kv_heads = norms[norm_type], heads[attn_type]
+    n_kv_heads, logit_scale = heads[attn_type], c("logit_scale", default=1.0)
     a.expect(kv_n_heads=n_kv_heads)
     if clip and qk_ln:
         raise UnsupportedModel(f"{c.where} has a setting this family does not implement: clip_qkv={clip!r} with qk_ln=true (only one of the two)")
-    norm = Norm(kind=norm_kind, bias=bias and norm_kind == "layer", eps=c("layer_norm_epsilon", default=1e-5))
-    logit_scale = c("logit_scale", default=1.0)
+    norm = Norm(kind=norms[norm_type], bias=bias and norms[norm_type] == "layer", eps=c("layer_norm_epsilon", default=1e-5))
     mixer = Attention(n_heads=n_heads, n_kv_heads=n_kv_heads, d_head=d_head, scale=a("softmax_scale", default=d_head ** -0.5),
                       alibi=Alibi(steepness=float(a("alibi_bias_max", default=8))) if alibi else None,
                       clip=clip, qkv_bias=bias, out_bias=bias, qk_norm=norm if qk_ln else None, qk_norm_over="width" if qk_ln else "head")

@@ -26,7 +26,9 @@ from tests.test_real_configs import CHECKPOINTS
 
 CASE = {str(case): case for case in CASES}
 OLD_LINE = ("bloom", "codegen", "falcon", "gpt_bigcode", "gpt_neo", "mpt", "openai-gpt", "opt", "xglm")  # model_type; transformers has them all
-PUBLISHED = [repo for repo, entry in CHECKPOINTS.items() if entry["config"]["model_type"] in OLD_LINE]
+BEYOND = {"replit/replit-code-v1_5-3b": "grouped heads, which transformers' MPT refuses",
+          "nluai/phogpt-ft-test3": "biases, which it never makes"}
+PUBLISHED = [repo for repo, entry in CHECKPOINTS.items() if entry["config"]["model_type"] in OLD_LINE and repo not in BEYOND]
 LATER_KEYS = {"n_head": "num_attention_heads", "n_layer": "num_hidden_layers", "n_head_kv": "num_kv_heads"}
 # The config of a first release, in the names that transformers does not know -> that of the same model under the later ones.
 RENAMED = {"falcon-40b": ("tiiuae/falcon-40b", "tiiuae/falcon-40b-instruct"), "falcon-7b": ("justinpinkney/falcon-7b", "tiiuae/falcon-7b-instruct")}
@@ -138,7 +140,12 @@ def changed(case: str, **settings: Any) -> dict[str, Any]:
     ("mpt-released", {"attn_attn_type": "sliding"}, UnsupportedModel, "attn_type='sliding' (known: multihead_attention, multiquery_attention, "),
     ("mpt-30b", {"attn_qk_ln": True}, UnsupportedModel, "clip_qkv=0.7 with qk_ln=true (only one of the two)"),
     ("mpt-released", {"attn_kv_n_heads": 2}, UnsupportedModel, "kv_n_heads=2 (only 6)"),
-    ("mpt-released", {"attn_rope": True}, BadConfig, "does not read: rope=True"),
+    ("mpt-released", {"attn_rope": True}, UnsupportedModel, "rope=True (only False)"),
+    ("mpt-released", {"attn_qk_gn": True}, UnsupportedModel, "qk_gn=True (only False)"),
+    ("mpt-released", {"attn_sliding_window_size": 1024}, UnsupportedModel, "sliding_window_size=1024 (only -1)"),
+    ("mpt-released", {"fc_type": "te"}, UnsupportedModel, "fc_type='te' (only 'torch')"),
+    ("mpt-released", {"ffn_config": {"ffn_type": "mptglu"}}, UnsupportedModel, "ffn_type='mptglu' (only 'mptmlp')"),
+    ("mpt-released", {"ffn_config": {"ffn_hidden_size": 77}}, BadConfig, "does not read: ffn_hidden_size=77"),
     ("mpt-released", {"logit_scale": "inv_sqrt"}, BadConfig, "config.json makes logit_scale 'inv_sqrt', and a number was expected"),
     ("mpt-released", {"attn_prefix_lm": True}, UnsupportedModel, "prefix_lm=True (only False)"),
     ("mpt-released", {"attn_attn_uses_sequence_id": True}, UnsupportedModel, "attn_uses_sequence_id=True (only False)"),
@@ -167,6 +174,12 @@ def test_a_setting_that_is_not_implemented_is_refused_by_name(case, settings, ki
 @pytest.mark.parametrize(("spelling", "same_as"), [("swish", "silu"), ("silu", "swish")])
 def test_the_first_gpt_has_two_names_for_one_activation(spelling, same_as):
     assert read_spec(changed("openai_gpt-untied", afn=spelling)) == read_spec(changed("openai_gpt-untied", afn=same_as))
+
+
+def test_what_acts_where_rope_is_on_changes_nothing_where_it_is_off():
+    later = {"attn_rope": False, "attn_rope_theta": 500, "attn_rope_impl": "hf", "attn_rope_hf_config": {"type": "linear", "factor": 2.0},
+             "attn_rope_dail_config": {"type": "xpos"}, "attn_qk_gn": False, "attn_sliding_window_size": -1}
+    assert read_spec(changed("mpt-released", **later)) == build(CASE["mpt-released"]).spec
 
 
 def test_an_mpt_config_without_attn_config_is_the_default_one():
