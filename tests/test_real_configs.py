@@ -131,6 +131,7 @@ def test_describing_them_all_imports_no_torch() -> None:
     ("NewEden-Forge/Science-Expert-R1", {"mlp_bias": True}, "mlp_bias=True (only False)"),
     ("NewEden-Forge/Science-Expert-R1", {"post_norm": True}, "post_norm=True (only False)"),
     ("NewEden-Forge/Science-Expert-R1", {"qk_norm": False}, "qk_norm=False (only True)"),
+    ("ssmits/Falcon2-5.5B-Swedish", {"ff_factor": 3}, "ff_factor=3 (only 4.0)"),
     ("tencent/Hunyuan-MT-7B", {"attention_head_dim": 64}, "attention_head_dim=64 (only 128)"),
     ("tencent/Hunyuan-MT-7B", {"mlp_bias": True}, "mlp_bias=True (only False)"),
     ("tencent/Hunyuan-MT-7B", {"norm_type": "layer"}, "norm_type='layer' (only 'rms')"),

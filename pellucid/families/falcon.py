@@ -51,6 +51,7 @@ def spec(c: Config, *, new: bool = False) -> DecoderSpec:
                       rope=None if alibi else _parts.whole_rope(c, d_head),
                       alibi=Alibi(gain=d_head ** -0.5) if alibi else None)  # scores are scaled after the bias is added
     mlp = FeedForward(d_ff=c("ffn_hidden_size", default=4 * d_model), act=c.activation("activation", default="gelu"), gated=False, bias=bias)
+    c.expect(ff_factor=mlp.d_ff / d_model)  # 11B says it beside ffn_hidden_size, and transformers reads that alone
     return DecoderSpec(family=c("model_type"), n_vocab=c("vocab_size"), n_ctx=c("max_position_embeddings", default=2048), d_model=d_model,
                        layers=(Layer(mixer=mixer, mlp=mlp),) * c("num_hidden_layers", "n_layer"),
                        norm=Norm(kind="layer", bias=True, eps=c("layer_norm_epsilon", default=1e-5)),
