@@ -325,6 +325,11 @@ class Experts:
 class Matrix:
     """One square matrix in place of a whole sublayer: where it stands for attention, no position sees another. https://arxiv.org/abs/2411.19146"""
 
+    @property
+    def n_cached(self) -> int:
+        """Nothing is kept of a token."""
+        return 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerInputs:
@@ -412,6 +417,8 @@ class DecoderSpec:
             raise ValueError(f"layer {i} shares the keys and values of layer {source}, and no earlier layer of that number makes any")
         if (mixer.n_kv_heads, mixer.d_head) != (made.n_kv_heads, made.d_head):
             raise ValueError(f"layer {i} shares keys of {mixer.n_kv_heads} heads x {mixer.d_head}, and layer {source} makes {made.n_kv_heads} x {made.d_head}")
+        if (mixer.window, mixer.chunk) != (made.window, made.chunk):  # what nobody who made them sees any more, a memory may forget
+            raise ValueError(f"layer {i} sees otherwise (window {mixer.window}, chunk {mixer.chunk}) than layer {source}, whose keys it shares")
 
     @property
     def mixers(self) -> tuple[Mixer, ...]:

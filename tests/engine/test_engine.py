@@ -19,9 +19,9 @@ from tests.families.build import logits, ours
 from tests.model.test_decoder import case
 
 N_CTX = 8 * PAGE
-# Plain; windowed; capped in alternating layers; a latent cache; chunks; sinks; falling scores; a rope by length; experts.
+# Plain; windowed; capped in alternating layers; a latent cache; chunks; sinks; falling scores; a rope by length; experts; keys of other layers; no keys.
 FAMILIES = ["llama-biases", "mistral-window", "gemma2-caps", "deepseek_v3-released", "llama4_text-scout", "gpt_oss-released", "bloom-released",
-            "llama-dynamic", "qwen3_moe-renormalized", "gemma4_text-e2b"]
+            "llama-dynamic", "qwen3_moe-renormalized", "gemma4_text-e2b", "nemotron_nas-linear"]
 NEAR = 2e-5  # of a log-probability: float32 rounding through the blocks
 GREEDY = Sampling(temperature=0)
 

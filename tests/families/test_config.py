@@ -198,9 +198,9 @@ LAYER = Layer(mixer=Attention(**ATTENTION), mlp=FeedForward(d_ff=5))
 DECODER = {"family": "x", "n_vocab": 9, "n_ctx": 8, "d_model": 7, "layers": (LAYER,), "norm": Norm(eps=1e-5)}
 
 
-def sharing(source: int) -> DecoderSpec:
-    """Two layers, the second of one key/value head and sharing those of `source`."""
-    second = replace(LAYER, mixer=Attention(**{**ATTENTION, "n_kv_heads": 1}, shares=source))
+def sharing(source: int, **facts: Any) -> DecoderSpec:
+    """Two layers, the second sharing the keys of `source`, and of one key/value head where `facts` say nothing else."""
+    second = replace(LAYER, mixer=Attention(**{**ATTENTION, "n_kv_heads": 1, **facts}, shares=source))
     return DecoderSpec(**{**DECODER, "layers": (LAYER, second)})
 
 
@@ -220,6 +220,7 @@ def sharing(source: int) -> DecoderSpec:
     (lambda: Attention(**ATTENTION, shares=0, values_from_keys=True), "a layer that shares another's keys and values makes none"),
     (lambda: Attention(**ATTENTION, shares=0, value_norm=Norm(eps=1e-5)), "a layer that shares another's keys and values makes none"),
     (lambda: sharing(0), "layer 1 shares keys of 1 heads x 6, and layer 0 makes 2 x 6"),
+    (lambda: sharing(0, n_kv_heads=2, window=3), "layer 1 sees otherwise (window 3, chunk None) than layer 0, whose keys it shares"),
     (lambda: sharing(1), "layer 1 shares the keys and values of layer 1, and no earlier layer of that number makes any"),
     (lambda: sharing(-1), "layer 1 shares the keys and values of layer -1, and no earlier layer of that number makes any"),
     (lambda: Layer(mixer=None, mlp=None, beside=Experts(**MIXTURE)), "a mixture stands beside a feed-forward, and this layer has none"),
