@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from pellucid.errors import BadRequest, BadTokenizer
 from pellucid.tokenizer.bytelevel import to_bytes
-from pellucid.tokenizer.sentencepiece import SPACE, Kind, SentencePieceModel
+from pellucid.tokenizer.sentencepiece import Kind, SentencePieceModel
+from pellucid.tokenizer.unigram import SPACE
 
 # An invalid byte becomes U+FFFD by itself, as in SentencePiece and in the byte fallback of the tokenizers library;
 # byte-level tokenizers use the usual "replace": one U+FFFD for the longest beginning of a character.

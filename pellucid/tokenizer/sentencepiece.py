@@ -1,4 +1,7 @@
-"""SentencePiece's tokenizer.model: read without its library, with the same ids. BPE runs in the tokenizers library.
+"""SentencePiece's tokenizer.model: read without its library, with the same ids.
+
+The tokenizers library runs BPE, and Unigram wherever two cuts are not so nearly equally likely that rounding decides between them; unigram.py
+knows where, and decides as SentencePiece's float32 sums do.
 
     text -> normalize (charsmap, spaces) -> BPE or Unigram, a user's own pieces kept whole -> ids
 
@@ -24,9 +27,7 @@ from tokenizers import AddedToken, models
 from pellucid.errors import BadTokenizer
 from pellucid.tokenizer.charsmap import Charsmap
 from pellucid.tokenizer.protobuf import as_float, as_int32, fields
-from pellucid.tokenizer.unigram import Unigram
-
-SPACE = "▁"
+from pellucid.tokenizer.unigram import SPACE, Lattice, Unigram
 
 
 class Kind(IntEnum):
@@ -128,8 +129,7 @@ class Pieces:
         text, unk = self.normalize(text, dummy_prefix=dummy_prefix), self.model.unk_id
         out: list[int] = []
         if self._unigram is not None:
-            for i, piece in self._unigram.cut(text):
-                out += [self._bytes[b] for b in piece.encode()] if i == unk and self.model.byte_fallback else (i,)
+            out = self._unigram.ids(text)
         elif self._bpe is not None:
             out = self._bpe.encode(text, add_special_tokens=False).ids
             if self._between and max(out, default=0) >= len(self.model.pieces):
@@ -170,7 +170,8 @@ class Pieces:
 
     def _build_unigram(self) -> Unigram:
         normal = {p.text: (i, p.score) for i, p in enumerate(self.model.pieces) if p.kind is Kind.NORMAL and p.text}
-        return Unigram(normal, self._own, self.model.unk_id)
+        lattice = Lattice(normal, self._own, self.model.unk_id)
+        return Unigram(lattice, len(self.model.pieces), self._bytes if self.model.byte_fallback else {})
 
     def _build_bpe(self) -> tokenizers.Tokenizer:
         pieces, fallback = self.model.pieces, self.model.byte_fallback

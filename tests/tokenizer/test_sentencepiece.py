@@ -27,6 +27,7 @@ OPTIONS = {
                    "user_defined_symbols": ["<mark>", "▁▁▁"]},
     "unigram, collapsed identity": {"model_type": "unigram", "normalization_rule_name": "identity", "add_dummy_prefix": False},
     "unigram, case folded": {"model_type": "unigram", "byte_fallback": True, "normalization_rule_name": "nmt_nfkc_cf", "user_defined_symbols": ["[X]"]},
+    "pieces across words": {"model_type": "unigram", "normalization_rule_name": "nmt_nfkc", "split_by_whitespace": False},
     "space at the end": {"model_type": "unigram", "normalization_rule_name": "nmt_nfkc", "treat_whitespace_as_suffix": True},
     "space at the end, bpe": {"model_type": "bpe", "byte_fallback": True, "treat_whitespace_as_suffix": True},
 }
@@ -57,6 +58,14 @@ def test_ids_are_those_of_the_library_on_every_script_and_odd_text(pair: tuple[O
 @given(text=texts.texts)
 def test_ids_are_those_of_the_library_on_any_text(pair: tuple[Oracle, Tokenizer], text: str) -> None:
     oracle, ours = pair
+    assert ours.encode(text) == oracle.encode(text)
+
+
+def test_ids_are_those_of_the_library_where_its_sums_begin_anew(pair: tuple[Oracle, Tokenizer]) -> None:
+    """At 100,000 below zero, which a unigram model reaches after some 50,000 characters: twice here, with ties and odd text all along."""
+    oracle, ours = pair
+    lines = [line for text in [*texts.ALL, *texts.TRAINING] for line in text.splitlines() if line.isprintable()]
+    text = " ".join(lines[7 * k % len(lines)] for k in range(20_000))[:110_000]
     assert ours.encode(text) == oracle.encode(text)
 
 
