@@ -6,7 +6,7 @@ from typing import Any
 
 from pellucid.api.completion import Completion, Usage
 from pellucid.api.text import Kind, StopStrings, Thinking
-from pellucid.engine.engine import Generation
+from pellucid.engine.generation import Generation
 from pellucid.tokenizer import Tokenizer
 
 

@@ -17,14 +17,15 @@ from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Ids
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pellucid.engine.generation import Generation, best
 from pellucid.engine.pages import PAGE, CacheDtype, PagedCache
-from pellucid.engine.request import FinishReason, Request, Result, check_vocabulary
+from pellucid.engine.report import Report
+from pellucid.engine.request import Request, Result, check_vocabulary
 from pellucid.engine.sampler import Row, Sampler
 from pellucid.engine.scheduler import Scheduler
 from pellucid.engine.score import Embedding, Score, log_probabilities, windows
@@ -40,111 +41,6 @@ STEP_TOKENS = 512  # bounds the memory of a step, and is past where longer promp
 MAX_ROWS = 64
 SHARE = 0.4  # of the memory that is free when the engine is made, where nobody says how much the cache may take
 LOGIT_ROWS = 64  # positions whose logits stand in memory at once when a prompt is scored
-
-
-class Generation(Iterator[int]):
-    """The ids that continue a request, as they come; `result()` says afterwards what came and why it ended.
-
-    Taking an id runs the engine until there is one. The caller may end it at any point: `stop()` because what came is enough, `cancel()`
-    because nobody wants it any more. One that is dropped unfinished is cancelled.
-    """
-
-    def __init__(self, engine: Engine, sequence: Sequence, request: Request) -> None:
-        self._engine, self._sequence, self.request = engine, sequence, request
-        self._n_taken = 0
-        self._ended_at: int | None = None
-        self._reason: FinishReason = "cancelled"
-
-    def __next__(self) -> int:
-        sequence = self._sequence
-        while self._ended_at is None and self._n_taken >= len(sequence.ids) - sequence.n_prompt:
-            if sequence.error is not None:
-                raise sequence.error
-            if sequence.finish_reason is not None:
-                raise StopIteration
-            self._engine.step()
-        if self._ended_at is not None:
-            raise StopIteration
-        self._n_taken += 1
-        return sequence.ids[sequence.n_prompt + self._n_taken - 1]
-
-    def stop(self) -> None:
-        """End with the last id taken because something the engine does not know, such as a stop string, was met."""
-        self._end("stop")
-
-    def cancel(self) -> None:
-        """End with the last id taken; the pages are free at once."""
-        self._end("cancelled")
-
-    def _end(self, reason: FinishReason) -> None:
-        if self._ended_at is None:
-            if self._n_taken < len(self._sequence.output_ids) or not self._sequence.done:
-                self._ended_at, self._reason = self._n_taken, reason
-            self._engine.give_up(self._sequence)
-
-    def __del__(self) -> None:
-        if not self._sequence.done:
-            self._engine.give_up(self._sequence)
-
-    @property
-    def finished(self) -> bool:
-        """Whether all ids have come, taken or not."""
-        return self._ended_at is not None or self._sequence.done
-
-    @property
-    def ids(self) -> list[int]:
-        """Those taken so far."""
-        return self._sequence.output_ids[: self._n_taken]
-
-    @property
-    def finish_reason(self) -> FinishReason | None:
-        """None while there are ids to take."""
-        if self._ended_at is not None:
-            return self._reason
-        return self._sequence.finish_reason if self._n_taken == len(self._sequence.output_ids) else None
-
-    def result(self) -> Result:
-        """What came. Raises what ended it, if that was an error; a RuntimeError before it has ended is a bug of the caller."""
-        sequence = self._sequence
-        if sequence.error is not None:
-            raise sequence.error
-        if not self.finished:
-            raise RuntimeError("a generation has no result before it has ended")
-        n, reason = (len(sequence.output_ids), sequence.finish_reason) if self._ended_at is None else (self._ended_at, self._reason)
-        assert reason is not None
-        asked = self.request
-        scored = asked.prompt_logprobs is not None
-        return Result(
-            token_ids=tuple(sequence.output_ids[:n]), finish_reason=reason, logprobs=tuple(sequence.logprobs[:n]) if asked.scores else None,
-            top_logprobs=tuple(sequence.top_logprobs[:n]) if asked.top_logprobs else None,
-            prompt_logprobs=tuple(sequence.scores) if scored else None,
-            prompt_top_logprobs=tuple(sequence.top_scores) if scored and asked.prompt_logprobs else None,
-            n_prompt=sequence.n_prompt, n_reused=sequence.n_reused or 0, prefill_seconds=sequence.first_seconds - sequence.submitted if n else 0.0,
-            seconds=sequence.last_seconds - sequence.submitted if n else 0.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What an engine has done since it was made, and how it stands, as plain numbers."""
-
-    n_requests: int
-    n_finished: int
-    n_failed: int
-    n_running: int
-    n_waiting: int
-    n_steps: int
-    n_prompt_tokens: int
-    n_reused_tokens: int  # of those, taken over from pages that were computed before
-    n_computed_tokens: int  # everything that passed the decoder, what was computed again included
-    n_output_tokens: int
-    n_preempted: int
-    n_drafted: int
-    n_accepted: int
-    cache_bytes: int
-    cache_used_share: float
-    busy_seconds: float
-    first_token_seconds: float  # from submitting to the first id, mean over requests
-    token_seconds: float  # between two ids of a request, mean over all
 
 
 class Engine:
@@ -536,10 +432,3 @@ def mask_words(sequences: list[Sequence], n_vocab: int) -> Tensor:
         if sequence.constraint is not None:
             sequence.constraint.mask(words_W)
     return words_BW
-
-
-def best(results: list[Result], n: int) -> tuple[Result, ...]:
-    """The n with the highest mean log-probability, the best first; all of them, in order, if there are no more."""
-    if len(results) == n:
-        return tuple(results)
-    return tuple(sorted(results, key=lambda r: -((r.cumulative_logprob or 0.0) / max(1, len(r.token_ids))))[:n])

@@ -6,7 +6,8 @@ import time
 import pytest
 import torch
 
-from pellucid.engine.engine import Engine, Generation
+from pellucid.engine.engine import Engine
+from pellucid.engine.generation import Generation
 from pellucid.engine.request import Request, Result, Sampling
 from pellucid.errors import BadRequest, EmptyPrompt, PromptTooLong
 from pellucid.model.decoder import Decoder
