@@ -15,8 +15,9 @@ from pellucid.api.completion import Completion, Options, checked, chosen, output
 from pellucid.api.stream import Stream, together
 from pellucid.api.text import Thinking
 from pellucid.engine.engine import Engine
-from pellucid.engine.pages import CacheDtype
+from pellucid.engine.pages import CacheDtype, check_cache
 from pellucid.engine.request import check_vocabulary, token_ids
+from pellucid.engine.score import Score
 from pellucid.errors import BadConfig, BadRequest, BadTokenizer, EmptyPrompt, PromptTooLong, UnsupportedModel
 from pellucid.model.decoder import Decoder
 from pellucid.model.load import check_vocabulary as check_tokenizer
@@ -118,6 +119,34 @@ class Model:
             logits_TV: Tensor = self.decoder.unembed(hidden_TD).float()
         return logits_TV
 
+    def score(self, pairs: Iterable[tuple[str | Sequence[int], str | Sequence[int]]], *, top_logprobs: int = 0) -> list[Score]:
+        """How likely each continuation is after its context: (context, continuation) pairs of texts, or of ids that are used as they are.
+
+        Two texts are encoded as one, so that the continuation's ids are those the model would write; a space between them belongs to the second.
+        An empty context scores every id but the first. Raises what `generate` raises.
+        """
+        return self.engine.score([self._pair(*pair) for pair in pairs], top_logprobs)
+
+    def embed(self, texts: Iterable[str | Sequence[int]], *, pooling: str = "mean", normalize: bool = True, activation: str | None = None) -> Tensor:
+        """A vector for each text, (N, D), float32: its hidden states' mean, or the last one's (pooling="last"), of length one.
+
+        activation: a module whose output is taken in place of the final hidden states, such as blocks.3.mlp. Raises what `generate` raises.
+        """
+        found = self.engine.embed([self.prompt_ids(text) for text in texts], pooling=pooling, normalize=normalize, activation=activation)
+        return torch.stack([one.vector for one in found]) if found else torch.empty(0, self.spec.d_model)
+
+    def _pair(self, context: str | Sequence[int], continuation: str | Sequence[int]) -> tuple[list[int], list[int]]:
+        if not isinstance(context, str) or not isinstance(continuation, str):
+            if isinstance(context, str) or isinstance(continuation, str):
+                raise BadRequest("a context and its continuation must both be text, or both token ids", field="continuation")
+            return token_ids(context, "context"), token_ids(continuation, "continuation")
+        if not continuation:
+            raise EmptyPrompt("the continuation is empty: there is nothing to score", field="continuation")
+        before = context.rstrip(" ")
+        whole = self.prompt_ids(context + continuation)
+        n = len(self.prompt_ids(before)) if before else len(whole) - len(self.tokenizer.encode(context + continuation))
+        return whole[:n], whole[n:]
+
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         """The ids a prompt becomes: BOS where the tokenizer wants it, or where there is nothing else. Special tokens never come from text."""
         if not isinstance(prompt, str):
@@ -207,6 +236,7 @@ def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "au
         "model": os.fspath(path), "path": os.path.abspath(found), "device": device, "dtype": dtype, "accept_unread": sorted(accept_unread), "ops": ops,
         "deterministic": deterministic, "threads": threads, "chat_template": None if chat_template is None else os.fspath(chat_template),
         "cache_bytes": cache_bytes, "cache_dtype": cache_dtype}
+    check_cache(cache_bytes, cache_dtype)
     if threads is not None:
         set_threads(threads)
     checkpoint = open_checkpoint(found)

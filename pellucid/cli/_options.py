@@ -1,6 +1,7 @@
 """Options that several commands share, and what they become in the Python API."""
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -26,6 +27,15 @@ Presence = Annotated[float, typer.Option("--presence-penalty", help="Taken once 
 Frequency = Annotated[float, typer.Option("--frequency-penalty", help="Taken from every token for each time the output holds it.")]
 LogitBias = Annotated[list[str] | None, typer.Option("--logit-bias", metavar="ID=VALUE", help="Add to one token's logit; may be repeated.")]
 Stop = Annotated[list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text; may be repeated.")]
+MinTokens = Annotated[int, typer.Option("--min-tokens", help="No end-of-sequence token before so many.")]
+IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on past the model's end-of-sequence tokens.")]
+BadWords = Annotated[list[str] | None, typer.Option("--bad-word", metavar="TEXT", help="Never write this; may be repeated.")]
+Prefix = Annotated[str | None, typer.Option("--prefix", metavar="TEXT", help="What the output begins with.")]
+N = Annotated[int, typer.Option("--n", help="How many completions.")]
+BestOf = Annotated[int | None, typer.Option("--best-of", help="Write so many and keep the n likeliest.")]
+Logprobs = Annotated[int | None, typer.Option("--logprobs", metavar="K", help="With --json: log-probabilities of the tokens, and of the K likeliest.")]
+Cache = Annotated[str | None, typer.Option("--cache", metavar="SIZE", help="Memory for keys and values, such as 512MB or 4GB; else 40 % of what is free.")]
+CacheDtype = Annotated[str, typer.Option("--cache-dtype", metavar="same|int8", help="How keys and values are kept; int8 is half of bfloat16, at a loss.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Repeat a run exactly; drawn and reported where none is given.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.")]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.")]
@@ -37,12 +47,32 @@ Template = Annotated[str | None, typer.Option("--chat-template", metavar="FILE|N
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")]
 
 
-def sampling(*, max_tokens: int | None, logit_bias: Sequence[str] | None, stop: Sequence[str] | None, **options: Any) -> dict[str, Any]:
+def sampling(*, max_tokens: int | None, logit_bias: Sequence[str] | None, stop: Sequence[str] | None, logprobs: int | None = None,
+             bad_words: Sequence[str] | None = None, **options: Any) -> dict[str, Any]:
     """What was asked, for the API. Raises BadRequest for what cannot be, while no model has been loaded for it."""
     biases = dict(map(_bias, logit_bias or ()))
     from pellucid.api.completion import checked  # torch comes with it: a second that --help need not take
     asked = {name: value for name, value in options.items() if value is not None}
+    if logprobs is not None:
+        asked |= {"logprobs": True, "top_logprobs": logprobs}
+    if bad_words:
+        asked["bad_words"] = list(bad_words)
     return checked({**asked, "max_tokens": max_tokens, "logit_bias": biases, "stop": list(stop or ())})
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def n_bytes(text: str | None) -> int | None:
+    """A size such as 4GB, 1.5 GiB or 300000000 in bytes. Raises BadRequest for what is none."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*", text, re.IGNORECASE)
+    unit = found[2].upper() if found else ""
+    unit += "B" if unit and unit != "B" and not unit.endswith("B") else ""
+    if found is None or unit not in _UNITS or not float(found[1]):
+        raise BadRequest(f"--cache {text!r} is not a size, such as 512MB or 4GB", field="cache")
+    return int(float(found[1]) * _UNITS[unit])
 
 
 def _bias(text: str) -> tuple[int, float]:

@@ -32,6 +32,8 @@ def command(
     logit_bias: o.LogitBias = None,
     stop: o.Stop = None,
     seed: o.Seed = None,
+    cache: o.Cache = None,
+    cache_dtype: o.CacheDtype = "same",
     threads: o.Threads = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
@@ -55,9 +57,9 @@ def command(
     asked = o.sampling(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
                        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias, stop=stop, seed=seed)
     asked.pop("seed", None)  # the conversation's: each answer has its own
-    arguments = template_arguments(template_arg or ())
+    arguments, cache_bytes = template_arguments(template_arg or ()), o.n_bytes(cache)
     loaded = o.load_model(model, accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, deterministic=deterministic,
-                          threads=threads, chat_template=chat_template)
+                          threads=threads, chat_template=chat_template, cache_bytes=cache_bytes, cache_dtype=cache_dtype)
     advised = {name: value for name, value in recommended(loaded.checkpoint.generation).items() if name not in asked}
     if advised and not quiet:
         note(f"sampling  {', '.join(f'{name} {value}' for name, value in advised.items())}, as generation_config.json recommends")

@@ -27,7 +27,16 @@ def command(
     frequency_penalty: o.Frequency = 0.0,
     logit_bias: o.LogitBias = None,
     stop: o.Stop = None,
+    min_tokens: o.MinTokens = 0,
+    ignore_eos: o.IgnoreEos = False,
+    bad_word: o.BadWords = None,
+    prefix: o.Prefix = None,
+    n: o.N = 1,
+    best_of: o.BestOf = None,
+    logprobs: o.Logprobs = None,
     seed: o.Seed = None,
+    cache: o.Cache = None,
+    cache_dtype: o.CacheDtype = "same",
     threads: o.Threads = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
@@ -51,19 +60,26 @@ def command(
     pellucid run ./model -p "Once" --seed 7 --record once.json
     """
     options = o.sampling(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
-                         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias, stop=stop, seed=seed)
+                         presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias, stop=stop, min_tokens=min_tokens,
+                         ignore_eos=ignore_eos, bad_words=bad_word, prefix=prefix, n=n, best_of=best_of, logprobs=logprobs, seed=seed)
+    cache_bytes = o.n_bytes(cache)
     if record is not None:
         place_for(record)  # before a minute was spent on what goes into it
     text = o.read_stdin("the prompt") if prompt is None and not sys.stdin.isatty() else prompt
     if text is None:
         raise BadRequest("no prompt. Give one with -p PROMPT, or pipe it in", field="prompt")
     loaded = o.load_model(model, accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, deterministic=deterministic,
-                          threads=threads, chat_template=chat_template)
-    stream = loaded.stream(text, **options)
-    for piece in stream:
+                          threads=threads, chat_template=chat_template, cache_bytes=cache_bytes, cache_dtype=cache_dtype)
+    if n > 1 or best_of is not None:
+        completion = loaded.generate(text, **options)
         if not json:
-            show(piece)
-    completion = stream.result
+            show("\n\n".join(f"[{i}] {choice.text}" for i, choice in enumerate(completion.choices or (completion,), 1)))
+    else:
+        stream = loaded.stream(text, **options)
+        for piece in stream:
+            if not json:
+                show(piece)
+        completion = stream.result
     if not json:
         show("\n")
     if record is not None:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pellucid.engine.generation import Generation, best
-from pellucid.engine.pages import PAGE, CacheDtype, PagedCache
+from pellucid.engine.pages import PAGE, CacheDtype, PagedCache, check_cache
 from pellucid.engine.report import Report
 from pellucid.engine.request import Request, Result, check_vocabulary
 from pellucid.engine.sampler import Row, Sampler
@@ -63,6 +63,7 @@ class Engine:
         if step_tokens < max_rows or max_rows < 1:
             raise BadRequest(f"max_rows={max_rows} sequences need a token each in a step of step_tokens={step_tokens}. Lower max_rows or raise step_tokens",
                              field="max_rows")
+        check_cache(cache_bytes, cache_dtype)
         self.decoder, self.spec, self.deterministic = decoder, decoder.spec, decoder.deterministic
         weight = decoder.embed.weight
         self.device = weight.device

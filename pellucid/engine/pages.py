@@ -19,12 +19,12 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from pellucid.errors import OutOfMemoryBudget
+from pellucid.errors import BadRequest, OutOfMemoryBudget
 from pellucid.model.cache import Held
 from pellucid.model.parts import Rows
 from pellucid.model.report import size
@@ -35,6 +35,14 @@ from pellucid.spec import DecoderSpec, LatentAttention, Mixer
 PAGE = 32  # tokens: whole tiles of every matrix unit, and few enough that a conversation's last, partly filled page is cheap to compute again
 
 CacheDtype = Literal["same", "int8"]  # as the model computes, or 8 bits a number and a float32 scale a head and token
+
+
+def check_cache(n_bytes: object, store: object) -> None:
+    """Raises BadRequest for a size or a way to keep keys and values that cannot be."""
+    if n_bytes is not None and (isinstance(n_bytes, bool) or not isinstance(n_bytes, int) or n_bytes < 1):
+        raise BadRequest(f"cache_bytes={n_bytes!r} is not a count of bytes, from 1", field="cache_bytes")
+    if store not in get_args(CacheDtype):
+        raise BadRequest(f"cache_dtype={store!r} is not one of {', '.join(get_args(CacheDtype))}", field="cache_dtype")
 
 
 def kept_shapes(mixer: Mixer) -> list[tuple[int, int]]:

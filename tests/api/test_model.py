@@ -286,6 +286,37 @@ def test_what_the_output_may_say_can_be_bound(abc):
     assert len(longer.token_ids) >= 7 > len(free.token_ids) == 5
 
 
+def test_continuations_are_scored_as_the_model_would_write_them():
+    story = pellucid.load("shipped", dtype="float32")
+    pairs = [("It was a dark", " and stormy night"), ("It was a dark ", "and stormy night"), ("", "Once upon a time")]
+    first, second, whole = story.score(pairs)
+    assert first == second  # the space is the continuation's, wherever it stood
+    ids = story.prompt_ids("It was a dark and stormy night")
+    n = len(story.prompt_ids("It was a dark"))
+    logprobs_TV = story.logits(ids).log_softmax(-1)
+    assert list(first.logprobs) == pytest.approx([float(logprobs_TV[i - 1, ids[i]]) for i in range(n, len(ids))], abs=1e-4)
+    assert len(whole.logprobs) == len(story.prompt_ids("Once upon a time")) - 1
+    assert story.score([(ids[:n], ids[n:])])[0].greedy == first.greedy
+    with pytest.raises(EmptyPrompt, match="the continuation is empty"):
+        story.score([("a", "")])
+    with pytest.raises(BadRequest, match="must both be text, or both token ids"):
+        story.score([("a", [3])])
+
+
+def test_texts_have_vectors():
+    story = pellucid.load("shipped", dtype="float32")
+    texts = ["The sea was calm.", "The ocean lay still.", "He paid five pounds."]
+    vectors_ND = story.embed(texts)
+    assert vectors_ND.shape == (3, story.spec.d_model)
+    torch.testing.assert_close(vectors_ND.norm(dim=-1), torch.ones(3))
+    hidden_TD = story.decoder(torch.tensor(story.prompt_ids(texts[1])))
+    torch.testing.assert_close(story.embed(texts[1:2], normalize=False)[0], hidden_TD.mean(0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(story.embed(texts[1:2], pooling="last", normalize=False)[0], hidden_TD[-1], atol=1e-4, rtol=1e-4)
+    assert story.embed([]).shape == (0, story.spec.d_model)
+    with pytest.raises(BadRequest, match=r"activation 'blocks\.3\.mpl' is not a module of this model\. Did you mean blocks\.3\.mlp"):
+        story.embed(texts, activation="blocks.3.mpl")
+
+
 def test_log_probabilities_of_prompt_and_output_are_told(abc):
     done = abc.generate("ab", temperature=0, max_tokens=1, logprobs=True, top_logprobs=2, prompt_logprobs=0)
     assert done.as_dict()["logprobs"] == [pytest.approx(0.0, abs=1e-3)]

@@ -50,7 +50,8 @@ def test_the_options_are_these(say: Say) -> None:
     assert set(re.findall(r"^ +(?:-\w, )?(--[\w-]+)", listed, re.M)) == {
         "--prompt", "--max-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--repetition-penalty", "--presence-penalty", "--frequency-penalty",
         "--logit-bias", "--stop", "--seed", "--threads", "--device", "--dtype", "--ops", "--deterministic", "--accept-unread", "--chat-template", "--record",
-        "--quiet", "--json", "--debug", "--help"}
+        "--quiet", "--json", "--debug", "--help", "--min-tokens", "--ignore-eos", "--bad-word", "--prefix", "--n", "--best-of", "--logprobs", "--cache",
+        "--cache-dtype"}
 
 
 def test_text_goes_to_stdout_and_the_rest_to_stderr(say: Say, abc: str) -> None:
@@ -200,6 +201,39 @@ def test_control_characters_do_not_reach_a_terminal(say: Say, abc: str) -> None:
     assert (screen.getvalue(), pipe.getvalue()) == ("a␛[31m\tb\n␇\ufffd␡", "a\x1b[31m\tb\n\x07\x9b\x7f")
     assert harmless("grüße 🧀\n") == "grüße 🧀\n"
     assert say("run", abc, "-p", "x", "-q").out == "\x1b[!\n"  # into a pipe goes what was written
+
+
+def test_what_the_output_may_say_and_how_much_is_told_of_it(say: Say, abc: str) -> None:
+    def wrote(*flags: str) -> str:
+        return say("run", abc, "-p", "h", "-q", "--temperature", "0", *flags).out
+    assert wrote() == "ijkl\n"
+    assert wrote("--prefix", "?ef") == "?efghijkl\n"
+    assert "k" not in wrote("--bad-word", "k", "--bad-word", "q")
+    told = json.loads(wrote("--json", "--logprobs", "2", "--max-tokens", "3"))
+    assert [len(told["token_ids"]), len(told["logprobs"]), [len(best) for best in told["top_logprobs"]]] == [3, 3, [2, 2, 2]]
+    assert len(json.loads(wrote("--json", "--min-tokens", "8", "--max-tokens", "9"))["token_ids"]) >= 8
+    assert len(json.loads(wrote("--json", "--ignore-eos", "--max-tokens", "20"))["token_ids"]) == 20
+
+
+def test_several_completions_are_numbered_and_the_best_come_first(say: Say) -> None:
+    done = say("run", "-p", "The", "-q", "--n", "2", "--best-of", "3", "--max-tokens", "4", "--seed", "3")
+    assert [part.split("]")[0] for part in done.out.rstrip("\n").split("\n\n")] == ["[1", "[2"]
+    told = json.loads(say("run", "-p", "The", "-q", "--n", "2", "--max-tokens", "4", "--seed", "3", "--json").out)
+    assert [choice["seed"] for choice in told["choices"]] == [3, 4]
+    assert say("run", "-p", "The", "-q", "--n", "2", "--best-of", "1").err == "error: best_of=1 is out of range: at least n (2), or None for n\n"
+
+
+@pytest.mark.parametrize(("size", "found"), [("4GB", 4 * 10**9), ("1.5 GiB", 3 * 2**29), ("300000000", 300_000_000), ("2g", 2 * 10**9), ("7 kb", 7000)])
+def test_a_size_is_read_as_it_is_written(size: str, found: int) -> None:
+    assert _options.n_bytes(size) == found
+
+
+def test_a_cache_that_cannot_be_is_refused(say: Say, abc: str) -> None:
+    for size in ("many", "0", "-3GB", "4XB"):
+        assert say("run", abc, "-p", "a", "--cache", size).err == f"error: --cache {size!r} is not a size, such as 512MB or 4GB\n"
+    assert say("run", abc, "-p", "a", "--cache-dtype", "int4").err == "error: cache_dtype='int4' is not one of same, int8\n"
+    assert "one page of 32 tokens takes" in say("run", abc, "-p", "a", "-q", "--cache", "100").err
+    assert say("run", abc, "-p", "a", "-q", "--temperature", "0", "--cache", "2MB", "--cache-dtype", "int8").out == "bcdefghijkl\n"
 
 
 def test_a_record_never_replaces_a_file_of_the_model(say: Say, tmp_path: Path) -> None:
