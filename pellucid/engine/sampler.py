@@ -11,131 +11,38 @@ where the two agree:
 - presence, frequency: logit -= presence * (count > 0) + frequency * count, counted over the output alone, as OpenAI and vLLM have it.
 - bad words: the last id of one is forbidden where the others are what came last, prompt included, as transformers has it (vLLM: output alone).
 - minimum: stop ids are forbidden until so many ids have come. The constraint's mask forbids whatever else it does not allow.
-- top-k: exactly k tokens; transformers keeps all that tie with the k-th.
+- top-k: exactly k tokens, of equal ones those of the lowest ids; transformers keeps all that tie with the k-th.
 - top-p: the fewest likeliest tokens whose share of what top-k left sums to at least p. https://arxiv.org/abs/1904.09751
 - min-p: tokens at least min_p times as likely as the likeliest. https://arxiv.org/abs/2407.01082
 
-The draw inverts the cumulative distribution at one uniform number, the i-th of the row's own seeded generator for its i-th id, on the CPU: a
-seed means the same numbers on every device, whoever shares the batch, however often the row left it, speculated or not.
+The draw inverts the cumulative distribution, in the order of the vocabulary, at one uniform number: the i-th of the row's own seeded generator
+for its i-th id, on the CPU. So a seed means the same numbers on every device, whoever shares the batch, however often the row left it, speculated or not.
 
-A row's id and log-probabilities are bitwise the same in any company: everything is elementwise or a row's own, and how much of a row is sorted
-depends on that row alone (which of two equal logits comes first depends on it). torch's sums are not used: with several threads the bits
-of one depend on how many rows there are (seen in torch 2.13 on the CPU: 8 of 30 slices of a (33, 151937) sum differed); `total` adds in an
-order of its own.
+A row's id and log-probability are bitwise the same in any company. What that takes:
+- Everything is elementwise, or a row's own. How much of a row is sorted depends on that row alone, and of a sort only the values are used, which
+  are the same whatever sorts them; torch does not say in which order equal ones come, and its CUDA kernels choose by the number of rows.
+- No torch sum: with several threads its bits depend on how many rows there are (torch 2.13, CPU, 2 threads: in 8 of 30 slices of a (33, 151937)
+  tensor). `total` adds in an order of its own. exp, log and cumsum were the same in all of them, which torch promises as little; a test looks.
+Among equals, the ids of top_logprobs come in torch's order: the same in any company on the CPU, not promised on a GPU.
 """
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pellucid.engine.request import MAX_TOP_LOGPROBS, Alternatives, Request, check_vocabulary
+from pellucid.engine.request import MAX_TOP_LOGPROBS, Alternatives
+from pellucid.engine.row import HEAD, Row
 from pellucid.errors import PellucidError
 
-HEAD = 256  # tokens sorted first for top-p: nearly always enough, and 25 times cheaper than sorting 150,000
+BLOCK = 256  # tokens whose weights are added up before one block of them is chosen: about the square root of a large vocabulary
+PLAIN = 2**13  # so many weights are summed one after the other in the time that adding up blocks of them takes
+CACHED = 2**19  # logits of 2 MB handled together on a CPU: larger buffers come fresh from the system each time, page by page
 WORD = 32  # bits in a word of a packed mask
-
-
-class Row:
-    """What the sampler remembers of one sequence, however often that joins and leaves a batch. All of it on the host.
-
-    `index` tells the outputs of one request apart: each has random numbers of its own. `output_ids` are what has come already, for a row that is
-    built again. Raises BadRequest if the request names a token outside the vocabulary.
-    """
-
-    def __init__(self, request: Request, n_vocab: int, *, index: int = 0, output_ids: Iterable[int] = ()) -> None:
-        s = request.sampling
-        for name, ids in (("prompt", request.prompt_ids), ("stop_ids", request.stop_ids), ("prefix_ids", request.prefix_ids),
-                          ("logit_bias", s.logit_bias), *(("bad_words", word) for word in request.bad_words)):
-            check_vocabulary(ids, n_vocab, name)
-        self.request, self.sampling = request, s
-        self.output_ids: list[int] = []
-        self.width = _width(s.top_k, s.top_p, n_vocab)
-        self.settings = (s.temperature or 1.0, s.top_k or n_vocab, s.top_p if s.top_p < 1 else 2.0,  # 2: no rounded sum of shares reaches it
-                         math.log(s.min_p) if s.min_p else -math.inf)
-        self.edits = Edits(s.logit_bias, request.prompt_ids if s.repetition_penalty != 1 else ())
-        self._generator = torch.Generator().manual_seed(seed(s.seed, index))
-        self._u: list[float] = []  # of the numbers drawn, the last few: those for ids to come
-        self._n_drawn = 0
-        self._words: dict[int, list[tuple[int, ...]]] = {}  # by the id before the one that they forbid
-        for word in request.bad_words:
-            if len(word) > 1:
-                self._words.setdefault(word[-2], []).append(word)
-        self._never = [word[0] for word in request.bad_words if len(word) == 1]
-        for token_id in output_ids:
-            self.note(token_id)
-
-    def u(self, i: int) -> float:
-        """The uniform number in [0, 1) for the i-th id of the output, of those to come. A draft may look ahead."""
-        assert i >= len(self.output_ids), f"number {i} is used and gone: {len(self.output_ids)} ids have come"
-        if (n := i + 1 - self._n_drawn) > 0:
-            self._u += torch.rand(n, dtype=torch.float64, generator=self._generator).tolist()
-            self._n_drawn += n
-        return self._u[i - self._n_drawn]
-
-    def note(self, token_id: int) -> None:
-        """An id has come. The sampler says so itself of those it chooses."""
-        self.output_ids.append(token_id)
-        del self._u[: len(self._u) - max(0, self._n_drawn - len(self.output_ids))]
-        if self.sampling.penalizes:
-            self.edits.note(token_id)
-
-    @property
-    def forced_id(self) -> int | None:
-        """What the forced prefix has here, if it reaches so far."""
-        i, prefix = len(self.output_ids), self.request.prefix_ids
-        return prefix[i] if i < len(prefix) else None
-
-    def forbidden(self) -> list[int]:
-        """Ids that may not come here: by bad words and the minimum."""
-        ids = list(self._never)
-        if len(self.output_ids) < self.request.min_tokens:
-            ids += self.request.stop_ids
-        if self._words and (last := self._last(1)):
-            ids += (word[-1] for word in self._words.get(last[0], ()) if self._last(len(word) - 1) == word[:-1])
-        return ids
-
-    def _last(self, n: int) -> tuple[int, ...]:
-        """The last n ids of prompt and output, fewer where there are not so many."""
-        ours = tuple(self.output_ids[-n:])
-        return ours if len(ours) == n else (*self.request.prompt_ids[len(ours) - n:], *ours)
-
-
-class Edits:
-    """Tokens whose logits a row changes: N of them, each with its bias, whether it was seen, and its count in the output."""
-
-    def __init__(self, bias: dict[int, float], seen: Iterable[int]) -> None:
-        ids = list(dict.fromkeys((*bias, *seen)))
-        self.n, self._ids = len(ids), np.array(ids, np.int64)
-        self._values = np.zeros((3, len(ids)), np.float32)
-        self._place = {token_id: i for i, token_id in enumerate(ids)}
-        for token_id, value in bias.items():
-            self._values[0, self._place[token_id]] = value
-        self._values[1, [self._place[token_id] for token_id in dict.fromkeys(seen)]] = 1
-
-    @property
-    def ids_N(self) -> np.ndarray:
-        return self._ids[: self.n]
-
-    @property
-    def values_3N(self) -> np.ndarray:
-        return self._values[:, : self.n]
-
-    def note(self, token_id: int) -> None:
-        i = self._place.setdefault(token_id, self.n)
-        if i == self.n:
-            if self.n == len(self._ids):  # doubled, so that a long output costs a copy seldom
-                self._ids = np.concatenate((self._ids, np.zeros(self.n + 16, np.int64)))
-                self._values = np.concatenate((self._values, np.zeros((3, self.n + 16), np.float32)), axis=1)
-            self._ids[i] = token_id
-            self.n += 1
-        self._values[1, i] = 1
-        self._values[2, i] += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +66,23 @@ class Sampler:
         self.n_vocab, self.device = n_vocab, torch.device(device)
         self.wide = torch.float32 if self.device.type == "mps" else torch.float64  # mps has no float64
         bits = torch.arange(256)[:, None] >> torch.arange(8) & 1
-        self._bools_256 = bits.bool().view(torch.int64)[:, 0].to(self.device)  # a byte of a packed mask -> eight bools, read as one number
+        self._bars_256x8 = torch.where(bits > 0, 0.0, -torch.inf).to(self.device)  # a byte of a mask -> what eight logits are given
+        self._n_together = max(1, CACHED // n_vocab) if self.device.type == "cpu" else None
 
-    def __call__(self, logits_BV: Tensor, rows: Sequence[Row], mask_BV: Tensor | None = None) -> Sampled:
-        """One id a row, which each row is told at once. Asks the device one time, and once more for each time that top-p needs a longer head.
+    def __call__(self, logits_BV: Tensor, rows: Sequence[Row], mask_BW: Tensor | None = None) -> Sampled:
+        """One id a row, which each row is told at once. A GPU is asked one time, and once more where top-k or top-p cut anything.
 
-        mask_BV: what may come, bool (B, V) or packed int32 (B, ceil(V / 32)) as engine/request.py's Constraint has it; all ones where nothing binds.
+        mask_BW: what may come, packed (B, ceil(V / 32)) int32 as engine/request.py's Constraint has it; all ones (-1) where nothing binds.
         """
-        model_BV = logits_BV.float()
-        logits_BV = self._edited(model_BV, rows, mask_BV)
+        n = len(rows)
+        size = min(n, self._n_together or n) or 1
+        cuts = [slice(i, i + size) for i in range(0, n or 1, size)]
+        parts = [self._sample(logits_BV[cut], rows[cut], None if mask_BW is None else mask_BW[cut]) for cut in cuts]
+        return parts[0] if len(parts) == 1 else joined(parts)
+
+    def _sample(self, logits_BV: Tensor, rows: Sequence[Row], mask_BW: Tensor | None) -> Sampled:
+        model_BV = logits_BV.detach().float()
+        logits_BV = self._edited(model_BV, rows, mask_BW)
         best_B, chosen_B = logits_BV.max(-1)
         if drawing := [b for b, row in enumerate(rows) if not row.sampling.greedy]:
             every = len(drawing) == len(rows)
@@ -179,7 +94,8 @@ class Sampler:
         if max(forced, default=-1) >= 0:
             forced_B = self._send(forced)
             chosen_B = torch.where(forced_B >= 0, forced_B, chosen_B)
-            best_B = best_B.masked_fill(forced_B >= 0, 0.0)  # what is forced needs nothing left to choose from
+            # What is forced needs nothing left to choose from, only a model that computed numbers.
+            best_B = torch.where(forced_B >= 0, model_BV.amax(-1), best_B)
         return self._report(model_BV, best_B, chosen_B, rows)
 
     def _report(self, model_BV: Tensor, best_B: Tensor, chosen_B: Tensor, rows: Sequence[Row]) -> Sampled:
@@ -206,13 +122,13 @@ class Sampler:
                 row.note(ids[b])
         return Sampled(chosen_B, tuple(ids), tuple(logprobs), tuple(top), errors)
 
-    def _edited(self, logits_BV: Tensor, rows: Sequence[Row], mask_BV: Tensor | None) -> Tensor:
+    def _edited(self, logits_BV: Tensor, rows: Sequence[Row], mask_BW: Tensor | None) -> Tensor:
         """Logits after all that looks at single tokens; the caller's are left as they are."""
         editing = [(b, row) for b, row in enumerate(rows) if row.edits.n]
         forbidden = [b * self.n_vocab + i for b, row in enumerate(rows) for i in row.forbidden()]
-        if not editing and not forbidden and mask_BV is None:
+        if not editing and not forbidden and mask_BW is None:
             return logits_BV
-        out_BV = logits_BV.clone() if mask_BV is None else torch.where(self._allowed(mask_BV), logits_BV, -torch.inf)
+        out_BV = logits_BV.clone() if mask_BW is None else logits_BV + self._bars(mask_BW)
         if editing:
             at_N = torch.from_numpy(np.concatenate([row.edits.ids_N + b * self.n_vocab for b, row in editing])).to(self.device)
             penalties_3N = np.repeat(np.array([(row.sampling.repetition_penalty, row.sampling.presence_penalty, row.sampling.frequency_penalty)
@@ -225,30 +141,25 @@ class Sampler:
             out_BV.view(-1).index_fill_(0, self._send(forbidden), -torch.inf)
         return out_BV
 
-    def _allowed(self, mask_BV: Tensor) -> Tensor:
-        """The mask as bool (B, V)."""
-        if mask_BV.dtype == torch.int32:
-            n_words = -(-self.n_vocab // WORD)
-            assert mask_BV.shape[1] == n_words, f"a packed mask of {mask_BV.shape[1]} words for {self.n_vocab} tokens, which want {n_words}"
-            octets_BO = mask_BV.to(self.device).contiguous().view(torch.uint8)  # little-endian: bit i of a word is bit i % 8 of its byte i // 8
-            mask_BV = self._bools_256[octets_BO.int()].view(torch.bool)[:, : self.n_vocab]
-        assert (mask_BV.dtype, mask_BV.shape[1]) == (torch.bool, self.n_vocab), f"a mask of {mask_BV.dtype}, {tuple(mask_BV.shape)}"
-        return mask_BV.to(self.device)
+    def _bars(self, mask_BW: Tensor) -> Tensor:
+        """0 where the mask allows, -inf elsewhere (B, V): added, because choosing by a mask of no pattern is 10 times slower on a CPU."""
+        expected = (torch.int32, -(-self.n_vocab // WORD))
+        assert (mask_BW.dtype, mask_BW.shape[1]) == expected, f"a mask of {mask_BW.dtype}, {tuple(mask_BW.shape)}; expected {expected}"
+        octets = mask_BW.to(self.device).contiguous().view(torch.uint8)  # little-endian: bit i of a word is bit i % 8 of its byte i // 8
+        return self._bars_256x8.index_select(0, octets.int().flatten()).view(len(mask_BW), -1)[:, : self.n_vocab]
 
     def _draw(self, logits_CV: Tensor, rows: Sequence[Row]) -> Tensor:
         """One id a row (C,) from logits whose largest is 0."""
         chosen_C = torch.empty(len(rows), dtype=torch.int64, device=self.device)
-        for places, logits_GN, ids_GN in self.candidates(logits_CV, rows):
+        for places, weights_GV in self.weights(logits_CV, rows):
             u_G1 = torch.tensor([[rows[c].u(len(rows[c].output_ids))] for c in places], dtype=torch.float64)
-            place_G1 = invert(logits_GN, u_G1, self.wide)
-            chosen_C[self._send(places)] = (place_G1 if ids_GN is None else ids_GN.gather(1, place_G1))[:, 0]
+            chosen_C[self._send(places)] = invert(weights_GV, u_G1, self.wide)[:, 0]
         return chosen_C
 
-    def candidates(self, logits_CV: Tensor, rows: Sequence[Row]) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
-        """What temperature, top-k, top-p and min-p leave: places of rows, their logits (G, N) with what is dropped at -inf, and the ids (G, N).
+    def weights(self, logits_CV: Tensor, rows: Sequence[Row]) -> Iterator[tuple[list[int], Tensor]]:
+        """What temperature, top-k, top-p and min-p leave of logits whose largest is 0: places of rows, and their weights (G, V), the largest 1.
 
-        The ids are None where nothing needs an order: all tokens in place. Rows that want as many candidates come together, none more than it would
-        want alone; one whose top-p needs more than HEAD comes again with more, and the last time counts.
+        Rows that want as many of the likeliest looked at come together. One whose top-p needs more comes again with more: the last time counts.
         """
         waiting: dict[int, list[int]] = {}
         for c, row in enumerate(rows):
@@ -256,18 +167,23 @@ class Sampler:
         while waiting:
             width, places = waiting.popitem()
             group = [rows[c] for c in places]
-            logits_GV = logits_CV if len(places) == len(rows) else logits_CV[self._send(places)]
-            settings = torch.tensor([row.settings for row in group], dtype=self.wide, device=self.device)
-            temperature_G1, top_k_G1, top_p_G1, min_p_log_G1 = settings[:, :, None].unbind(1)
-            logits_GN, ids_GN, enough_G = logits_GV / temperature_G1.float(), None, None
+            settings = torch.tensor([row.settings for row in group], dtype=torch.float32, device=self.device)  # which counts exactly to 2**24
+            temperature_G1, top_k_G1, top_p_G1, floor_G1 = settings[:, :, None].unbind(1)
+            logits_GV = (logits_CV if len(places) == len(rows) else logits_CV[self._send(places)]) / temperature_G1
+            weights_GV = logits_GV.exp()
+            cut = None
             if width:
-                any_top_p = any(row.sampling.top_p < 1 for row in group)
-                logits_GN, ids_GN, enough_G = likeliest(logits_GN, width, top_k_G1, top_p_G1.float() if any_top_p else None)
-            if any(row.sampling.min_p for row in group):
-                logits_GN = logits_GN.masked_fill(logits_GN < logits_GN.amax(-1, keepdim=True) + min_p_log_G1.float(), -torch.inf)
-            yield places, logits_GN, ids_GN
-            if enough_G is not None and (short := [c for c, enough in zip(places, enough_G.tolist(), strict=True) if not enough]):
-                waiting.setdefault(min(8 * width, self.n_vocab), []).extend(short)
+                cut = Cut(logits_GV, weights_GV, width, top_k_G1, top_p_G1 if any(row.sampling.top_p < 1 for row in group) else None)
+                floor_G1 = torch.maximum(floor_G1, cut.floor_G1)
+            if width or any(row.sampling.min_p for row in group):
+                weights_GV *= torch.ge(logits_GV, floor_G1, out=torch.empty_like(weights_GV))  # as numbers at once: a third of the time of bools
+            if cut is not None:
+                short, tied = cut.told()
+                if tied:
+                    cut.untie(logits_GV, weights_GV, self._send(tied), floor_G1)
+                if short:
+                    waiting.setdefault(min(8 * HEAD, self.n_vocab) if width == HEAD else self.n_vocab, []).extend(places[g] for g in short)
+            yield places, weights_GV
 
     def _send(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
@@ -281,11 +197,6 @@ def _failure(model: float, edited: float) -> PellucidError:
     if edited == -math.inf:
         return PellucidError("the constraint, bad_words and min_tokens leave no token that may come next: no output meets all of them. Relax one")
     return PellucidError(f"logit_bias and repetition_penalty took logits past what float32 holds (largest: {edited}). Choose smaller ones")
-
-
-def seed(asked: int, index: int) -> int:
-    """The seed of a request's index-th output: the first has the one asked for, the others what no neighbouring seed has."""
-    return asked if index == 0 else int.from_bytes(hashlib.blake2b(f"{asked}/{index}".encode(), digest_size=8).digest()) >> 1
 
 
 def score(logits_SV: Tensor, ids_S: Tensor, top: bool) -> Tensor:
@@ -310,13 +221,19 @@ def scores(values: Sequence[float], k: int) -> tuple[float, Alternatives]:
 
 
 def total(weights_BN: Tensor) -> Tensor:
-    """Sums of rows (B, 1), halves added to halves: the same bits in any company, and rounding grows with log N. The weights are used up."""
-    n = weights_BN.shape[1]
-    while n > 1:
-        half = (n + 1) // 2
-        weights_BN[:, : n - half] += weights_BN[:, half:n]
-        n = half
-    return weights_BN[:, :1]
+    """Sums of rows (B, 1): the same bits in any company, and rounding that grows with log N.
+
+    On a CPU numpy's, which adds a row in pairs of pairs, and each by itself; elsewhere `halved`.
+    """
+    return torch.from_numpy(weights_BN.numpy().sum(-1, keepdims=True)) if weights_BN.device.type == "cpu" else halved(weights_BN)
+
+
+def halved(weights_BN: Tensor) -> Tensor:
+    """Sums of rows (B, 1) by adding the second half to the first until one is left: only additions of pairs, which any device rounds alike."""
+    while (n := weights_BN.shape[1]) > 1:
+        half = n // 2
+        weights_BN = torch.cat((weights_BN[:, :half] + weights_BN[:, half : 2 * half], weights_BN[:, 2 * half :]), dim=1)
+    return weights_BN
 
 
 def repetition(logits_N: Tensor, seen_N: Tensor, penalty_N: Tensor) -> Tensor:
@@ -329,34 +246,83 @@ def presence_and_frequency(logits_N: Tensor, counts_N: Tensor, presence_N: Tenso
     return logits_N - presence_N * (counts_N > 0) - frequency_N * counts_N
 
 
-def _width(top_k: int, top_p: float, n_vocab: int) -> int:
-    """How many candidates a row has sorted first: 0 where nothing needs an order, else a few sizes only, so that rows share them."""
-    if 0 < top_k < n_vocab:
-        return min(max(64, 1 << (top_k - 1).bit_length()), n_vocab)
-    return 0 if top_p == 1 else min(HEAD, n_vocab)
+class Cut:
+    """Where top-k and top-p (2 = all) cut rows whose largest logit is 0, from the `width` likeliest: a floor (G, 1), and how many that equal it stay."""
+
+    def __init__(self, logits_GV: Tensor, weights_GV: Tensor, width: int, top_k_G1: Tensor, top_p_G1: Tensor | None) -> None:
+        n_vocab = logits_GV.shape[1]
+        values_GN = highest(logits_GV, width)
+        kept_GN = torch.arange(width, device=logits_GV.device) < top_k_G1
+        self.short_G = torch.zeros_like(kept_GN[:, 0])
+        if top_p_G1 is not None:
+            # Shares are shares of what top-k leaves: of these, or of all where it leaves more.
+            here_G1, share_GN = top_k_G1 <= width, values_GN.exp() * kept_GN
+            share_GN = share_GN / torch.where(here_G1, total(share_GN), total(weights_GV))
+            mass_GN = share_GN.cumsum(-1)
+            self.short_G = (~here_G1 & (mass_GN[:, -1:] < top_p_G1))[:, 0] & (width < n_vocab)
+            kept_GN[:, 1:] &= mass_GN[:, :-1] < top_p_G1
+        n_kept_G1 = kept_GN.sum(-1, keepdim=True)
+        self.floor_G1 = values_GN.gather(1, n_kept_G1 - 1)
+        self.n_tied_G1 = n_kept_G1 - (values_GN > self.floor_G1).sum(-1, keepdim=True)
+        equal_G1 = (values_GN == self.floor_G1).sum(-1, keepdim=True)
+        self.tied_G = ((equal_G1 > self.n_tied_G1) | ((values_GN[:, -1:] == self.floor_G1) & (width < n_vocab)))[:, 0]
+
+    def told(self) -> tuple[list[int], list[int]]:
+        """Which rows need a larger width, and in which the floor may have equals that do not stay."""
+        short, tied = torch.stack((self.short_G, self.tied_G)).tolist()
+        return [g for g, yes in enumerate(short) if yes], [g for g, yes in enumerate(tied) if yes]
+
+    def untie(self, logits_GV: Tensor, weights_GV: Tensor, at_A: Tensor, floor_G1: Tensor) -> None:
+        """Of those that equal the floor only the first stay; where min-p's floor is higher, nothing does."""
+        equal_AV = (logits_GV[at_A] == self.floor_G1[at_A]) & (self.floor_G1[at_A] == floor_G1[at_A])
+        weights_GV[at_A] *= ~(equal_AV & (equal_AV.cumsum(-1, dtype=torch.int32) > self.n_tied_G1[at_A]))
 
 
-def likeliest(logits_GV: Tensor, width: int, top_k_G1: Tensor, top_p_G1: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The `width` likeliest in order (G, N), cut by top-k and top-p (2 = all) at -inf, their ids, and which rows (G,) have enough for top-p there."""
-    logits_GN, ids_GN = logits_GV.topk(width)
-    logits_GN = logits_GN.masked_fill(torch.arange(width, device=logits_GV.device) >= top_k_G1, -torch.inf)
-    if top_p_G1 is None:
-        return logits_GN, ids_GN, None
-    # Shares are shares of what top-k leaves: of these, or of all where it leaves more.
-    best_G1, here_G1 = logits_GN[:, :1], top_k_G1 <= width
-    whole_G1 = torch.where(here_G1, total((logits_GN - best_G1).exp()), total((logits_GV - best_G1).exp()))
-    share_GN = (logits_GN - (best_G1 + whole_G1.log())).exp()
-    mass_GN = share_GN.cumsum(-1)
-    enough_G = (here_G1 | (mass_GN[:, -1:] >= top_p_G1))[:, 0] if width < logits_GV.shape[1] else None
-    return logits_GN.masked_fill(mass_GN - share_GN >= top_p_G1, -torch.inf), ids_GN, enough_G
+def highest(logits_GV: Tensor, n: int) -> Tensor:
+    """The n largest values in falling order (G, n). On a CPU by numpy: torch takes three times as long for a few and 20 times for all."""
+    if logits_GV.device.type != "cpu":
+        return logits_GV.topk(n).values
+    array_GV = logits_GV.numpy()
+    if n < array_GV.shape[1]:
+        array_GV = np.partition(array_GV, array_GV.shape[1] - n)[:, -n:]
+    return torch.from_numpy(np.sort(array_GV)[:, ::-1].copy())
 
 
-def invert(logits_BN: Tensor, u_B1: Tensor, wide: torch.dtype = torch.float64) -> Tensor:
-    """Where the cumulative distribution of softmax(logits), summed in `wide`, passes u in [0, 1): (B, 1), int64.
+def invert(weights_BN: Tensor, u_B1: Tensor, wide: torch.dtype = torch.float64) -> Tensor:
+    """Where the cumulative distribution of the weights passes u in [0, 1): (B, 1), int64. A weight of 0 is never met, unless a row has no other.
 
-    The largest logit of a row must be near 0. A candidate at -inf is never met.
+    A block first, and then a place in it, each from running sums in `wide`. The sum of a block alone is rounded to the weights' own precision, and
+    by that little its share is off, not by more where it is small.
     """
-    cdf_BN = logits_BN.exp().cumsum(-1, dtype=wide)
-    # A narrower u may have rounded up to 1, past the last candidate with any share; below 1, no product rounds up to the total.
-    u_B1 = u_B1.to(cdf_BN).clamp(max=1 - torch.finfo(wide).eps / 2)
-    return torch.searchsorted(cdf_BN, u_B1 * cdf_BN[:, -1:], right=True).clamp(max=cdf_BN.shape[1] - 1)  # past the end only where all is NaN
+    n = weights_BN.shape[1]
+    u_B1 = u_B1.to(weights_BN.device, wide)
+    if n <= PLAIN:
+        return passed(weights_BN.cumsum(-1, dtype=wide), u_B1)
+    blocks_BMK = torch.nn.functional.pad(weights_BN, (0, -n % BLOCK)).view(len(weights_BN), -1, BLOCK)
+    sums_BMK = blocks_BMK
+    while (half := sums_BMK.shape[-1] // 2) > 0:
+        sums_BMK = sums_BMK[..., :half] + sums_BMK[..., half:]
+    cdf_BM = sums_BMK[..., 0].cumsum(-1, dtype=wide)
+    block_B1 = passed(cdf_BM, u_B1)
+    before_B1 = cdf_BM.gather(1, (block_B1 - 1).clamp(min=0)) * (block_B1 > 0)
+    within_B1 = (u_B1 * cdf_BM[:, -1:] - before_B1) / (cdf_BM.gather(1, block_B1) - before_B1)
+    block_BK = blocks_BMK.gather(1, block_B1[:, :, None].expand(-1, 1, BLOCK))[:, 0]
+    return (block_B1 * BLOCK + passed(block_BK.cumsum(-1, dtype=wide), within_B1)).clamp(max=n - 1)
+
+
+def passed(cdf_BN: Tensor, u_B1: Tensor) -> Tensor:
+    """The first place (B, 1) whose running sum is above u times the total."""
+    # A u that was rounded up to 1 would be past the last place of any weight; below 1, no product rounds up to the total.
+    u_B1 = u_B1.clamp(max=1 - torch.finfo(cdf_BN.dtype).eps / 2)
+    place_B1 = torch.searchsorted(cdf_BN, u_B1 * cdf_BN[:, -1:], right=True)
+    return place_B1.clamp(max=cdf_BN.shape[1] - 1)  # past the end only where a row is not numbers
+
+
+def joined(parts: Sequence[Sampled]) -> Sampled:
+    """The samples of one batch's pieces, as of the whole."""
+    errors, n = {}, 0
+    for part in parts:
+        errors |= {n + b: error for b, error in part.errors.items()}
+        n += len(part.ids)
+    return Sampled(torch.cat([part.ids_B for part in parts]), sum((part.ids for part in parts), ()), sum((part.logprobs for part in parts), ()),
+                   sum((part.top_logprobs for part in parts), ()), errors)

@@ -9,7 +9,8 @@ from transformers.generation import logits_process as hf
 
 from pellucid.engine import sampler as sampler_module
 from pellucid.engine.request import Request, Sampling
-from pellucid.engine.sampler import Row, Sampler, invert, presence_and_frequency, repetition
+from pellucid.engine.row import HEAD, Row
+from pellucid.engine.sampler import Sampler, halved, invert, presence_and_frequency, repetition, score, scores, total
 from pellucid.errors import BadRequest
 
 B, V = 5, 73
@@ -37,13 +38,14 @@ def chosen(logits_BV: torch.Tensor, some: list[Row], mask: torch.Tensor | None =
 
 
 def truncated(logits_BV: torch.Tensor, top_k: list[int], top_p: list[float], min_p: list[float]) -> torch.Tensor:
-    """The rows as the draw sees them, (B, V): what was dropped is -inf. Every row has a seed of its own and must land on what is left."""
-    n_vocab = logits_BV.shape[1]
-    out_BV = torch.full_like(logits_BV, -torch.inf)
-    some = rows([{"top_k": k, "top_p": p, "min_p": m} for k, p, m in zip(top_k, top_p, min_p, strict=True)], n_vocab)
-    for places, logits_GN, ids_GN in Sampler(n_vocab).candidates(logits_BV, some):
-        out_BV[places] = logits_GN if ids_GN is None else torch.full_like(logits_BV[places], -torch.inf).scatter(1, ids_GN, logits_GN)
-    return out_BV
+    """The rows as the draw sees them, (B, V): what was dropped is -inf."""
+    some = rows([{"top_k": k, "top_p": p, "min_p": m} for k, p, m in zip(top_k, top_p, min_p, strict=True)], logits_BV.shape[1])
+    kept_BV = torch.zeros_like(logits_BV, dtype=torch.bool)
+    shifted_BV = logits_BV - logits_BV.amax(-1, keepdim=True)
+    for places, weights_GV in Sampler(logits_BV.shape[1]).weights(shifted_BV, some):
+        assert set(weights_GV[weights_GV > 0].tolist()) <= set(shifted_BV[places].exp().flatten().tolist())
+        kept_BV[places] = weights_GV > 0
+    return logits_BV.masked_fill(~kept_BV, -torch.inf)
 
 
 def test_repetition_penalty_equals_transformers(logits_BV):
@@ -88,18 +90,18 @@ def test_rows_of_a_batch_keep_their_own_settings(logits_BV):
 
 @pytest.mark.parametrize("flat", [False, True])
 def test_top_p_over_a_wide_vocabulary_equals_transformers_where_the_first_tokens_do_not_suffice(flat):
-    wide = torch.randn(3, 4 * sampler_module.HEAD, generator=torch.Generator().manual_seed(6)) * (0.1 if flat else 4)
+    wide = torch.randn(3, 4 * HEAD, generator=torch.Generator().manual_seed(6)) * (0.1 if flat else 4)
     for top_p in (0.05, 0.9, 0.999):
         expected = hf.TopPLogitsWarper(top_p)(None, wide)
-        assert (expected[0].isfinite().sum() > sampler_module.HEAD) == (flat and top_p >= 0.9)
+        assert (expected[0].isfinite().sum() > HEAD) == (flat and top_p >= 0.9)
         torch.testing.assert_close(truncated(wide, [0] * 3, [top_p] * 3, [0.0] * 3), expected, rtol=0, atol=0)
 
 
 def test_a_row_without_top_p_keeps_all_its_tokens_beside_one_that_has_it():
-    steep = torch.arange(4 * sampler_module.HEAD).float()[None].repeat(2, 1) * -1.0  # the first few hold all the mass float32 can see
+    steep = torch.arange(4 * HEAD).float()[None].repeat(2, 1) * -0.02  # down to e**-82: nothing rounds to 0
     together = truncated(steep, [0, 0], [0.9, 1.0], [0.0, 0.0])
     assert torch.isfinite(together[1]).all()
-    assert torch.isfinite(together[0]).sum() == 3  # 1 - e**-n >= 0.9 first holds at n = 3
+    assert torch.isfinite(together[0]).sum() == 116  # 1 - e**(-n / 50) >= 0.9 first holds at n = 116
 
 
 def test_top_k_keeps_exactly_k_where_tokens_tie():
@@ -190,14 +192,16 @@ def test_greedy_and_drawn_rows_share_a_batch(logits_BV):
     assert came[:, 2].tolist() == [17] * 20
 
 
+@pytest.mark.parametrize("plain", [0, 2**13])
 @pytest.mark.parametrize("wide", [torch.float64, torch.float32])
 @pytest.mark.parametrize("second", [-1.0, -10.0, 0.0])  # totals of 1.37, a little above 1, and 2
-def test_the_inverse_never_lands_on_a_token_without_probability(wide, second):
+def test_the_inverse_never_lands_on_a_token_without_probability(wide, second, plain, monkeypatch):
+    monkeypatch.setattr(sampler_module, "PLAIN", plain)
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, second, -torch.inf]])
     last = torch.nextafter(torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)).item()
     share = 1 / (1 + torch.tensor(second, dtype=torch.float64).exp().item())
     for u, place in [(0.0, 1), (share - 1e-6, 1), (min(share + 1e-6, last), 3), (last, 3)]:
-        assert invert(logits, torch.tensor([[u]], dtype=torch.float64), wide).item() == place
+        assert invert(logits.exp(), torch.tensor([[u]], dtype=torch.float64), wide).item() == place
 
 
 def test_extreme_temperatures_neither_overflow_nor_vanish():
@@ -233,3 +237,150 @@ def test_half_precision_logits_are_sampled_in_float32():
     logits = torch.tensor([[1.0, 1.0009765625, 1.0]]).bfloat16()
     drawn = chosen(logits.expand(3000, 3), rows([{"seed": s} for s in range(3000)], 3))
     assert torch.bincount(torch.tensor(drawn)).min() > 850  # about 1000 each
+
+
+def packed(allowed_BV: torch.Tensor) -> torch.Tensor:
+    """Bit by bit, as the words are said to be."""
+    words = [[sum(1 << i % 32 for i in range(w * 32, min(w * 32 + 32, len(row))) if row[i]) for w in range(-(-len(row) // 32))] for row in allowed_BV.tolist()]
+    return torch.tensor(words, dtype=torch.int64).where(torch.tensor(words) < 2**31, torch.tensor(words) - 2**32).to(torch.int32)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 3.0, "seed": 1}, {"top_k": 2, "seed": 1}, {"top_p": 0.5, "seed": 1}])
+def test_a_mask_forbids_all_that_it_does_not_allow(logits_BV, settings):
+    allowed_BV = torch.rand(B, V, generator=torch.Generator().manual_seed(9)) < 0.1
+    allowed_BV[:, 0], allowed_BV[1], allowed_BV[2, :] = True, True, torch.arange(V) == V - 1
+    some = rows([settings] * B)
+    for _ in range(30):
+        ids = chosen(logits_BV, some, packed(allowed_BV))
+        assert all(allowed_BV[b, i] for b, i in enumerate(ids))
+        assert ids[2] == V - 1
+        if settings == {"temperature": 0}:
+            assert ids == logits_BV.masked_fill(~allowed_BV, -torch.inf).argmax(-1).tolist()
+
+
+def test_top_k_and_top_p_look_at_what_the_mask_leaves():
+    logits = torch.tensor([[5.0, 4.0, 1.0, 0.0]])
+    for settings in ({"top_k": 2}, {"top_p": 0.99}):
+        some = rows([{"seed": 2, **settings}], 4)
+        mask = packed(torch.tensor([[False, False, True, True]]))
+        assert {chosen(logits, some, mask)[0] for _ in range(60)} == {2, 3}
+
+
+def test_a_mask_of_ones_changes_nothing(logits_BV):
+    ones = torch.full((B, -(-V // 32)), -1, dtype=torch.int32)
+    options = [{"seed": s, "temperature": t, "top_k": k} for s, t, k in zip(range(B), (0, 1, 2, 1, 3), (0, 5, 0, 9, 0), strict=True)]
+    free, bound = rows(options), rows(options)
+    assert [chosen(logits_BV, free) for _ in range(20)] == [chosen(logits_BV, bound, ones) for _ in range(20)]
+
+
+def test_a_row_left_without_a_choice_fails_alone_and_says_why(logits_BV):
+    mask = packed(torch.arange(V).expand(3, V) == 7)
+    three = [rows([{}])[0], rows([{}], bad_words=[[7]])[0], rows([{}], stop_ids=[7], min_tokens=1)[0]]
+    sampled = Sampler(V)(logits_BV[:3], three, mask)
+    assert (sampled.ids, sorted(sampled.errors)) == ((7, -1, -1), [1, 2])
+    for error in sampled.errors.values():
+        assert str(error).startswith("the constraint, bad_words and min_tokens leave no token that may come next")
+
+
+def test_settings_that_overflow_are_told_so():
+    some = rows([{"temperature": 0, "repetition_penalty": 1e-38}], prompt=(2,))
+    sampled = Sampler(V)(torch.full((1, V), 9.0), some)
+    assert str(sampled.errors[0]) == "logit_bias and repetition_penalty took logits past what float32 holds (largest: inf). Choose smaller ones"
+
+
+def test_logprobs_are_the_models_own_whatever_the_settings(logits_BV):
+    settings = [{"temperature": 0}, {"temperature": 5.0, "seed": 1}, {"top_k": 3, "seed": 2}, {"repetition_penalty": 1.9, "seed": 3}, {"logit_bias": {4: 9.0}}]
+    tops = [0, 1, 20, 4, 2]
+    some = [rows([s], logprobs=True, top_logprobs=k)[0] for s, k in zip(settings, tops, strict=True)]
+    sampled = Sampler(V)(logits_BV, some, packed(torch.arange(V).expand(B, V) % 2 == 0))
+    expected_BV = logits_BV.double().log_softmax(-1)
+    for b, k in enumerate(tops):
+        assert sampled.ids[b] % 2 == 0
+        assert sampled.logprobs[b] == pytest.approx(expected_BV[b, sampled.ids[b]].item(), abs=2e-6)  # a float32 logit near 8 is known to 5e-7
+        best = expected_BV[b].topk(k)
+        assert [i for i, _ in sampled.top_logprobs[b]] == best.indices.tolist()
+        assert [p for _, p in sampled.top_logprobs[b]] == pytest.approx(best.values.tolist(), abs=2e-6)
+
+
+def test_only_rows_that_ask_have_logprobs(logits_BV):
+    some = [rows([{}])[0], rows([{}], logprobs=True)[0], rows([{"temperature": 1}], n=1, best_of=2)[0]]
+    sampled = Sampler(V)(logits_BV[:3], some)
+    assert [p is None for p in sampled.logprobs] == [True, False, False]  # best_of chooses by them
+    assert sampled.top_logprobs == (None, (), ())
+
+
+def test_scores_of_given_ids_are_bitwise_those_of_sampled_ones(logits_BV):
+    some = rows([{"seed": s} for s in range(B)], logprobs=True, top_logprobs=3)
+    sampled = Sampler(V)(logits_BV, some)
+    again = [scores(values, 3) for values in score(logits_BV, sampled.ids_B, True).double().tolist()]
+    assert again == list(zip(sampled.logprobs, sampled.top_logprobs, strict=True))
+
+
+def test_of_equal_logits_at_the_border_those_of_the_lowest_ids_stay():
+    logits = torch.tensor([[1.0, 2.0, 1.0, 3.0, 1.0, 1.0, 0.0]])
+    assert truncated(logits, [4], [1.0], [0.0])[0].isfinite().nonzero()[:, 0].tolist() == [0, 1, 2, 3]
+    even = torch.zeros(1, 10)
+    assert truncated(even, [0], [0.35], [0.0])[0].isfinite().nonzero()[:, 0].tolist() == [0, 1, 2, 3]
+    flat = torch.zeros(2, 2 * HEAD)  # equals past what is looked at first
+    kept = truncated(flat, [HEAD - 1, 0], [1.0, 0.25], [0.0, 0.0]).isfinite()
+    assert [row.nonzero()[:, 0].tolist() for row in kept] == [list(range(HEAD - 1)), list(range(HEAD // 2))]
+    assert truncated(logits, [4], [1.0], [0.3])[0].isfinite().nonzero()[:, 0].tolist() == [1, 3]  # min-p's floor is the higher one
+
+
+@pytest.mark.parametrize("n", [1, 255, 256, 257, 1000, 4096])
+@pytest.mark.parametrize("plain", [0, 2**13])
+def test_the_inverse_equals_the_running_sum_of_float64(n, plain, monkeypatch):
+    monkeypatch.setattr(sampler_module, "PLAIN", plain)
+    generator = torch.Generator().manual_seed(n)
+    weights_1N = (torch.randn(1, n, generator=generator) * 4).exp() * (torch.rand(1, n, generator=generator) < 0.7)
+    weights_1N[0, n // 2] = 1.0
+    cdf_N = weights_1N[0].double().cumsum(-1)
+    cdf_N /= cdf_N[-1].clone()
+    u_B1 = torch.rand(500, 1, dtype=torch.float64, generator=generator)
+    places = invert(weights_1N.expand(500, n), u_B1)[:, 0]
+    before = torch.cat([torch.zeros(1, dtype=torch.float64), cdf_N])[places]
+    assert (weights_1N[0, places] > 0).all()
+    # Sums of blocks are float32's: eight roundings of 6e-8.
+    assert ((u_B1[:, 0] >= before - 5e-7) & (u_B1[:, 0] <= cdf_N[places] + 5e-7)).all()
+
+
+def test_a_place_is_drawn_as_often_as_it_weighs_over_many_blocks(monkeypatch):
+    """Evenly spaced numbers meet a place as often as its share of them, give or take the two at its ends."""
+    monkeypatch.setattr(sampler_module, "PLAIN", 0)
+    n, draws = 1000, 40_000
+    weights_1N = torch.rand(1, n, generator=torch.Generator().manual_seed(2)) ** 3
+    u_B1 = ((torch.arange(draws, dtype=torch.float64) + 0.5) / draws)[:, None]
+    counts = torch.cat([torch.bincount(invert(weights_1N.expand(len(u), n), u)[:, 0], minlength=n)[None] for u in u_B1.split(4_000)]).sum(0)
+    expected = weights_1N[0].double() / weights_1N.double().sum() * draws
+    assert ((counts - expected).abs() <= 1.02).all()
+
+
+def test_a_batch_cut_in_pieces_is_reported_as_one(logits_BV, monkeypatch):
+    monkeypatch.setattr(sampler_module, "CACHED", 2 * V)
+    broken = logits_BV.clone()
+    broken[3, 5] = torch.nan
+    some = [rows([{"temperature": 0}], logprobs=b % 2 == 0)[0] for b in range(B)]
+    sampled = Sampler(V)(broken, some)
+    best = logits_BV.argmax(-1).tolist()
+    assert sampled.ids == (*best[:3], -1, best[4]) == tuple(sampled.ids_B.tolist())
+    assert list(sampled.errors) == [3]
+    assert [p is not None for p in sampled.logprobs] == [True, False, True, False, True]
+
+
+def test_a_mask_of_the_wrong_shape_is_a_bug_of_the_caller(logits_BV):
+    with pytest.raises(AssertionError, match=r"a mask of torch.int32, \(5, 2\); expected \(torch.int32, 3\)"):
+        Sampler(V)(logits_BV, rows([{}] * B), torch.zeros(B, 2, dtype=torch.int32))
+
+
+def test_no_rows_are_no_ids():
+    sampled = Sampler(V)(torch.empty(0, V), [])
+    assert (sampled.ids, sampled.ids_B.shape, sampled.errors) == ((), (0,), {})
+
+
+@pytest.mark.parametrize("add", [total, halved])
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 64, 1000, 150_001])
+def test_sums_of_rows_are_right_and_the_same_in_any_company(n, add):
+    weights = torch.rand(7, n, generator=torch.Generator().manual_seed(n))
+    sums = add(weights)
+    torch.testing.assert_close(sums, weights.double().sum(-1, keepdim=True).float(), rtol=1e-6, atol=0)  # log2(150,001) / 2 roundings of 6e-8
+    assert all(torch.equal(add(weights[b : b + n_rows].clone()), sums[b : b + n_rows]) for b in range(4) for n_rows in (1, 2, 3))
