@@ -9,7 +9,7 @@ import torch
 from pellucid.engine.engine import Engine
 from pellucid.engine.generation import Generation
 from pellucid.engine.request import Request, Result, Sampling
-from pellucid.errors import BadRequest, EmptyPrompt, PromptTooLong
+from pellucid.errors import BadRequest, EmptyPrompt, PellucidError, PromptTooLong
 from pellucid.model.decoder import Decoder
 
 from .conftest import N_CTX, N_VOCAB
@@ -130,3 +130,56 @@ def test_seconds_count_the_engine_and_not_its_caller(decoder):
         time.sleep(0.05)
     result = generation.result()
     assert 0 < result.prefill_seconds <= result.seconds < time.perf_counter() - began - 0.15
+
+
+class Alternating:
+    """A constraint (and the grammar that starts it): ids of the wanted parity, turn by turn."""
+
+    def __init__(self) -> None:
+        self.n, self.done = 0, False
+
+    def start(self) -> Alternating:
+        return Alternating()
+
+    def mask(self, words_W: torch.Tensor) -> None:
+        words_W.fill_((0x55555555, -0x55555556)[self.n % 2])  # ...0101, and ...1010 as a signed word
+
+    def advance(self, token_id: int) -> None:
+        assert token_id % 2 == self.n % 2
+        self.n += 1
+
+    def rollback(self, n: int) -> None:
+        self.n -= n
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(seed=4, temperature=2.0)])
+def test_a_constraint_is_asked_and_told_of_every_id(decoder, sampling):
+    result = generate(decoder, Request(prompt_ids=PROMPT, sampling=sampling, max_tokens=20, constraint=Alternating()))
+    assert [i % 2 for i in result.token_ids] == [0, 1] * 10
+    assert len(set(result.token_ids)) > 2
+
+
+def test_forced_ids_are_fed_like_any_others(decoder):
+    result = generate(decoder, Request(prompt_ids=PROMPT, sampling=GREEDY, max_tokens=10, prefix_ids=(50, 3)))
+    assert result.token_ids == (50, 3, *uncached(decoder, [*PROMPT, 50, 3], 8))
+
+
+def test_no_stop_id_comes_before_the_minimum(decoder):
+    even = frozenset(range(0, N_VOCAB, 2))
+    assert len(generate(decoder, Request(prompt_ids=PROMPT, sampling=GREEDY, max_tokens=25, stop_ids=even)).token_ids) < 4  # or nothing is held back
+    result = generate(decoder, Request(prompt_ids=PROMPT, sampling=GREEDY, max_tokens=25, min_tokens=4, stop_ids=even))
+    assert (result.finish_reason, len(result.token_ids) > 4, [i % 2 for i in result.token_ids[:4]]) == ("stop", True, [1] * 4)
+
+
+def test_the_likeliest_come_with_their_logprobs(decoder):
+    result = generate(decoder, Request(prompt_ids=PROMPT, sampling=GREEDY, max_tokens=5, logprobs=True, top_logprobs=3))
+    assert [top[0] for top in result.top_logprobs] == list(zip(result.token_ids, result.logprobs, strict=True))
+    assert {len(top) for top in result.top_logprobs} == {3}
+    assert generate(decoder, Request(prompt_ids=PROMPT, max_tokens=2, logprobs=True)).top_logprobs is None
+
+
+def test_logits_that_are_not_numbers_end_the_generation_with_an_error(decoder, monkeypatch):
+    generation = start(decoder, Request(prompt_ids=PROMPT, max_tokens=4))
+    monkeypatch.setattr(decoder.unembed, "forward", lambda hidden_TD: torch.full((len(hidden_TD), N_VOCAB), torch.nan))
+    with pytest.raises(PellucidError, match="the model computed logits that are not numbers"):
+        next(generation)

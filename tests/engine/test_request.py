@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pellucid.engine.request import Request, Sampling, check_names, check_vocabulary
+from pellucid.engine.request import Request, Result, Sampling, check_names, check_vocabulary
 from pellucid.errors import BadRequest
 
 
@@ -90,3 +90,50 @@ def test_a_request_is_frozen_and_its_bias_is_its_own():
     assert sampling.logit_bias == {3: 1.0}
     with pytest.raises(AttributeError):
         sampling.temperature = 0.1
+
+
+@pytest.mark.parametrize(("options", "field", "message"), [
+    ({"max_tokens": -3}, "max_tokens", "max_tokens=-3 is out of range: at least 1, or None for all there is room for"),
+    ({"min_tokens": -1}, "min_tokens", "min_tokens=-1 is out of range: from 0 to max_tokens (None)"),
+    ({"min_tokens": 5, "max_tokens": 4}, "min_tokens", "min_tokens=5 is out of range: from 0 to max_tokens (4)"),
+    ({"min_tokens": 1.0}, "min_tokens", "min_tokens must be an integer, got 1.0"),
+    ({"prefix_ids": "yes"}, "prefix_ids", "prefix_ids is a string where token ids are wanted"),
+    ({"prefix_ids": [1, 2, 3], "max_tokens": 2}, "prefix_ids", "prefix_ids are 3, and max_tokens is 2: what is forced counts as output"),
+    ({"prefix_ids": [4, 9], "stop_ids": [9]}, "prefix_ids", "prefix_ids has the stop id 9 at place 1: the output would end there"),
+    ({"bad_words": "no"}, "bad_words", "bad_words must be sequences of token ids, got str 'no'"),
+    ({"bad_words": 7}, "bad_words", "bad_words must be sequences of token ids, got int 7"),
+    ({"bad_words": [3, 4]}, "bad_words", "bad_words must be token ids, one integer each; got int 3"),
+    ({"bad_words": [[3], []]}, "bad_words", "bad_words has an empty word at place 1: it would forbid everything. Leave it out"),
+    ({"top_logprobs": 21, "logprobs": True}, "top_logprobs", "top_logprobs=21 is out of range: from 0 to 20"),
+    ({"top_logprobs": -1}, "top_logprobs", "top_logprobs=-1 is out of range: from 0 to 20"),
+    ({"top_logprobs": 2}, "top_logprobs", "top_logprobs=2 wants logprobs=True, and logprobs is False. Ask for both"),
+    ({"prompt_logprobs": 21}, "prompt_logprobs", "prompt_logprobs=21 is out of range: None, or from 0 to 20"),
+    ({"prompt_logprobs": True}, "prompt_logprobs", "prompt_logprobs must be an integer, got True"),
+    ({"n": 0}, "n", "n=0 is out of range: at least 1"),
+    ({"n": 3, "best_of": 2}, "best_of", "best_of=2 is out of range: at least n (3), or None for n"),
+    ({"n": 3, "sampling": Sampling(temperature=0)}, "n", "n=3, and at temperature 0 all outputs are the same. Ask for one, or raise it"),
+    ({"best_of": 2, "sampling": Sampling(temperature=0)}, "best_of", "best_of=2, and at temperature 0 all outputs are the same"),
+])
+def test_a_request_that_cannot_be_is_told_its_field(options, field, message):
+    with pytest.raises(BadRequest, match=re.escape(message)) as caught:
+        Request(prompt_ids=[1], **options)
+    assert caught.value.field == field
+
+
+def test_a_request_keeps_plain_numbers():
+    request = Request(prompt_ids=[1], bad_words=[np.array([3, 4]), [np.int64(5)]], prefix_ids=torch.tensor([6, 7]), n=np.int64(2), prompt_logprobs=0)
+    assert (request.bad_words, request.prefix_ids, request.n, request.prompt_logprobs) == (((3, 4), (5,)), (6, 7), 2, 0)
+    assert type(request.n) is int
+
+
+def test_what_is_chosen_among_needs_scores():
+    assert (Request(prompt_ids=[1], n=2).n_generated, Request(prompt_ids=[1], n=2, best_of=5).n_generated) == (2, 5)
+    assert [Request(prompt_ids=[1], **o).scores for o in ({}, {"n": 2}, {"n": 2, "best_of": 2}, {"best_of": 2}, {"logprobs": True})] == [
+        False, False, False, True, True]
+
+
+def test_the_cumulative_logprob_is_the_sum():
+    def result(logprobs):
+        return Result(token_ids=(1, 2), finish_reason="length", logprobs=logprobs, n_prompt=1, n_reused=0, prefill_seconds=0.1, seconds=0.2)
+    assert result((-0.5, -1.25)).cumulative_logprob == -1.75
+    assert result(None).cumulative_logprob is None
