@@ -166,6 +166,7 @@ class Sampler:
             waiting.setdefault(row.width, []).append(c)
         while waiting:
             width, places = waiting.popitem()
+            places.sort()  # those that came again are last: all of them, in another order, are not the rows as they are
             group = [rows[c] for c in places]
             settings = torch.tensor([row.settings for row in group], dtype=torch.float32, device=self.device)  # which counts exactly to 2**24
             temperature_G1, top_k_G1, top_p_G1, floor_G1 = settings[:, :, None].unbind(1)

@@ -135,6 +135,13 @@ SETTINGS = st.fixed_dictionaries({
     "logprobs": st.booleans(), "seed": st.integers(0, 2**63 - 1)})
 
 
+def test_a_row_that_comes_again_with_more_does_not_change_places_with_another():
+    options = [{"top_k": HEAD, "temperature": 0.3}, {"top_p": 0.9999}, {"top_k": HEAD, "temperature": 0.3}]
+    own, sample = logits(3, WIDE), Sampler(WIDE)
+    together = sample(own, [row(WIDE, **o) for o in options]).ids
+    assert together == tuple(sample(own[b : b + 1], [row(WIDE, **o)]).ids[0] for b, o in enumerate(options))
+
+
 @settings(max_examples=40, deadline=None)
 @given(options=st.lists(SETTINGS, min_size=2, max_size=6), at=st.integers(0, 10_000), masked=st.booleans(), halves=st.booleans(),
        plain=st.sampled_from([0, 2**13]), presence=st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=4, max_size=4))
