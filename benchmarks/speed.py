@@ -29,8 +29,8 @@ TINYLLAMA = dict(  # https://huggingface.co/TinyLlama/TinyLlama-1.1B-Chat-v1.0/b
     tie_word_embeddings=False, torch_dtype="bfloat16", bos_token_id=1, eos_token_id=2)
 
 
-def make_random(folder: Path) -> Path:
-    """A random bfloat16 Llama on disk, made once."""
+def make_random(folder: Path, raw: dict) -> Path:
+    """A random bfloat16 checkpoint of this config.json on disk, made once."""
     if (folder / "model.safetensors").exists():
         return folder
     import torch
@@ -43,13 +43,13 @@ def make_random(folder: Path) -> Path:
     from pellucid.weights.assemble import disassemble
     from pellucid.weights.names import NameTable
     folder.mkdir(parents=True, exist_ok=True)
-    llama = family("llama")
+    module = family(raw["model_type"])
     with torch.device("meta"):
-        decoder = Decoder(llama.spec(Config(TINYLLAMA)), choose())
+        decoder = Decoder(module.spec(Config(raw)), choose())
     torch.manual_seed(0)
     tensors = {name: (torch.randn(p.shape) * 0.02 if p.ndim > 1 else torch.ones(p.shape)).bfloat16() for name, p in decoder.named_parameters()}
-    save_file(disassemble(NameTable(llama.WEIGHTS), tensors, decoder.spec), folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(TINYLLAMA))
+    save_file(disassemble(NameTable(module.WEIGHTS), tensors, decoder.spec), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(raw))
     return folder
 
 
@@ -158,7 +158,7 @@ def versions() -> str:
 def find(model: str, scratch: Path) -> Path:
     """The folder of a model; the random one is made where it is not there yet."""
     if model == "random-1.1b":
-        return make_random(scratch / model)
+        return make_random(scratch / model, TINYLLAMA)
     return Path(__file__).parent.parent / "pellucid" / "shipped" if model == "shipped" else Path(model)
 
 
