@@ -25,7 +25,7 @@ from torch import Tensor
 from pellucid.engine.generation import Generation, best
 from pellucid.engine.pages import PAGE, CacheDtype, PagedCache, check_cache
 from pellucid.engine.report import Report
-from pellucid.engine.request import Request, Result, check_vocabulary
+from pellucid.engine.request import MAX_TOP_LOGPROBS, Request, Result, check_vocabulary
 from pellucid.engine.sampler import Row, Sampler
 from pellucid.engine.scheduler import Scheduler
 from pellucid.engine.score import Embedding, Score, log_probabilities, windows
@@ -113,6 +113,8 @@ class Engine:
 
     def score(self, pairs: Iterable[tuple[Ids[int], Ids[int]]], n_top: int = 0) -> list[Score]:
         """The log-probability of each continuation after its context. An empty context scores all ids but the first, which nothing comes before."""
+        if not 0 <= n_top <= MAX_TOP_LOGPROBS:
+            raise BadRequest(f"top_logprobs={n_top!r} is out of range: from 0 to {MAX_TOP_LOGPROBS}", field="top_logprobs")
         asked = [(list(context), list(continuation)) for context, continuation in pairs]
         sequences = []
         for context, continuation in asked:

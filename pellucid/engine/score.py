@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pellucid.engine.request import Alternatives, token_ids
+from pellucid.engine.sampler import score, scores
 from pellucid.errors import BadRequest
 
 POOLINGS = ("mean", "last")
@@ -35,16 +36,11 @@ class Told:
 
 
 def log_probabilities(logits_NV: Tensor, ids: Sequence[int], n_top: int = 0) -> Told:
-    """Of each row, the id that came after it."""
-    ids_N1 = torch.tensor(list(ids), device=logits_NV.device)[:, None]
-    total_N1 = torch.cat([row_V.logsumexp(-1, keepdim=True) for row_V in logits_NV])[:, None]  # a row at a time: its bits depend on no other
-    chosen_N1 = logits_NV.gather(1, ids_N1) - total_N1
-    greedy_N = logits_NV.argmax(-1) == ids_N1[:, 0]
-    top: list[Alternatives] = []
-    if n_top:
-        values_NA, ids_NA = logits_NV.topk(n_top)
-        top = [tuple(zip(i, v, strict=True)) for i, v in zip(ids_NA.tolist(), (values_NA - total_N1).tolist(), strict=True)]
-    return Told(chosen_N1[:, 0].tolist(), greedy_N.tolist(), top)
+    """Of each row, the id that came after it: the same numbers the sampler tells of an id that it chooses."""
+    ids_N = torch.tensor(list(ids), device=logits_NV.device)
+    told = [scores(row, n_top) for row in score(logits_NV, ids_N, n_top > 0).tolist()]
+    greedy_N = logits_NV.argmax(-1) == ids_N
+    return Told([logprob for logprob, _ in told], greedy_N.tolist(), [top for _, top in told] if n_top else [])
 
 
 class Embedding:

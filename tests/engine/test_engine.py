@@ -111,6 +111,17 @@ def test_log_probabilities_are_those_of_one_full_pass(name):
         torch.testing.assert_close(torch.tensor([v for _, v in told]), values, rtol=1e-4, atol=1e-5)
 
 
+def test_what_was_generated_scores_to_the_same_bits():
+    decoder = small("llama-biases", deterministic=True)
+    request = Request(prompt_ids=[5] * 40, sampling=Sampling(seed=2), max_tokens=40, logprobs=True, top_logprobs=3)
+    engine = Engine(decoder)
+    [[written]] = engine.run([request])
+    [scored] = engine.score([(request.prompt_ids, written.token_ids)], n_top=3)
+    assert (scored.logprobs, scored.top_logprobs) == (written.logprobs, written.top_logprobs)
+    with pytest.raises(BadRequest, match="top_logprobs=99 is out of range: from 0 to"):
+        engine.score([([5], [6])], n_top=99)
+
+
 def test_pages_run_out_and_the_youngest_is_computed_again():
     decoder = small("llama-biases")
     asked = [Request(prompt_ids=[5 + i] * 40, sampling=GREEDY, max_tokens=60) for i in range(4)]
