@@ -41,7 +41,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.test: $(VENV)/.demo
 	@echo "installing what the tests need into $(VENV)"
-	$(PIP) install $(INDEX) -c constraints.txt -e '.[chat,test]'
+	$(PIP) install $(INDEX) -c constraints.txt -e '.[chat,grammar,test]'
 	@touch $@
 
 clean:

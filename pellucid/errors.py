@@ -17,6 +17,7 @@
     ├─ BadRequest              what was asked cannot be done; carries the field
     │  ├─ PromptTooLong        carries both token counts
     │  └─ EmptyPrompt          nothing to start from
+    ├─ ConstraintFailed        a grammar that outgrew its limits, or met an id it forbids, while it ran
     ├─ BadRecord               a run record that is not one, or whose inputs changed
     ├─ HubError                a download that cannot proceed
     │  ├─ GatedRepository      needs a login and an accepted licence
@@ -115,6 +116,10 @@ class PromptTooLong(BadRequest):
 
 class EmptyPrompt(BadRequest):
     """An empty prompt for a model without a beginning-of-sequence token."""
+
+
+class ConstraintFailed(PellucidError):
+    """A grammar that could not go on with one output."""
 
 
 class BadRecord(PellucidError):
