@@ -33,3 +33,14 @@ def test_a_full_cache_takes_the_memory_it_was_given_and_no_more() -> None:
     assert len(results) == len(asked)
     assert engine.cache.n_bytes <= given
     assert 0.8 * given < taken < given + SLACK, f"{taken / MIB:.0f} MiB of {given / MIB:.0f}"
+
+
+@pytest.mark.linux
+def test_pages_that_nobody_wrote_to_take_no_memory() -> None:
+    decoder = pellucid.load("shipped").decoder
+    Engine(decoder, cache_bytes=16 * MIB)
+    before = resident()
+    engine = Engine(decoder, cache_bytes=256 * MIB)
+    assert engine.cache.n_bytes > 250 * MIB
+    assert resident() - before < SLACK
+    assert all(pool.data_ptr() % 64 == 0 and not pool[-1].any() for layer in engine.cache.pools for pool in layer)
