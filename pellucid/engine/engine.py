@@ -30,7 +30,7 @@ from pellucid.engine.sampler import Row, Sampler
 from pellucid.engine.scheduler import Scheduler
 from pellucid.engine.score import Embedding, Score, log_probabilities, windows
 from pellucid.engine.sequence import Sequence, accepted
-from pellucid.engine.speculate import Proposer
+from pellucid.engine.speculate import Proposer, Speculation
 from pellucid.errors import BadRequest, EmptyPrompt, OutOfMemoryBudget, PellucidError, PromptTooLong, did_you_mean, nearest
 from pellucid.model.decoder import Decoder, reach
 from pellucid.model.memory import available_bytes
@@ -47,7 +47,7 @@ class Engine:
     """Continues any number of sequences over one decoder and one cache of pages.
 
     Args:
-        cache_bytes: what the cache may take; None = a share of what is free (SHARE), and never more than max_rows whole contexts.
+        cache_bytes: what the cache may take, a draft model's included; None = a share of what is free (SHARE), and never more than max_rows whole contexts.
         cache_dtype: "same" as the model computes in, or "int8", half of bfloat16's memory at a loss that docs/LOG.md states.
         max_rows: sequences that run at once; the others wait.
         step_tokens: tokens a step computes at most.
@@ -70,17 +70,19 @@ class Engine:
         if cache_bytes is None:
             free = available_bytes(self.device)
             cache_bytes = 2**62 if free is None else int(SHARE * free)
-        self.cache = PagedCache(self.spec, n_bytes=cache_bytes, max_rows=max_rows, step_tokens=step_tokens, dtype=weight.dtype, device=self.device,
-                                store=cache_dtype)
+        draft_bytes = 0 if proposer is None else proposer.furnish(self.spec, n_bytes=cache_bytes, max_rows=max_rows, step_tokens=step_tokens)
+        self.cache = PagedCache(self.spec, n_bytes=cache_bytes - draft_bytes, max_rows=max_rows, step_tokens=step_tokens, dtype=weight.dtype,
+                                device=self.device, store=cache_dtype)
+        self.cache_bytes = self.cache.n_bytes + draft_bytes
         self.scheduler = Scheduler(self.cache, max_rows=max_rows, step_tokens=step_tokens)
         self.sampler = Sampler(self.spec.n_vocab, self.device)
         limit = reach(self.spec)
         self.capacity = min(self.cache.capacity(step_tokens), self.spec.n_ctx if limit is None else limit[0])
-        self.proposer = proposer
+        self.speculation = None if proposer is None else Speculation(proposer)
         self._lock = threading.RLock()
         self._masks = ThreadPoolExecutor(1, "pellucid-masks")
         self._count = dict.fromkeys(("n_requests", "n_finished", "n_failed", "n_steps", "n_prompt_tokens", "n_reused_tokens", "n_computed_tokens",
-                                     "n_output_tokens", "n_drafted", "n_accepted"), 0)
+                                     "n_output_tokens"), 0)
         self._waits = {"first": 0.0, "n_first": 0, "between": 0.0, "n_between": 0}
         self.busy_seconds = 0.0
         self._started = 0.0  # of the step that runs
@@ -153,12 +155,15 @@ class Engine:
                 sequence.finish_reason = "cancelled"
                 self.scheduler.remove(sequence)
                 self._count["n_finished"] += 1
+                if self.speculation is not None:
+                    self.speculation.forget(sequence)
 
     def report(self) -> Report:
         """How it stands."""
-        w = self._waits
-        return Report(**self._count, n_running=len(self.scheduler.running), n_waiting=len(self.scheduler.waiting), n_preempted=self.scheduler.n_preempted,
-                      cache_bytes=self.cache.n_bytes, cache_used_share=self.cache.used_share, busy_seconds=self.busy_seconds,
+        w, scheduler, drafts = self._waits, self.scheduler, self.speculation
+        return Report(**self._count, n_running=len(scheduler.running), n_waiting=len(scheduler.waiting), n_preempted=scheduler.n_preempted,
+                      n_drafted=0 if drafts is None else drafts.n_drafted, n_accepted=0 if drafts is None else drafts.n_accepted,
+                      cache_bytes=self.cache_bytes, cache_used_share=self.cache.used_share, busy_seconds=self.busy_seconds,
                       first_token_seconds=w["first"] / max(1, w["n_first"]), token_seconds=w["between"] / max(1, w["n_between"]))
 
     # A step
@@ -169,15 +174,20 @@ class Engine:
         """Computes some tokens of every sequence that runs. False if there was nothing to do."""
         with self._lock:
             self._started = time.perf_counter()
-            self._propose()
+            if self.speculation is not None:
+                self.speculation.propose(self.scheduler.running)
             plan = self.scheduler.plan()
+            n_drafts = sum(len(s.drafts) for s, _ in plan)
             if not plan:
                 self._refuse_what_cannot_run()
                 return False
             self._compute(plan)
             self._count["n_steps"] += 1
             self._count["n_computed_tokens"] += sum(n for _, n in plan)
-            self.busy_seconds += time.perf_counter() - self._started
+            seconds = time.perf_counter() - self._started
+            self.busy_seconds += seconds
+            if self.speculation is not None:
+                self.speculation.measured([n for _, n in plan], n_drafts, seconds)
             return True
 
     def _compute(self, plan: list[tuple[Sequence, int]]) -> None:
@@ -292,7 +302,8 @@ class Engine:
             if sequence.drafts:
                 right = accepted(sequence.drafts, sequence.ids[n:])
                 sequence.n_computed = n + min(right, len(sequence.ids) - n - 1)
-                self._tell(sequence, right)
+                if self.speculation is not None:
+                    self.speculation.told(sequence, right)
 
     def _sample(self, sequences: list[Sequence], logits_BV: Tensor, mask: Tensor | None) -> None:
         rows = [s.row for s in sequences if s.row is not None]
@@ -356,28 +367,13 @@ class Engine:
             self._waits["between"] += time.perf_counter() - sequence.first_came
             self._waits["n_between"] += n - 1
         self.scheduler.remove(sequence, scrub=scrub)
-        if self.proposer is not None:
-            self.proposer.forget(sequence)
+        if self.speculation is not None:
+            self.speculation.forget(sequence)
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         """It ends alone; what it computed is not used for others."""
         sequence.error = error
         self._leave(sequence, scrub=True)
-
-    def _propose(self) -> None:
-        if self.proposer is None:
-            return
-        able = [s for s in self.scheduler.running if s.decodes and not s.drafts and s.constraint is None]
-        for sequence, drafts in zip(able, self.proposer.propose(able), strict=True):
-            sequence.drafts = list(drafts[: max(0, sequence.end - len(sequence.ids))])
-
-    def _tell(self, sequence: Sequence, right: int) -> None:
-        sequence.n_drafted += len(sequence.drafts)
-        sequence.n_accepted += right
-        self._count["n_drafted"] += len(sequence.drafts)
-        self._count["n_accepted"] += right
-        if self.proposer is not None:
-            self.proposer.told(sequence, len(sequence.drafts), right)
 
     # Helpers
 

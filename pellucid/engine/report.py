@@ -19,10 +19,15 @@ class Report:
     n_computed_tokens: int  # everything that passed the decoder, what was computed again included
     n_output_tokens: int
     n_preempted: int
-    n_drafted: int
-    n_accepted: int
-    cache_bytes: int
+    n_drafted: int  # ids proposed to follow, and computed
+    n_accepted: int  # of those, right
+    cache_bytes: int  # a draft model's included
     cache_used_share: float
     busy_seconds: float
     first_token_seconds: float  # from submitting to the first id, mean over requests
     token_seconds: float  # between two ids of a request, mean over all
+
+    @property
+    def accepted_share(self) -> float | None:
+        """Of what was drafted; None where nothing was."""
+        return self.n_accepted / self.n_drafted if self.n_drafted else None

@@ -41,14 +41,16 @@ class Scheduler:
         """Each sequence of the next step and how many tokens it computes; those with one token stand first."""
         given: dict[Sequence, int] = {}
         budget = self.step_tokens
+        n_drafts = (self.step_tokens - len(self.running)) // 2  # after a token for each, drafts leave half of the step to prompts
         for sequence in sorted(self.running, key=lambda s: (not s.decodes, s.number)):
             if sequence.slot is None:  # gave up its pages a moment ago
                 continue
             if not self.cache.replan(sequence.slot, len(sequence.ids), sequence.end):
                 self._preempt(sequence, given)  # its rope turns anew from this length on
                 continue
-            if sequence.drafts and not self.cache.replan(sequence.slot, sequence.n_tokens, sequence.end):
-                sequence.drafts = []  # guesses are no reason to turn
+            if sequence.drafts:
+                sequence.drafts = sequence.drafts[:n_drafts] if self._may_guess(sequence) else []
+                n_drafts -= len(sequence.drafts)
             n = min(sequence.n_tokens - sequence.n_computed, budget)
             if n > 0 and self._has_room(sequence, n, given):
                 given[sequence] = n
@@ -86,6 +88,12 @@ class Scheduler:
             if youngest is sequence:
                 return False
         return True
+
+    def _may_guess(self, sequence: Sequence) -> bool:
+        """Whether what is proposed changes nothing for anybody: a rope turns as before, and every other has a page left."""
+        assert sequence.slot is not None
+        turns_alike = self.cache.replan(sequence.slot, sequence.n_tokens, sequence.end)
+        return turns_alike and self.cache.reserve(sequence.slot, sequence.n_tokens, spare=len(self.running))
 
     def _preempt(self, sequence: Sequence, given: dict[Sequence, int]) -> None:
         given.pop(sequence, None)

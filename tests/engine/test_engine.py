@@ -56,14 +56,14 @@ def all_free(engine: Engine) -> bool:
     return all(group.users == [0] * group.n_pages and group.n_available == group.n_pages for group in engine.cache.groups)
 
 
-def scheduled(decoder: Decoder, asked: list[Request], rng: random.Random, **how: int) -> tuple[list[Result], Engine]:
-    """Requests that come at random steps to an engine with few pages."""
-    engine, waiting, running = Engine(decoder, **how), list(asked), []
+def scheduled(engine: Engine, asked: list[Request], rng: random.Random) -> list[Result]:
+    """Requests that come at random steps."""
+    waiting, running = list(asked), []
     while waiting or not all(g.finished for g in running):
         while waiting and rng.random() < 0.5:
             running.append(engine.submit(waiting.pop(0)))
         engine.step()
-    return [g.result() for g in running], engine
+    return [g.result() for g in running]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -72,7 +72,8 @@ def scheduled(decoder: Decoder, asked: list[Request], rng: random.Random, **how:
 def test_a_request_in_any_schedule_is_what_it_is_alone(name, seed):
     decoder, rng = small(name), random.Random(seed)
     asked = requests(decoder, seed, 6)
-    together, engine = scheduled(decoder, asked, rng, max_rows=4, step_tokens=rng.choice([5, 40, 300]), cache_bytes=pages(decoder, 8))
+    engine = Engine(decoder, max_rows=4, step_tokens=rng.choice([5, 40, 300]), cache_bytes=pages(decoder, 8))
+    together = scheduled(engine, asked, rng)
     for result, request in zip(together, asked, strict=True):
         expected = alone(decoder, request)
         for i, (ours_, theirs) in enumerate(zip(result.token_ids, expected.token_ids, strict=True)):
@@ -89,7 +90,8 @@ def test_a_request_in_any_schedule_is_what_it_is_alone(name, seed):
 def test_deterministic_means_bitwise(name, seed):
     decoder, rng = small(name, deterministic=True), random.Random(seed)
     asked = requests(decoder, seed, 5)
-    together, _ = scheduled(decoder, asked, rng, max_rows=4, step_tokens=rng.choice([5, 40, 300]), cache_bytes=pages(decoder, 8))
+    engine = Engine(decoder, max_rows=4, step_tokens=rng.choice([5, 40, 300]), cache_bytes=pages(decoder, 8))
+    together = scheduled(engine, asked, rng)
     for result, request in zip(together, asked, strict=True):
         expected = alone(decoder, request)
         assert (result.token_ids, result.logprobs) == (expected.token_ids, expected.logprobs)
