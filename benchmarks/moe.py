@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -251,7 +252,7 @@ def main() -> None:
         how = {name: getattr(args, name) for name in ("what", "threads", "rounds", "repeats", "processor_time")}
         print(json.dumps(dict(versions=versions(), **how, rows=rows), indent=1))
         return
-    print(f"`python benchmarks/moe.py {' '.join(sys.argv[1:])}`\n\n{versions()} · {args.threads} threads\n")
+    print(f"`python benchmarks/moe.py {shlex.join(sys.argv[1:])}`\n\n{versions()} · {args.threads} threads\n")
     print("\n".join(tables(rows)))
 
 
