@@ -53,7 +53,7 @@ class Pages:
     def _row(self, tokens: Tensor, place: int | Tensor, offset: int, length: int) -> Tensor:
         if isinstance(place, int):
             return tokens[place * self.size + offset : place * self.size + offset + length]
-        return tokens.unflatten(0, (-1, self.size))[place].flatten(0, 1)[offset : offset + length]
+        return whole(tokens.unflatten(0, (-1, self.size)), place)[offset : offset + length]
 
     @cached_property
     def _places(self) -> list[int | Tensor]:
@@ -83,6 +83,11 @@ class Pages:
         place_1S = torch.arange(n * self.size, device=self.device)[None]
         back_BS = place_1S - (first_B1 + length_B1 - 1)
         return torch.tensor(rows, device=self.device), pages_Bn, back_BS.masked_fill(place_1S < first_B1, 1)
+
+
+def whole(pool_PN: Tensor, pages: Tensor) -> Tensor:
+    """Pages (..., n) one after another, (..., n N, ...). index_select copies whole pages where indexing copies numbers: 2 to 4 times as fast on a CPU."""
+    return pool_PN.index_select(0, pages.flatten()).view(*pages.shape[:-1], pages.shape[-1] * pool_PN.shape[1], *pool_PN.shape[2:])
 
 
 SPREAD = 1.5  # a row is padded to at most so many times its own pages
