@@ -1,6 +1,7 @@
 """What the sampler remembers of one sequence."""
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -79,6 +80,26 @@ class Row:
         return ours if len(ours) == n else (*self.request.prompt_ids[len(ours) - n:], *ours)
 
 
+class Ahead(Row):
+    """A row that goes on from where another is, with its settings and its random numbers: for guesses. The other knows nothing of them."""
+
+    def __init__(self, row: Row) -> None:
+        self.__dict__.update(vars(row))
+        self._row, self.output_ids = row, list(row.output_ids)
+        if row.sampling.penalizes:
+            self.edits = row.edits.copy()
+
+    def u(self, i: int) -> float:
+        """See `Row`: the number that the row itself will use there."""
+        return self._row.u(i)
+
+    def note(self, token_id: int) -> None:
+        """A guess."""
+        self.output_ids.append(token_id)
+        if self.sampling.penalizes:
+            self.edits.note(token_id)
+
+
 class Edits:
     """Tokens whose logits a row changes: N of them, each with its bias, whether it was seen, and its count in the output."""
 
@@ -98,6 +119,12 @@ class Edits:
     @property
     def values_3N(self) -> np.ndarray:
         return self._values[:, : self.n]
+
+    def copy(self) -> Edits:
+        """One that goes its own way."""
+        other = copy.copy(self)
+        other._ids, other._values, other._place = self._ids.copy(), self._values.copy(), dict(self._place)
+        return other
 
     def note(self, token_id: int) -> None:
         i = self._place.setdefault(token_id, self.n)
