@@ -4,7 +4,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pellucid.api.completion import MAX_TOKENS, SAMPLING, sampling, stop_strings
+from pellucid.api.completion import MAX_TOKENS, SAMPLING, held_to, sampling, stop_strings
+from pellucid.engine.grammar import Vocabulary
 from pellucid.engine.request import Request, token_ids
 from pellucid.errors import BadRequest
 from pellucid.tokenizer import Tokenizer
@@ -13,19 +14,25 @@ _AS_THEY_ARE = ("logprobs", "top_logprobs", "prompt_logprobs", "min_tokens")
 
 
 def request(ids: Sequence[int], options: Mapping[str, Any], tokenizer: Tokenizer, ends: frozenset[int], *,
-            deterministic: bool) -> tuple[Request, dict[str, Any]]:
-    """The request, and all that is in force in it. `options` are `completion.checked`; `ends` are the model's end-of-sequence ids."""
+            deterministic: bool, n_vocab: int, after: str | None = None) -> tuple[Request, dict[str, Any]]:
+    """The request, and all that is in force in it. `options` are `completion.checked`; `ends` are the model's end-of-sequence ids.
+
+    after: the mark that ends the model's thinking, where the prompt has it begin with that: what is held to a grammar is the answer.
+    """
     stops, chosen = stop_strings(options.get("stop", ())), sampling(options)
     # A stop string that is a special token never shows in the text: it stops as an id.
     special = {i for s in stops if (i := tokenizer.id_of(s)) is not None and i in tokenizer.special_ids}
     stop_ids = (frozenset() if options.get("ignore_eos", False) else ends) | special
-    reuse = options.get("reuse")
+    reuse, held = options.get("reuse"), held_to(options)
+    grammar = None if held is None else Vocabulary.of(tokenizer, n_vocab, ends | special).grammar(*held, after)
     plain = {name: options[name] for name in _AS_THEY_ARE if name in options}
     built = Request(prompt_ids=ids, sampling=chosen, max_tokens=options.get("max_tokens", MAX_TOKENS), stop_ids=stop_ids,
                     bad_words=bad_words(options.get("bad_words", ()), tokenizer), prefix_ids=prefix_ids(options.get("prefix", ()), tokenizer),
-                    reuse=deterministic if reuse is None else reuse, **plain)
+                    reuse=deterministic if reuse is None else reuse, constraint=grammar, **plain)
     in_force = {**{name: getattr(chosen, name) for name in SAMPLING}, "max_tokens": built.max_tokens, "stop": list(stops), "stop_ids": sorted(stop_ids),
                 "ignore_eos": options.get("ignore_eos", False), "logprobs": built.logprobs, **plain}
+    if held is not None:
+        in_force[held[0]] = held[1]
     if built.reuse:
         in_force["reuse"] = True
     if built.bad_words:

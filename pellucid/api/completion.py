@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypedDict
 
 from pellucid.engine.request import Alternatives, FinishReason, Request, Sampling, check_names, checked_max_tokens
+from pellucid.engine.source import read_source
+from pellucid.engine.verdict import Verdict
 from pellucid.errors import BadRequest
 
 MAX_TOKENS = 256  # of a completion that does not say: enough for a page, not enough to lose patience over
@@ -37,10 +39,15 @@ class Options(TypedDict, total=False):
     n: int  # so many completions, with seeds counted on from the first one's: `choices`
     best_of: int | None  # so many are written, of which the n with the highest mean log-probability are returned, the best first
     reuse: bool | None  # what the model computed for others that begin alike; None = where that is bitwise the same, in a deterministic model
-    schema: Mapping[str, Any]
+    schema: Mapping[str, Any] | str  # what the output has to be: a JSON Schema, as an object or as its JSON; one of these five at most
+    regex: str  # that all of the output matches
+    choice: Sequence[str]  # of which the output is one
+    lark: str  # a grammar in llguidance's Lark
+    gbnf: str  # a grammar in llama.cpp's notation
 
 
 SAMPLING = tuple(f.name for f in fields(Sampling))
+HELD = ("schema", "regex", "choice", "lark", "gbnf")  # options that hold the output to something
 OPTIONS = tuple(Options.__annotations__)
 
 
@@ -66,6 +73,7 @@ class Completion:
     string or id behind finish_reason "stop", "interrupt" where the caller ended it (Stream.stop, Ctrl-C). seconds: the engine's, until the last
     token; prefill_seconds until the first.
     settings: everything that was in force, seed and prompt included.
+    verdict: whether it is what schema, regex, choice, lark or gbnf asked for: valid, cut or invalid, and why; None where none was given.
     choices: where n were asked for, all of them, this one first; else none.
     """
 
@@ -85,6 +93,7 @@ class Completion:
     prompt_logprobs: tuple[float, ...] | None = None
     prompt_top_logprobs: tuple[Alternatives, ...] | None = None
     choices: tuple[Completion, ...] = ()
+    verdict: Verdict | None = None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -105,6 +114,8 @@ class Completion:
         for name in ("logprobs", "top_logprobs", "prompt_logprobs", "prompt_top_logprobs"):
             if (value := getattr(self, name)) is not None:
                 out[name] = list(value)
+        if self.verdict is not None:
+            out["verdict"] = asdict(self.verdict)
         if self.choices:
             out["choices"] = [choice.as_dict() for choice in self.choices]
         return out
@@ -113,11 +124,11 @@ class Completion:
 def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options, each known and, as far as can be said without a model, possible.
 
-    Raises BadRequest for one that is not (an unknown one gets the nearest), and for schema, which nothing enforces yet.
+    Raises BadRequest for one that is not; an unknown one gets the nearest.
     """
     check_names(options, OPTIONS)
-    if options.get("schema") is not None:
-        raise BadRequest("schema= needs constrained decoding, which this version does not have. Leave it out and check the text yourself", field="schema")
+    if held := held_to(options):
+        read_source(*held)
     for name in ("ignore_eos", "logprobs", "reuse"):
         if not isinstance(options.get(name) or False, bool):
             raise BadRequest(f"{name} must be True or False, got {options[name]!r}", field=name)
@@ -125,6 +136,14 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     checked_max_tokens(options.get("max_tokens"))
     sampling(options)
     return dict(options)
+
+
+def held_to(options: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """The kind and the source of the grammar that the output is held to. Raises BadRequest for more than one."""
+    asked = [(kind, options[kind]) for kind in HELD if options.get(kind) is not None]
+    if len(asked) > 1:
+        raise BadRequest(f"{asked[0][0]} and {asked[1][0]} are both given, and an output is held to one thing. Leave one out", field=asked[1][0])
+    return asked[0] if asked else None
 
 
 def sampling(options: Mapping[str, Any]) -> Sampling:

@@ -201,7 +201,9 @@ class Model:
         options = checked(options)
         if options.get("n", 1) != 1 or options.get("best_of") not in (None, 1):
             raise BadRequest("a stream is one completion. Ask generate or chat for several", field="n")
-        asked_for, in_force = request(ids, options, self.tokenizer, self.stop_ids(), deterministic=self.decoder.deterministic)
+        after = thinking.closing if thinking is not None and thinking.opened else None
+        asked_for, in_force = request(ids, options, self.tokenizer, self.stop_ids(), deterministic=self.decoder.deterministic,
+                                      n_vocab=self.spec.n_vocab, after=after)
         return Stream(self.engine.submit(asked_for), self.tokenizer, stops=in_force["stop"], thinking=thinking, continues=continues,
                       settings={**asked, **in_force})
 

@@ -7,6 +7,8 @@ from typing import Any
 from pellucid.api.completion import Completion, Usage
 from pellucid.api.text import Kind, StopStrings, Thinking
 from pellucid.engine.generation import Generation
+from pellucid.engine.grammar import Compiled
+from pellucid.engine.verdict import judge
 from pellucid.tokenizer import Tokenizer
 
 
@@ -49,10 +51,14 @@ class Stream(Iterator[str]):
         result = self.generation.result()
         usage = Usage(prompt_tokens=result.n_prompt, completion_tokens=len(result.token_ids), reused_tokens=result.n_reused)
         thinking = "".join(self._said["thinking"])
+        compiled, by = self.generation.request.constraint, self._stopped_by()
+        verdict = None
+        if isinstance(compiled, Compiled):
+            verdict = judge(compiled.text(result.token_ids), compiled, result.finish_reason, by if isinstance(by, str) else None)
         return Completion(
             text="".join(self._said["text"]), token_ids=result.token_ids, finish_reason=result.finish_reason, usage=usage, seconds=result.seconds,
             prefill_seconds=result.prefill_seconds, seed=self.generation.request.sampling.seed, thinking=thinking or None,
-            stopped_by=self._stopped_by(), logprobs=result.logprobs, top_logprobs=result.top_logprobs, prompt_logprobs=result.prompt_logprobs,
+            stopped_by=by, verdict=verdict, logprobs=result.logprobs, top_logprobs=result.top_logprobs, prompt_logprobs=result.prompt_logprobs,
             prompt_top_logprobs=result.prompt_top_logprobs, prompt_ids=tuple(self.generation.request.prompt_ids), settings=self.settings)
 
     def _run(self) -> Iterator[tuple[Kind, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -31,6 +32,7 @@ MinTokens = Annotated[int, typer.Option("--min-tokens", help="No end-of-sequence
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on past the model's end-of-sequence tokens.")]
 BadWords = Annotated[list[str] | None, typer.Option("--bad-word", metavar="TEXT", help="Never write this; may be repeated.")]
 Prefix = Annotated[str | None, typer.Option("--prefix", metavar="TEXT", help="What the output begins with.")]
+Schema = Annotated[Path | None, typer.Option("--schema", metavar="FILE", help="A JSON Schema that the output has to meet; exit 1 where it does not.")]
 N = Annotated[int, typer.Option("--n", help="How many completions.")]
 BestOf = Annotated[int | None, typer.Option("--best-of", help="Write so many and keep the n likeliest.")]
 Logprobs = Annotated[int | None, typer.Option("--logprobs", metavar="K", help="With --json: log-probabilities of the tokens, and of the K likeliest.")]
@@ -58,6 +60,16 @@ def sampling(*, max_tokens: int | None, logit_bias: Sequence[str] | None, stop: 
     if bad_words:
         asked["bad_words"] = list(bad_words)
     return checked({**asked, "max_tokens": max_tokens, "logit_bias": biases, "stop": list(stop or ())})
+
+
+def read_schema(file: Path | None) -> str | None:
+    """The text of a schema's file. Raises BadRequest where it cannot be read."""
+    if file is None:
+        return None
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"--schema {str(file)!r} cannot be read: {error}. Give a file with a JSON Schema in UTF-8", field="schema") from None
 
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}

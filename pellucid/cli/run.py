@@ -10,7 +10,7 @@ import typer
 from pellucid.cli import _options as o
 from pellucid.cli._frame import Json, emit, next_step, note
 from pellucid.cli._shown import show, summary
-from pellucid.errors import BadRequest
+from pellucid.errors import BadRequest, ConstraintFailed
 from pellucid.records import place_for
 
 
@@ -31,6 +31,7 @@ def command(
     ignore_eos: o.IgnoreEos = False,
     bad_word: o.BadWords = None,
     prefix: o.Prefix = None,
+    schema: o.Schema = None,
     n: o.N = 1,
     best_of: o.BestOf = None,
     logprobs: o.Logprobs = None,
@@ -47,7 +48,7 @@ def command(
     record: Annotated[Path | None, typer.Option("--record", help="Write a run record here, for `pellucid replay`.")] = None,
     quiet: o.Quiet = False,
     json: Json = False,
-) -> None:
+) -> int:
     """Continue a prompt. The text goes to stdout as it comes, everything else to stderr.
 
     The prompt is taken as it stands, with the model's beginning-of-sequence token where it wants one; `pellucid chat` speaks the
@@ -58,10 +59,12 @@ def command(
     pellucid run ./model -p "def main():" --temperature 0 --max-tokens 64 --stop $'\\n\\n'
     cat letter.txt | pellucid run ./model --json
     pellucid run ./model -p "Once" --seed 7 --record once.json
+    pellucid run ./model -p "A person, as JSON: " --schema person.json
     """
     options = o.sampling(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
                          presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias, stop=stop, min_tokens=min_tokens,
-                         ignore_eos=ignore_eos, bad_words=bad_word, prefix=prefix, n=n, best_of=best_of, logprobs=logprobs, seed=seed)
+                         ignore_eos=ignore_eos, bad_words=bad_word, prefix=prefix, n=n, best_of=best_of, logprobs=logprobs, seed=seed,
+                         schema=o.read_schema(schema))
     cache_bytes = o.n_bytes(cache)
     if record is not None:
         place_for(record)  # before a minute was spent on what goes into it
@@ -89,4 +92,8 @@ def command(
     if not quiet:
         note(("" if json else "\n") + summary(completion))
         next_step("pellucid", *(["replay", str(record)] if record is not None else o.onward(loaded, model)))
+    failed = [one.verdict for one in completion.choices or (completion,) if one.verdict is not None and one.verdict.status != "valid"]
+    if failed and not json:
+        raise ConstraintFailed(f"the output is {failed[0].status}: {failed[0].reason}")
+    return 1 if failed else 0
 

@@ -10,6 +10,7 @@ works alike, and no tokenization is forced on the model. llguidance: https://git
 """
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 WORD = 32  # bits in a word of a mask
 SPECIAL = b"\xff"  # llguidance's mark before the text of an id that text never becomes: toktrie's SPECIAL_TOKEN_MARKER, docs/special_tokens.md
 MAX_STATES = 50_000  # of the lexer, at one to two kilobytes each; llguidance's own limit is five times as many
+REMEMBERED = 16  # grammars of a vocabulary that are kept ready
 MAX_GAP = 8  # ids of white space between the mark and the answer
 
 
@@ -49,6 +51,7 @@ class Vocabulary:
         hidden = {*special, *self.eos_ids}
         self.tokens = tuple(t or b"" for t in tokens)
         self.text = tuple(b"" if i in hidden else t for i, t in enumerate(self.tokens))  # what an id adds to a text
+        self._compiled: dict[tuple[str, str, str | None], Compiled] = {}
         self._marked = [SPECIAL + (t or b"?") if i in hidden else t for i, t in enumerate(self.tokens)]
 
     @classmethod
@@ -64,6 +67,15 @@ class Vocabulary:
             bytes_of = tokenizer.words.bytes_of
             made[key] = cls([bytes_of(i) for i in range(n_vocab)], tokenizer.special_ids | tokenizer.hidden_ids, key[1])
         return made[key]
+
+    def grammar(self, kind: str, source: Any, after: str | None = None) -> Compiled:
+        """`compile_grammar`, the last few remembered."""
+        key = (kind, json.dumps(source), after)
+        compiled = self._compiled.pop(key, None) or compile_grammar(kind, source, self, after=after)
+        self._compiled[key] = compiled  # the newest last
+        while len(self._compiled) > REMEMBERED:
+            self._compiled.pop(next(iter(self._compiled)), None)  # another thread may have been first
+        return compiled
 
     @cached_property
     def ll(self) -> LLTokenizer:
@@ -127,6 +139,11 @@ class Compiled:
     def renew(self) -> None:
         """Later copies share another lexer: one output took this one past its limits, and with it every copy."""
         self._template = self.fresh()
+
+    def text(self, ids: Sequence[int]) -> str | None:
+        """The text of an output that the grammar speaks of, to be judged; None where the mark never came."""
+        answer = self.answer(ids)
+        return None if answer is None else b"".join(self.vocabulary.text[i] for i in answer).decode(errors="replace")
 
     def answer(self, ids: Sequence[int]) -> tuple[int, ...] | None:
         """The ids of an output that the grammar speaks of: those after the mark, without the end. None where the mark never came."""

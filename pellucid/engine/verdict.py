@@ -34,11 +34,14 @@ class Verdict:
     reason: str = ""
 
 
-def judge(text: str | None, compiled: Compiled, finish_reason: FinishReason) -> Verdict:
+def judge(text: str | None, compiled: Compiled, finish_reason: FinishReason, ended_by: str | None = None) -> Verdict:
     """Whether a finished text is what was asked.
 
-    text: the answer alone, decoded from `compiled.answer(ids)`; None where the mark it begins after never came.
+    text: the answer alone, `compiled.text(ids)`; None where the mark it begins after never came. ended_by: what ended it from outside, such as a
+    stop string.
     """
+    if ended_by is not None:
+        return Verdict("cut", f"{ended_by!r} ended it before the {compiled.source.name} was known to be complete")
     if finish_reason != "stop":
         why = {"length": "max_tokens was reached", "context": "the context was full"}.get(finish_reason, f"it was {finish_reason}")
         return Verdict("cut", f"{why} before the {compiled.source.name} was complete")

@@ -469,7 +469,9 @@ def test_an_unknown_option_gets_the_nearest_name(abc):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"schema": {"type": "object"}}, "schema= needs constrained decoding, which this version does not have"),
+    ({"schema": {"type": "objekt"}}, "schema at #/type: 'objekt' is not a type"),
+    ({"choice": ["a"], "regex": "a"}, "regex and choice are both given, and an output is held to one thing. Leave one out"),
+    ({"regex": "a(?=b)"}, "regex has look-ahead at position 1"),
     ({"stop": ""}, "stop must be a string or several, none of them empty; got ''"),
     ({"stop": [""]}, r"stop must be a string or several, none of them empty; got \[''\]"),
     ({"stop": 3}, "stop must be a string or several, none of them empty; got 3"),
@@ -527,7 +529,7 @@ def test_numbers_of_numpy_are_numbers_and_a_record_holds_them(abc, tmp_path):
 def test_the_options_are_the_samplers_and_these():
     assert set(SAMPLING) < set(OPTIONS)
     assert set(OPTIONS) - set(SAMPLING) == {"max_tokens", "stop", "ignore_eos", "logprobs", "schema", "min_tokens", "bad_words", "prefix",
-                                             "top_logprobs", "prompt_logprobs", "n", "best_of", "reuse"}
+                                             "top_logprobs", "prompt_logprobs", "n", "best_of", "reuse", "regex", "choice", "lark", "gbnf"}
     assert set(get_type_hints(Options)) == set(OPTIONS)
     assert set(Sampling.__slots__) == set(SAMPLING)
 

@@ -51,7 +51,7 @@ def test_the_options_are_these(say: Say) -> None:
         "--prompt", "--max-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--repetition-penalty", "--presence-penalty", "--frequency-penalty",
         "--logit-bias", "--stop", "--seed", "--threads", "--device", "--dtype", "--ops", "--deterministic", "--accept-unread", "--chat-template", "--record",
         "--quiet", "--json", "--debug", "--help", "--min-tokens", "--ignore-eos", "--bad-word", "--prefix", "--n", "--best-of", "--logprobs", "--cache",
-        "--cache-dtype"}
+        "--cache-dtype", "--schema"}
 
 
 def test_text_goes_to_stdout_and_the_rest_to_stderr(say: Say, abc: str) -> None:
@@ -87,6 +87,29 @@ def test_json_is_one_object(say: Say, abc: str) -> None:
     assert 0 < said["prefill_seconds"] < said["seconds"]
     assert said["tokens_per_second"] > 0
     assert said["load_seconds"] > 0
+
+
+def test_a_schema_is_met_or_the_command_fails(say: Say, abc: str, tmp_path: Path) -> None:
+    file = tmp_path / "n.json"
+    file.write_text('{"type": "array", "items": {"const": 0}, "minItems": 2, "maxItems": 2}')
+    done = say("run", abc, "-p", "a", "--temperature", "0", "--schema", str(file), "-q")
+    assert (done.code, done.out, done.err) == (0, "[0,0]\n", "")
+    cut = say("run", abc, "-p", "a", "--temperature", "0", "--schema", str(file), "-q", "--max-tokens", "2")
+    assert (cut.code, cut.out, cut.err) == (1, "[0\n", "error: the output is cut: max_tokens was reached before the schema was complete\n")
+    told = say("run", abc, "-p", "a", "--temperature", "0", "--schema", str(file), "-q", "--max-tokens", "2", "--json")
+    assert told.code == 1
+    assert json.loads(told.out)["verdict"] == {"status": "cut", "reason": "max_tokens was reached before the schema was complete"}
+
+
+def test_a_schema_that_cannot_be_is_told_before_a_model_is_loaded(say: Say, abc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_options, "load_model", lambda *_, **__: pytest.fail("a model was loaded for it"))
+    file = tmp_path / "wrong.json"
+    file.write_text('{"type": "object", "requierd": ["a"]}')
+    done = say("run", abc, "-p", "a", "--schema", str(file))
+    assert (done.code, done.err) == (2, "error: schema at #/requierd: 'requierd' is not a keyword of JSON Schema. Did you mean required?\n")
+    missing = say("run", abc, "-p", "a", "--schema", str(tmp_path / "none.json"))
+    assert missing.code == 2
+    assert missing.err.startswith(f"error: --schema '{tmp_path / 'none.json'}' cannot be read: ")
 
 
 def test_the_prompt_may_come_from_stdin_less_one_newline(say: Say, abc: str, stdin: Callable[[bytes], None]) -> None:

@@ -464,14 +464,15 @@ class Knowing:
     def __init__(self, outputs: dict[tuple[int, ...], Sequence[int]]) -> None:
         self.outputs = outputs
 
-    def propose(self, sequences: Sequence[Any]) -> list[list[int]]:
-        drafts = []
-        for sequence in sequences:
-            rest = list(self.outputs[tuple(sequence.ids[: sequence.n_prompt])][len(sequence.ids) - sequence.n_prompt :])
-            drafts.append([*rest[:2], (rest[2] + 1) % N_VOCAB] if len(rest) > 3 else [])
-        return drafts
+    def furnish(self, spec: Any, **_: int) -> int:
+        return 0
 
-    def told(self, sequence: Any, n_drafted: int, n_right: int) -> None: ...
+    def propose(self, sequences: Sequence[Any], most: Sequence[int]) -> list[list[int]]:
+        drafts = []
+        for sequence, n in zip(sequences, most, strict=True):
+            rest = list(self.outputs[tuple(sequence.ids[: sequence.n_prompt])][len(sequence.ids) - sequence.n_prompt :])
+            drafts.append([*rest[:2], (rest[2] + 1) % N_VOCAB][:n] if len(rest) > 3 else [])
+        return drafts
 
     def forget(self, sequence: Any) -> None: ...
 
@@ -483,12 +484,15 @@ def test_outputs_of_the_engine_are_what_was_asked_batched_and_with_drafts_as_alo
     requests = [Request(prompt_ids=[i, 5, 9], sampling=Sampling(seed=i), constraint=c, stop_ids=frozenset((57,)), max_tokens=30) for i,
                 c in enumerate(compiled)]
     alone = [Engine(decoder, cache_bytes=2**22).run([request])[0][0].token_ids for request in requests]
-    for proposer in (None, Knowing({tuple(r.prompt_ids): ids for r, ids in zip(requests, alone, strict=True)})):
-        results = [several[0] for several in Engine(decoder, cache_bytes=2**22, proposer=proposer).run(requests)]
-        for c, result, one in zip(compiled, results, alone, strict=True):
-            assert result.token_ids == one
-            if c is not None:
+    knowing = Knowing({tuple(r.prompt_ids): ids for r, ids in zip(requests, alone, strict=True)})
+    for proposer in (None, knowing):
+        engine = Engine(decoder, cache_bytes=2**22, proposer=proposer)
+        held = [i for i, c in enumerate(compiled) if c is not None or proposer is None]
+        for i, [result] in zip(held, engine.run([requests[i] for i in held]), strict=True):
+            assert result.token_ids == alone[i]
+            if (c := compiled[i]) is not None:
                 assert judged(c, list(result.token_ids), result.finish_reason).status == ("valid" if result.finish_reason == "stop" else "cut")
+        assert (engine.report().n_accepted > 0) == (proposer is not None)
 
 
 def test_the_engine_goes_on_when_a_grammar_fails(decoder: Any) -> None:
