@@ -79,7 +79,7 @@ class Engine:
         limit = reach(self.spec)
         self.capacity = min(self.cache.capacity(step_tokens), self.spec.n_ctx if limit is None else limit[0])
         self.speculation = None if proposer is None else Speculation(proposer)
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()  # held for a step at a time
         self._masks = ThreadPoolExecutor(1, "pellucid-masks")
         self._count = dict.fromkeys(("n_requests", "n_finished", "n_failed", "n_steps", "n_prompt_tokens", "n_reused_tokens", "n_computed_tokens",
                                      "n_output_tokens"), 0)
@@ -150,7 +150,7 @@ class Engine:
 
     def give_up(self, sequence: Sequence) -> None:
         """It is not wanted any more: its pages are free at once."""
-        with self._lock:
+        with self.lock:
             if not sequence.done:
                 sequence.finish_reason = "cancelled"
                 self.scheduler.remove(sequence)
@@ -172,7 +172,7 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> bool:
         """Computes some tokens of every sequence that runs. False if there was nothing to do."""
-        with self._lock:
+        with self.lock:
             self._started = time.perf_counter()
             if self.speculation is not None:
                 self.speculation.propose(self.scheduler.running)
@@ -260,7 +260,7 @@ class Engine:
         def tap(_module: Any, _inputs: Any, output: Tensor) -> None:
             self._tapped = output.flatten(1)
 
-        with self._lock:
+        with self.lock:
             handle = modules[activation].register_forward_hook(tap)
             try:
                 yield
@@ -378,7 +378,7 @@ class Engine:
     # Helpers
 
     def _sequence(self, ids: Ids[int], *, end: int, **facts: Any) -> Sequence:
-        with self._lock:
+        with self.lock:
             self._count["n_requests"] += 1
             sequence = Sequence(self._count["n_requests"], list(ids), end, len(ids), submitted=self.busy_seconds, arrived=time.perf_counter(), **facts)
             if sequence.row is not None or sequence.n_tokens:

@@ -189,7 +189,7 @@ class PagedCache:
         """
         plan = planned(self._scalings, len(ids), end)
         row = _Row(self._turns(plan), plan, [], [[] for _ in self.groups], [0] * len(self.groups), deque(), 0)
-        row.names = self._chain(row, ids)
+        row.names = chain(row.turns, ids)
         limit = min(len(ids) - 1, len(ids) if reuse is None else reuse) // PAGE
         n = self._known(row.names[:limit])
         if n < limit and row.names[n] in self._coming:
@@ -226,7 +226,7 @@ class PagedCache:
         row = self._rows[slot]
         self.lengths[slot] = length
         if len(row.names) < length // PAGE:
-            row.names += self._chain(row, ids[: length // PAGE * PAGE])[len(row.names):]
+            row.names = chain(row.turns, ids[: length // PAGE * PAGE], row.names)
         for g, group in enumerate(self.groups):
             first, table = row.first[g], row.tables[g]
             for i in range(row.n_settled, length // PAGE):
@@ -382,17 +382,12 @@ class PagedCache:
 
     # Names
 
+    def turns(self, length: int, end: int) -> bytes:
+        """How the rope of a row of so many tokens turns that may grow to `end`: names begin with it."""
+        return self._turns(planned(self._scalings, length, end))
+
     def _turns(self, length: int) -> bytes:
         return repr(turns_as(self._scalings, length)).encode() if self._scalings else b""
-
-    def _chain(self, row: _Row, ids: Sequence[int]) -> list[bytes]:
-        """The names of all full pages of these ids; those the row has are not hashed again."""
-        names = list(row.names)
-        for i in range(len(names), len(ids) // PAGE):
-            before = names[-1] if names else row.turns
-            names.append(hashlib.blake2b(array("q", ids[i * PAGE : (i + 1) * PAGE]).tobytes(), key=hashlib.blake2b(before, digest_size=32).digest(),
-                                         digest_size=32).digest())
-        return names
 
     def _known(self, names: Sequence[bytes]) -> int:
         """How many leading pages need not be computed: every group has the pages that a query after them sees."""
@@ -417,6 +412,16 @@ def untouched(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     raw = np.zeros(n_bytes + 64, np.uint8)
     start = -raw.ctypes.data % 64
     return torch.from_numpy(raw[start : start + n_bytes]).view(dtype).view(shape)
+
+
+def chain(turns: bytes, ids: Sequence[int], names: Sequence[bytes] = ()) -> list[bytes]:
+    """The names of all full pages of these ids. names: those that are known, and not hashed again."""
+    names = list(names)
+    for i in range(len(names), len(ids) // PAGE):
+        before = names[-1] if names else turns
+        names.append(hashlib.blake2b(array("q", ids[i * PAGE : (i + 1) * PAGE]).tobytes(), key=hashlib.blake2b(before, digest_size=32).digest(),
+                                     digest_size=32).digest())
+    return names
 
 
 def pack8(x_TKC: Tensor) -> tuple[Tensor, Tensor]:
