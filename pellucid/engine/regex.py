@@ -23,34 +23,39 @@ LITERAL = re.compile(r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|[nrtfv]|[^0-9A-Za-z]
 
 @dataclass(frozen=True, slots=True)
 class Regex:
-    """source: as it was given. rust: as llguidance reads it. python: as re reads it, for the same texts."""
+    """source: as it was given. rust: as llguidance reads it. python: as re reads it, for the same texts.
+
+    quick: whether re, which goes back and tries again, must be quick with any text. (x+x+)+y takes it hours over forty letters.
+    """
 
     source: str
     rust: str
     python: str
+    quick: bool
 
 
 def read_regex(source: object, where: str, field: str) -> Regex:
     """Raises BadRequest for what cannot be enforced, with its position. where: what the message calls the pattern."""
     if not isinstance(source, str):
         raise BadRequest(f"{where} must be a string, got {type(source).__name__} {source!r:.60}", field=field)
-    rust, python = _scanned(source, where, field)
+    rust, python, quick = _scanned(source, where, field)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             re.compile(python)
     except (re.error, FutureWarning, RecursionError, OverflowError) as error:
         raise BadRequest(f"{where} is not a regular expression: {error} in {source!r:.120}", field=field) from None
-    return Regex(source, rust, python)
+    return Regex(source, rust, python, quick)
 
 
-def _scanned(source: str, where: str, field: str) -> tuple[str, str]:
-    """(rust, python)"""
+def _scanned(source: str, where: str, field: str) -> tuple[str, str, bool]:
+    """(rust, python, quick)"""
     def refused(what: str, instead: str) -> BadRequest:
         return BadRequest(f"{where} has {what} at position {i}: {source!r:.120}. It cannot be enforced token by token; {instead}", field=field)
 
     rust: list[str] = []
     python: list[str] = []
+    outside: list[str] = []  # of classes
     i, in_class = 0, False
     while i < len(source):
         piece = both = source[i]
@@ -70,10 +75,29 @@ def _scanned(source: str, where: str, field: str) -> tuple[str, str]:
             _check_group(source[i + 1 :], refused)
         elif piece == "+" and rust and rust[-1] in ("*", "+", "?", "}"):
             raise refused("a possessive quantifier", "leave out the second +")
+        if not in_class:
+            outside.append(piece)
         rust.append(both)
         python.append(r"\Z" if both == "$" and not in_class else both)
         i += len(piece)
-    return "".join(rust), "".join(python)
+    return "".join(rust), "".join(python), _quick(outside)
+
+
+def _quick(pieces: list[str]) -> bool:
+    """At most one repetition of no fixed count, and none of a group that may match in several ways."""
+    varies, n = [False], 0
+    for i, piece in enumerate(pieces):
+        if piece == "(":
+            varies.append(False)
+        elif piece == ")" and len(varies) > 1:
+            inner = varies.pop()
+            if inner and pieces[i + 1 : i + 2] in (["*"], ["+"], ["{"]):
+                return False
+            varies[-1] |= inner
+        elif piece in ("*", "+", "{", "|") or (piece == "?" and pieces[i - 1 : i] != ["("]):
+            varies[-1] = True
+            n += piece in ("*", "+", "{")
+    return n <= 1
 
 
 def _check_group(rest: str, refused: Refuse) -> None:

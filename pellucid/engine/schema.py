@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -203,9 +204,12 @@ class Schema:
         limit = {} if longest is None else {"maxLength": longest}
         return found | {"allOf": [{"pattern": f"^(?:{source})$", **limit}]}
 
-    def pattern(self, source: Any, at: str) -> str:
+    def pattern(self, source: Any, at: str, of_names: bool = False) -> str:
         """A pattern as llguidance reads it."""
         regex = read_regex(source, f"{self.field} at {at}", self.field)
+        if of_names and not regex.quick:
+            raise self._error(at,
+                              f"{source!r:.80} repeats more than once, which can take the judge of the finished text for ever. One * or + is fine")
         self.patterns[regex.source] = regex
         return regex.rust
 
@@ -235,7 +239,7 @@ class Schema:
         for group in ("properties", "patternProperties"):
             if group in node:
                 members = self._mapping(node[group], f"{at}/{group}")
-                read = self.pattern if group == "patternProperties" else _as_it_is
+                read = partial(self.pattern, of_names=True) if group == "patternProperties" else _as_it_is
                 found[group] = {read(name, f"{at}/{group}"): self._node(each, _down(f"{at}/{group}", name)) for name, each in members.items()}
         if "additionalProperties" in node:
             found["additionalProperties"] = self._node(node["additionalProperties"], f"{at}/additionalProperties")

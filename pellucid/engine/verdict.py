@@ -1,6 +1,7 @@
 """The finished text against what was asked, by other means than those that wrote it: jsonschema, Python's re, equality.
 
-Numbers are compared as decimals, so that 0.3 is a multiple of 0.1; patterns and formats are those that were enforced.
+Grammars, and expressions over which re could take for ever, are read again byte by byte, without the model's tokens. Numbers are compared as
+decimals, so that 0.3 is a multiple of 0.1; patterns and formats are those that were enforced.
 """
 from __future__ import annotations
 
@@ -15,13 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pellucid.engine.formats import FORMATS
 from pellucid.engine.grammar import Vocabulary, compile_source
+from pellucid.engine.source import Source, read_source
 from pellucid.errors import ConstraintFailed, MissingExtra
 
 if TYPE_CHECKING:
     from pellucid.engine.grammar import Compiled
+    from pellucid.engine.regex import Regex
     from pellucid.engine.request import FinishReason
     from pellucid.engine.schema import Schema
-    from pellucid.engine.source import Source
 
 DIGITS = 400  # of a number: more than any reader of JSON keeps
 
@@ -57,7 +59,8 @@ def _fault(text: str, compiled: Compiled) -> str:
     """What is wrong, empty where nothing is."""
     source = compiled.source
     if source.regex is not None:
-        return "" if re.fullmatch(source.regex.python, text) else f"{text!r:.80} does not match {source.regex.source!r:.80}"
+        matches = re.fullmatch(source.regex.python, text) if source.regex.quick else not _parsed(text, source)
+        return "" if matches else f"{text!r:.80} does not match {source.regex.source!r:.80}"
     if source.choices:
         return "" if text in source.choices else f"{text!r:.80} is none of the {len(source.choices)} choices"
     if source.schema is not None:
@@ -67,7 +70,7 @@ def _fault(text: str, compiled: Compiled) -> str:
 
 def _parsed(text: str, source: Source) -> str:
     """Read again byte by byte, without the model's tokens."""
-    constraint = _bytewise(source).start()
+    constraint = _bytewise(source.lark, source.name).start()
     for i, byte in enumerate(text.encode()):
         try:
             constraint.advance(byte)
@@ -77,8 +80,16 @@ def _parsed(text: str, source: Source) -> str:
 
 
 @lru_cache(maxsize=16)
-def _bytewise(source: Source) -> Compiled:
-    return compile_source(source, Vocabulary([*(bytes([i]) for i in range(256)), b"<end>"], (), (256,)))
+def _bytewise(lark: str, name: str) -> Compiled:
+    return compile_source(Source("lark", name, lark), Vocabulary([*(bytes([i]) for i in range(256)), b"<end>"], (), (256,)))
+
+
+def _found(regex: Regex, text: str) -> bool:
+    """Whether a pattern of a schema is found in a string."""
+    if regex.quick:
+        return re.search(regex.python, text) is not None
+    spelled = json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # as llguidance spells strings
+    return not _parsed(spelled, read_source("schema", json.dumps({"type": "string", "pattern": regex.source})))
 
 
 def _against(text: str, schema: Schema) -> str:
@@ -88,7 +99,10 @@ def _against(text: str, schema: Schema) -> str:
         return "it is nested deeper than can be read"
     except ValueError as error:
         return f"it is not JSON: {error}"
-    fault = next(_validator(schema).iter_errors(value), None)
+    try:
+        fault = next(_validator(schema).iter_errors(value), None)
+    except RecursionError:
+        return "it is nested deeper than can be judged"
     return "" if fault is None else f"at {'/'.join(['#', *map(str, fault.absolute_path)])}: {fault.message:.200}"
 
 
@@ -123,10 +137,16 @@ def _validator(schema: Schema) -> Any:
     def whole(_: Any, x: Any) -> bool:
         return (isinstance(x, int) and not isinstance(x, bool)) or (isinstance(x, Decimal) and x == x.to_integral_value())
 
+    def pattern(_: Any, source: Any, instance: Any, __: Any) -> Any:
+        if isinstance(instance, str) and not _found(schema.patterns[source], instance):
+            yield ValidationError(f"{instance!r:.80} does not match {source!r:.80}")
+
     checker = FormatChecker(formats=())
-    for name, (pattern, longest) in FORMATS.items():
-        checker.checks(name)(lambda x, p=re.compile(pattern), n=longest: not isinstance(x, str) or bool(p.fullmatch(x) and len(x) <= (n or len(x))))
-    return extend(base, {"multipleOf": multiple_of}, type_checker=base.TYPE_CHECKER.redefine("integer", whole))(root, format_checker=checker)
+    for name, (whole_text, longest) in FORMATS.items():
+        found = re.compile(whole_text)
+        checker.checks(name)(lambda x, p=found, n=longest: not isinstance(x, str) or bool(p.fullmatch(x) and len(x) <= (n or len(x))))
+    kinds = base.TYPE_CHECKER.redefine("integer", whole)
+    return extend(base, {"multipleOf": multiple_of, "pattern": pattern}, type_checker=kinds)(root, format_checker=checker)
 
 
 def _exact(node: Any, schema: Schema) -> Any:
@@ -141,8 +161,6 @@ def _exact(node: Any, schema: Schema) -> Any:
 
 
 def _patterned(key: str, value: Any, schema: Schema) -> Any:
-    if key == "pattern" and isinstance(value, str) and value in schema.patterns:
-        return schema.patterns[value].python
     if key == "patternProperties" and isinstance(value, Mapping):
         return {schema.patterns[p].python if p in schema.patterns else p: _exact(each, schema) for p, each in value.items()}
     return _exact(value, schema)

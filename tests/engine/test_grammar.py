@@ -201,6 +201,9 @@ def grown(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         st.builds(lambda parts, rest: {"type": "array", "prefixItems": parts, "items": rest, "maxItems": 3}, st.lists(inner, min_size=1, max_size=2),
                   st.one_of(st.just(False), inner)),
         st.builds(lambda parts: {"anyOf": parts}, st.lists(inner, min_size=1, max_size=3)),
+        st.builds(lambda one,
+                  two: {"type": "object", "properties": {"p": one}, "allOf": [{"properties": {"q": two}, "required": ["q"]}, {"required": ["p"]}]},
+                  inner, inner),
         st.builds(lambda one: {"$defs": {"d": one}, "title": "t"} | one, inner))
 
 
