@@ -13,10 +13,10 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from collections.abc import Sequence as Ids
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -25,13 +25,13 @@ from torch import Tensor
 from pellucid.engine.generation import Generation, best
 from pellucid.engine.pages import PAGE, CacheDtype, PagedCache, check_cache
 from pellucid.engine.report import Report
-from pellucid.engine.request import MAX_TOP_LOGPROBS, Request, Result, check_vocabulary
-from pellucid.engine.sampler import Row, Sampler
+from pellucid.engine.request import MAX_TOP_LOGPROBS, Request, Result, check_vocabulary, token_ids
+from pellucid.engine.sampler import Row, Sampler, not_numbers
 from pellucid.engine.scheduler import Scheduler
-from pellucid.engine.score import Embedding, Score, log_probabilities, windows
+from pellucid.engine.score import Embedding, Score, Tap, log_probabilities, windows
 from pellucid.engine.sequence import Sequence, accepted
 from pellucid.engine.speculate import Proposer, Speculation
-from pellucid.errors import BadRequest, EmptyPrompt, OutOfMemoryBudget, PellucidError, PromptTooLong, did_you_mean, nearest
+from pellucid.errors import BadRequest, EmptyPrompt, OutOfMemoryBudget, PellucidError, PromptTooLong
 from pellucid.model.decoder import Decoder, reach
 from pellucid.model.memory import available_bytes
 from pellucid.model.parts import Rows
@@ -86,7 +86,7 @@ class Engine:
         self._waits = {"first": 0.0, "n_first": 0, "between": 0.0, "n_between": 0}
         self.busy_seconds = 0.0
         self._started = 0.0  # of the step that runs
-        self._tapped: Tensor | None = None
+        self._tap: Tap | None = None  # what sequences read in place of hidden states
 
     # What callers ask
 
@@ -117,7 +117,7 @@ class Engine:
         """The log-probability of each continuation after its context. An empty context scores all ids but the first, which nothing comes before."""
         if not 0 <= n_top <= MAX_TOP_LOGPROBS:
             raise BadRequest(f"top_logprobs={n_top!r} is out of range: from 0 to {MAX_TOP_LOGPROBS}", field="top_logprobs")
-        asked = [(list(context), list(continuation)) for context, continuation in pairs]
+        asked = [(token_ids(context, "context"), token_ids(continuation, "continuation")) for context, continuation in pairs]
         sequences = []
         for context, continuation in asked:
             ids = context + continuation
@@ -126,7 +126,7 @@ class Engine:
         for context, continuation in asked:
             scored = range(max(0, len(context) - 1), len(context) + len(continuation) - 1)
             sequences.append(self._sequence(context + continuation, scored=scored, n_top=n_top, end=scored.stop))
-        self._finish([s for s in sequences if s.scored])
+        self._finish([s for s in sequences if not s.done])
         return [Score(logprobs=tuple(s.scores), greedy=tuple(s.best), top_logprobs=tuple(s.top_scores) if n_top else None) for s in sequences]
 
     def embed(self, texts: Iterable[Ids[int]], *, pooling: str = "mean", normalize: bool = True, activation: str | None = None) -> list[Embedding]:
@@ -139,8 +139,13 @@ class Engine:
         for embedding in asked:
             self._check_room(len(embedding.ids), 0)
             check_vocabulary(embedding.ids, self.spec.n_vocab, "ids")
-        with self._tapping(activation):
-            self._finish([self._sequence(e.ids, read=e.read, end=len(e.ids)) for e in asked])
+        tap = None if activation is None else Tap(self.decoder, activation)
+        with self.lock, tap or nullcontext():  # to the end: what others ask to be tapped is not what these read
+            self._tap = tap
+            try:
+                self._finish([self._sequence(e.ids, read=e.read, end=len(e.ids)) for e in asked])
+            finally:
+                self._tap = None
         return asked
 
     def rolling(self, ids: Ids[int], overlap: int = 1) -> list[float]:
@@ -201,9 +206,12 @@ class Engine:
             return
         for (sequence, n), hidden_TD, tapped_TD in zip(plan, hidden, tapped, strict=True):
             start, sequence.n_computed = sequence.n_computed, sequence.n_computed + n
-            self._score(sequence, start, hidden_TD)
-            if sequence.read is not None:
-                sequence.read(start, tapped_TD)
+            try:
+                self._score(sequence, start, hidden_TD)
+                if sequence.read is not None:
+                    sequence.read(start, tapped_TD)
+            except PellucidError as error:
+                self._fail(sequence, error)
         ready = [(s, hidden_TD[len(hidden_TD) - 1 - len(s.drafts):]) for (s, _), hidden_TD in zip(plan, hidden, strict=True) if s in set(choosing)]
         if ready:
             self._choose(ready, masks)
@@ -244,29 +252,7 @@ class Engine:
 
     def _pass(self, ids: list[int], positions: list[int], rows: Rows) -> tuple[Tensor, Tensor]:
         hidden_TD: Tensor = self.decoder(torch.tensor(ids, device=self.device), torch.tensor(positions, device=self.device), rows, self.cache)
-        return hidden_TD, hidden_TD if self._tapped is None else self._tapped
-
-    @contextmanager
-    def _tapping(self, activation: str | None) -> Iterator[None]:
-        """While it lasts, what the module of this name puts out is what sequences read. One at a time."""
-        if activation is None:
-            yield
-            return
-        modules = dict(self.decoder.named_modules())
-        if activation not in modules:
-            raise BadRequest(f"activation {activation!r} is not a module of this model.{did_you_mean(nearest(activation, modules))} They are named as its "
-                             f"weights are: blocks.0, blocks.0.attn, blocks.0.mlp.down ...", field="activation")
-
-        def tap(_module: Any, _inputs: Any, output: Tensor) -> None:
-            self._tapped = output.flatten(1)
-
-        with self.lock:
-            handle = modules[activation].register_forward_hook(tap)
-            try:
-                yield
-            finally:
-                handle.remove()
-                self._tapped = None
+        return hidden_TD, hidden_TD if self._tap is None else self._tap.take(hidden_TD)
 
     def _score(self, sequence: Sequence, start: int, hidden_TD: Tensor) -> None:
         """Records the log-probabilities of given ids that this pass tells."""
@@ -276,6 +262,8 @@ class Engine:
             end = min(begin + LOGIT_ROWS, stop)
             logits_NV = self.decoder.unembed(hidden_TD[begin - start : end - start]).float()
             told = log_probabilities(logits_NV, sequence.ids[begin + 1 : end + 1], sequence.n_top)
+            if sequence.row is None and any(map(math.isnan, told.logprobs)):  # what samples as well is told so by the sampler
+                raise not_numbers("logits that are not numbers")
             sequence.scores += told.logprobs
             sequence.best += told.greedy
             sequence.top_scores += told.top_logprobs
@@ -381,7 +369,10 @@ class Engine:
         with self.lock:
             self._count["n_requests"] += 1
             sequence = Sequence(self._count["n_requests"], list(ids), end, len(ids), submitted=self.busy_seconds, arrived=time.perf_counter(), **facts)
-            if sequence.row is not None or sequence.n_tokens:
+            if sequence.row is None and sequence.read is None and not sequence.scored:  # there is nothing to ask of it
+                sequence.finish_reason = "length"
+                self._count["n_finished"] += 1
+            else:
                 self.scheduler.add(sequence)
         return sequence
 

@@ -193,11 +193,16 @@ class Sampler:
 def _failure(model: float, edited: float) -> PellucidError:
     """Why a row has no next token, from its largest logit as the model computed it and as the settings left it."""
     if not math.isfinite(model):
-        return PellucidError(f"the model computed logits that are not numbers (largest: {model}). Weights that overflow float16 do this: "
-                             f"try another dtype (--dtype float32), and check the files' sha256 (pellucid show)")
+        return not_numbers(f"logits that are not numbers (largest: {model})")
     if edited == -math.inf:
         return PellucidError("the constraint, bad_words and min_tokens leave no token that may come next: no output meets all of them. Relax one")
     return PellucidError(f"logit_bias and repetition_penalty took logits past what float32 holds (largest: {edited}). Choose smaller ones")
+
+
+def not_numbers(what: str) -> PellucidError:
+    """The error for what cannot be used."""
+    return PellucidError(f"the model computed {what}. Weights that overflow float16 do this: try another dtype (--dtype float32), and check the files' "
+                         f"sha256 (pellucid show)")
 
 
 def score(logits_SV: Tensor, ids_S: Tensor, top: bool) -> Tensor:

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pellucid.engine.request import Alternatives, token_ids
-from pellucid.engine.sampler import score, scores
-from pellucid.errors import BadRequest
+from pellucid.engine.sampler import not_numbers, score, scores
+from pellucid.errors import BadRequest, did_you_mean, nearest
+from pellucid.model.decoder import Decoder
 
 POOLINGS = ("mean", "last")
 
@@ -54,10 +55,15 @@ class Embedding:
         self._last: Tensor | None = None
 
     def read(self, start: int, hidden_TD: Tensor) -> None:
-        """Hidden states as they are computed; from the first one again if the engine had to begin anew."""
+        """Hidden states as they are computed; from the first one again if the engine had to begin anew. Raises PellucidError where they are no numbers."""
+        if hidden_TD.shape[1] == 0:
+            raise BadRequest("this activation is not one vector a token: its module puts out something else, or is not called. Take one that is, such as "
+                             "blocks.0.attn", field="activation")
         if start == 0:
             self._sum = None
         sum_D = hidden_TD.double().sum(0)
+        if not sum_D.isfinite().all():
+            raise not_numbers("hidden states that are not numbers")
         self._sum, self._last = sum_D if self._sum is None else self._sum + sum_D, hidden_TD[-1]
 
     @property
@@ -65,8 +71,37 @@ class Embedding:
         """Once the engine is done with it."""
         assert self._sum is not None
         assert self._last is not None
-        pooled_D = (self._sum / len(self.ids)).float() if self.pooling == "mean" else self._last.float()
+        pooled_D = (self._sum / len(self.ids)).float() if self.pooling == "mean" else self._last.float().clone()  # not the engine's own memory
         return torch.nn.functional.normalize(pooled_D, dim=0) if self.normalize else pooled_D
+
+
+class Tap:
+    """What the module of this name puts out, pass by pass, while it is attached. Raises BadRequest for a name that is not there."""
+
+    def __init__(self, decoder: Decoder, activation: str) -> None:
+        modules = dict(decoder.named_modules())
+        if activation not in modules:
+            raise BadRequest(f"activation {activation!r} is not a module of this model.{did_you_mean(nearest(activation, modules))} They are named as its "
+                             f"weights are: blocks.0, blocks.0.attn, blocks.0.mlp.down ...", field="activation")
+        self._module = modules[activation]
+        self._output: object = None
+
+    def __enter__(self) -> Tap:
+        self._handle = self._module.register_forward_hook(self._keep)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def _keep(self, _module: nn.Module, _inputs: object, output: object) -> None:
+        self._output = output
+
+    def take(self, hidden_TD: Tensor) -> Tensor:
+        """What it put out in the pass that gave these hidden states: (T, D), or (T, 0) where that is not one vector a token."""
+        output, self._output = self._output, None
+        if not isinstance(output, Tensor) or output.ndim < 2 or len(output) != len(hidden_TD):
+            return hidden_TD[:, :0]
+        return output.flatten(1)
 
 
 def windows(ids: Sequence[int], n_ctx: int, overlap: int) -> list[tuple[list[int], list[int]]]:
