@@ -6,7 +6,7 @@
     ├─ BadCheckpoint           files that contradict each other or themselves
     │  ├─ BadConfig            config.json: not JSON, a required key missing, a key nobody read
     │  ├─ TruncatedFile        a file shorter than its own header says
-    │  ├─ BadHeader            a safetensors header that lies or does not parse
+    │  ├─ BadHeader            a header of safetensors or GGUF that lies or does not parse
     │  ├─ MissingShard         an index names a file that is not there
     │  ├─ MissingTensors       the family needs tensors the files do not hold
     │  ├─ UnknownTensors       the files hold tensors the family has no place for
