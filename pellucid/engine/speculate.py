@@ -2,7 +2,8 @@
 
 A sequence's drafts are computed behind its last id. The sampler then chooses place by place what it would have chosen without them, with the same
 random numbers, for as long as that is what the draft has there. So every id that comes is the model's own, at every temperature, and a wrong guess
-costs time and nothing else. Whether that time is well spent is measured: `Pace`.
+costs time and nothing else: the output is the same within the rounding of a pass that computes more tokens, and bitwise where the decoder is
+deterministic. Whether the time is well spent is measured: `Pace`.
 
 Source of the idea: https://arxiv.org/abs/2211.17192; drafts taken from the prompt: https://github.com/apoorvumang/prompt-lookup-decoding.
 """
@@ -20,11 +21,11 @@ from pellucid.engine.sequence import Sequence
 from pellucid.spec import DecoderSpec
 
 MOST = 8  # drafts of a sequence at once: that many are right in a row where text is copied, and hardly ever elsewhere
-PROBE = 4  # drafts with which a sequence finds out again whether they pay
+PROBE = 3  # drafts with which a sequence finds out again whether they pay
 RECENT = 5  # measured steps whose median counts: one that something else held up changes nothing
 PLAIN_EVERY = 32  # steps with drafts, after which one without is measured again
 FORGET_AFTER = 256  # steps without drafts, after which what they cost is measured again
-FIRST_WAIT, LAST_WAIT = 16, 512  # ids that a sequence does without drafts when they did not pay, doubled each time
+FIRST_WAIT, LAST_WAIT = 32, 512  # ids that a sequence does without drafts when they did not pay, doubled each time
 UNMEASURED = 0.2  # price of a draft before it is known: few rows wait for weights to be read, and then computing a token more costs little
 CHAIN = 16  # places of the same two ids that are compared: bounds a look-up in a long text that repeats itself
 LONGEST = 4  # ids; a longer match is no better guess
@@ -81,11 +82,12 @@ class Pace:
         self._habits: dict[Sequence, _Habit] = {}
 
     def counts(self, sequences: Rows[Sequence]) -> list[int]:
-        """How many drafts to ask for. All 0 where a step without any is to be measured."""
+        """How many drafts to ask for. All 0 where a step without any is to be measured, and where none can pay."""
         size = len(sequences).bit_length()
         if len(self._plain.get(size, ())) < 2 or self._since_plain.get(size, 0) >= PLAIN_EVERY:
             return [0] * len(sequences)
-        price = self.price(size)
+        if (price := self.price(size)) >= 1:  # not even one that is surely right pays
+            return [0] * len(sequences)
         return [self._count(sequence, price) for sequence in sequences]
 
     def price(self, size: int) -> float:
