@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from pellucid.engine.generation import Generation, best
-from pellucid.engine.pages import PAGE, CacheDtype, PagedCache, check_cache
+from pellucid.engine.group import PAGE
+from pellucid.engine.pages import CacheDtype, PagedCache, check_cache
 from pellucid.engine.report import Report
 from pellucid.engine.request import MAX_TOP_LOGPROBS, Request, Result, check_vocabulary, token_ids
 from pellucid.engine.sampler import Row, Sampler, not_numbers

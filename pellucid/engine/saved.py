@@ -20,7 +20,8 @@ from torch import Tensor
 
 from pellucid import __version__
 from pellucid.engine.engine import Engine
-from pellucid.engine.pages import PAGE, Group, PagedCache, chain
+from pellucid.engine.group import PAGE, Group
+from pellucid.engine.pages import PagedCache, chain
 from pellucid.engine.request import Request, Sampling, check_vocabulary, token_ids
 from pellucid.errors import BadCheckpoint, BadRequest, MisshapenTensor, OutOfMemoryBudget
 from pellucid.model.report import size

@@ -13,7 +13,7 @@ import torch
 import pellucid
 from pellucid.api import Model
 from pellucid.api.completion import OPTIONS, SAMPLING, Options
-from pellucid.engine.pages import PAGE
+from pellucid.engine.group import PAGE
 from pellucid.engine.request import Sampling
 from pellucid.errors import BadConfig, BadRequest, BadTemplate, BadTokenizer, EmptyPrompt, ModelNotFound, PromptTooLong, UnsupportedModel
 from pellucid.records import Record

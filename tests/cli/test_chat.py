@@ -24,7 +24,7 @@ from pellucid.api import Model
 from pellucid.cli import _terminal, chat
 from pellucid.cli._conversation import COMMANDS, Conversation, Leave, command, recommended, template_arguments
 from pellucid.engine.engine import Engine
-from pellucid.engine.pages import PAGE
+from pellucid.engine.group import PAGE
 from pellucid.errors import BadRequest, MissingExtra, PellucidError
 from tests.api.scripted import scripted_model
 from tests.cli.conftest import Said, environment

@@ -8,7 +8,7 @@ import torch
 
 from pellucid.engine.draft import DraftModel
 from pellucid.engine.engine import Engine
-from pellucid.engine.pages import PAGE
+from pellucid.engine.group import PAGE
 from pellucid.engine.request import Request, Sampling
 from pellucid.engine.row import Ahead, Row
 from pellucid.errors import BadRequest

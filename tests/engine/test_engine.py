@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pellucid.engine.engine import Engine
-from pellucid.engine.pages import PAGE
+from pellucid.engine.group import PAGE
 from pellucid.engine.request import Request, Result, Sampling
 from pellucid.errors import BadRequest, EmptyPrompt, PromptTooLong
 from pellucid.model.decoder import Decoder

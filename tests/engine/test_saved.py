@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from pellucid import errors
 from pellucid.engine.engine import Engine
-from pellucid.engine.pages import PAGE
+from pellucid.engine.group import PAGE
 from pellucid.engine.request import Request, Sampling
 from pellucid.engine.saved import load_prefix, save_prefix
 from pellucid.errors import BadCheckpoint, BadRequest, OutOfMemoryBudget, PromptTooLong

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pellucid.engine.engine import Engine
-from pellucid.engine.pages import PAGE
+from pellucid.engine.group import PAGE
 from pellucid.engine.request import Request, Sampling
 from pellucid.engine.score import windows
 from pellucid.errors import BadRequest, EmptyPrompt, PellucidError, PromptTooLong

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pellucid.engine.engine import Engine
-from pellucid.engine.pages import PAGE
+from pellucid.engine.group import PAGE
 from pellucid.engine.request import Request, Sampling
 from pellucid.errors import BadConfig, BadRequest
 from pellucid.families._describe import describe
