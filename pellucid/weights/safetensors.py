@@ -1,7 +1,6 @@
 """Tensors of a safetensors file as views of a memory map: nothing is read before it is used."""
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pellucid.errors import UnsupportedModel
-from pellucid.weights.header import Entry, Header, read_header
+from pellucid.weights.header import Header, read_header
+from pellucid.weights.mapped import MappedFile
 
 DTYPES = {"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
           "F8_E8M0": torch.float8_e8m0fnu, "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
@@ -20,42 +20,24 @@ DTYPES = {"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E4M3": to
 SPELLED = {dtype: name for name, dtype in DTYPES.items()}
 
 
-class SafetensorsFile:
-    """One file, mapped privately and copy-on-write: writing to a tensor changes memory and never the file.
-
-    The map lives as long as a tensor that views it. Raises what `read_header` raises.
-    """
+class SafetensorsFile(MappedFile):
+    """One mapped file. Raises what `read_header` raises."""
 
     def __init__(self, path: Path, header: Header | None = None) -> None:
-        self.path = path
         self.header = header or read_header(path)
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        super().__init__(path)
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of that name, a view. Raises UnsupportedModel for a number format torch has no tensors of."""
         entry = self.header.tensors[name]
         if entry.dtype not in DTYPES:
             raise UnsupportedModel(f"{name} in {self.path.name} is stored as {entry.dtype}, which Pellucid does not read (reads: {', '.join(DTYPES)})")
-        dtype = DTYPES[entry.dtype]
-        if not entry.n_bytes:
-            return torch.empty(entry.shape, dtype=dtype)
-        if entry.start % dtype.itemsize:  # files by other writers may start anywhere, and kernels expect whole numbers
-            raw = torch.frombuffer(self._map, dtype=torch.uint8, count=entry.n_bytes, offset=entry.start)
-            return raw.clone().view(dtype).view(entry.shape)
-        return torch.frombuffer(self._map, dtype=dtype, count=entry.n_bytes // dtype.itemsize, offset=entry.start).view(entry.shape)
+        return self.view(entry.start, entry.shape, DTYPES[entry.dtype])
 
     def release(self, name: str | None = None) -> None:
-        """Lets the system take back the memory of the pages of one tensor, or of all; the next access reads them again.
-
-        What was written to those pages in the meantime is lost: call it only for tensors that nobody changes in place.
-        """
-        if not hasattr(mmap, "MADV_DONTNEED"):
-            return
-        entry = self.header.tensors[name] if name is not None else Entry("U8", (), 0, len(self._map))
-        start = -(-entry.start // mmap.PAGESIZE) * mmap.PAGESIZE  # whole pages only: the edges belong to neighbors too
-        if entry.stop > start:
-            self._map.madvise(mmap.MADV_DONTNEED, start, entry.stop - start)
+        """Gives back the memory of one tensor's pages, or of all: see `release_bytes`."""
+        entry = self.header.tensors[name] if name is not None else None
+        self.release_bytes(*((entry.start, entry.stop) if entry is not None else ()))
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
