@@ -22,10 +22,12 @@ from pellucid.spec import DecoderSpec
 
 MOST = 8  # drafts of a sequence at once: that many are right in a row where text is copied, and hardly ever elsewhere
 PROBE = 3  # drafts with which a sequence finds out again whether they pay
+MEASURED = 3  # steps without drafts before there are any: the median of two is no better than their mean
 RECENT = 5  # measured steps whose median counts: one that something else held up changes nothing
 PLAIN_EVERY = 32  # steps with drafts, after which one without is measured again
 FORGET_AFTER = 256  # steps without drafts, after which what they cost is measured again
 FIRST_WAIT, LAST_WAIT = 32, 512  # ids that a sequence does without drafts when they did not pay, doubled each time
+CHEAPEST = 0.01  # price that is believed: less is a clock's noise, and guesses that are never right would go on at it
 UNMEASURED = 0.2  # price of a draft before it is known: few rows wait for weights to be read, and then computing a token more costs little
 CHAIN = 16  # places of the same two ids that are compared: bounds a look-up in a long text that repeats itself
 LONGEST = 4  # ids; a longer match is no better guess
@@ -84,7 +86,7 @@ class Pace:
     def counts(self, sequences: Rows[Sequence]) -> list[int]:
         """How many drafts to ask for. All 0 where a step without any is to be measured, and where none can pay."""
         size = len(sequences).bit_length()
-        if len(self._plain.get(size, ())) < 2 or self._since_plain.get(size, 0) >= PLAIN_EVERY:
+        if len(self._plain.get(size, ())) < MEASURED or self._since_plain.get(size, 0) >= PLAIN_EVERY:
             return [0] * len(sequences)
         if (price := self.price(size)) >= 1:  # not even one that is surely right pays
             return [0] * len(sequences)
@@ -92,7 +94,7 @@ class Pace:
 
     def price(self, size: int) -> float:
         """Of a draft in batches of this size (the bits of the number of rows)."""
-        return median(self._prices[size]) if self._prices.get(size) else UNMEASURED
+        return max(CHEAPEST, median(self._prices[size])) if self._prices.get(size) else UNMEASURED
 
     def _count(self, sequence: Sequence, price: float) -> int:
         habit = self._habits.get(sequence)

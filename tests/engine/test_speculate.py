@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pellucid.engine.engine import Engine
 from pellucid.engine.request import Request, Result, Sampling
 from pellucid.engine.sequence import Sequence
-from pellucid.engine.speculate import FIRST_WAIT, FORGET_AFTER, MOST, PLAIN_EVERY, PROBE, UNMEASURED, Pace, PromptLookup, paying
+from pellucid.engine.speculate import FORGET_AFTER, MOST, PLAIN_EVERY, PROBE, UNMEASURED, Pace, PromptLookup, paying
 from pellucid.model.decoder import Decoder
 from tests.engine.test_engine import FAMILIES, GREEDY, N_CTX, all_free, pages, requests, scheduled, small
 
@@ -33,17 +33,14 @@ class Steady(Pace):
 class Guesser:
     """Knows some outputs and drafts them, every so often with a wrong id among the right ones."""
 
-    def __init__(self, known: dict[tuple[int, ...], tuple[int, ...]], wrong: float = 0.0, seconds: float = 0.0) -> None:
-        self.known, self.wrong, self.seconds, self.rng = known, wrong, seconds, random.Random(1)
+    def __init__(self, known: dict[tuple[int, ...], tuple[int, ...]], wrong: float = 0.0) -> None:
+        self.known, self.wrong, self.rng = known, wrong, random.Random(1)
         self.forgotten: list[Sequence] = []
 
     def furnish(self, spec, *, n_bytes, max_rows, step_tokens):
         return 0
 
     def propose(self, sequences, most):
-        until = time.perf_counter() + self.seconds * any(most)
-        while time.perf_counter() < until:
-            pass
         return [[i if self.rng.random() >= self.wrong else (i + 1) % 40 for i in self._next(s, n)] for s, n in zip(sequences, most, strict=True)]
 
     def _next(self, s: Sequence, n: int) -> tuple[int, ...]:
@@ -261,7 +258,7 @@ def drafted(n_steps: int = 400, n_rows: int = 4, **how: float) -> float:
     """Drafts a row and step, once everything is known."""
     pace, rows, rng = Pace(), [object() for _ in range(n_rows)], random.Random(2)
     counts = [step(pace, rows, rng=rng, **how) for _ in range(n_steps)]
-    assert counts[:2] == [0, 0]  # without, to know what that takes
+    assert counts[:3] == [0, 0, 0]  # without, to know what that takes
     return sum(counts[50:]) / len(counts[50:]) / n_rows
 
 
@@ -276,7 +273,7 @@ def test_as_many_are_drafted_as_pay():
 def test_a_step_without_drafts_is_measured_again_and_again_and_so_are_drafts_that_were_given_up():
     pace, rows, rng = Pace(), [object()], random.Random(2)
     counts = [step(pace, rows, plain=1.0, each=0.01, right=0.95, rng=rng) for _ in range(4 * PLAIN_EVERY)]
-    assert 2 + 2 <= counts.count(0) <= 2 + 4
+    assert 3 + 2 <= counts.count(0) <= 3 + 4
     dear = [step(pace, rows, plain=1.0, each=9.0, right=0.95, rng=rng) for _ in range(FORGET_AFTER)]
     assert sum(count > 0 for count in dear) < 12  # given up after RECENT measurements at the latest; tried again after rests that double
     again = [step(pace, rows, plain=1.0, each=0.01, right=0.95, rng=rng) for _ in range(3 * FORGET_AFTER)]
@@ -311,20 +308,33 @@ def test_sequences_rest_by_themselves():
     assert bad not in pace._habits
 
 
-@pytest.mark.parametrize(("wrong", "seconds"), [(1.0, 0.0), (0.0, 0.05)])
-def test_drafts_that_do_not_pay_are_given_up(wrong, seconds):
-    """Wrong ones, whatever they cost; right ones, if making them takes longer than computing ids does."""
-    decoder = small("llama-biases")
+@pytest.mark.parametrize(("wrong", "proposing", "fixed", "each", "fewest", "most"), [
+    (0.0, 0.0, 1.0, 0.02, 100, 150),  # right, and nearly free: as many as there is room for
+    (1.0, 0.0, 1.0, 0.02, 1, 100),  # wrong
+    (0.0, 9.0, 1.0, 0.02, 1, 2 * MOST),  # right, but making them takes longer than computing ids does
+    (0.0, 0.0, 0.0, 1.0, 1, 2 * MOST),  # right, and each costs what an id costs
+])
+def test_drafts_that_do_not_pay_are_given_up(monkeypatch, wrong, proposing, fixed, each, fewest, most):
+    """On a clock that the model's own passes move: so many seconds a pass, and so many a token."""
+    decoder, now = small("llama-biases"), [0.0]
     asked = [Request(prompt_ids=[5, 6, 7], sampling=GREEDY, max_tokens=150)]
-    engine = Engine(decoder, proposer=guesser(decoder, asked, wrong=wrong, seconds=seconds))
+    proposer, forward = guesser(decoder, asked, wrong=wrong), decoder.forward
+
+    def compute(ids_T, *rest):
+        now[0] += fixed + each * len(ids_T)
+        return forward(ids_T, *rest)
+
+    def propose(sequences, n):
+        now[0] += proposing
+        return Guesser.propose(proposer, sequences, n)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(decoder, "forward", compute)
+    monkeypatch.setattr(proposer, "propose", propose)
+    engine = Engine(decoder, proposer=proposer)
     [[result]] = engine.run(asked)
-    assert result.token_ids == plainly(decoder, asked)[0].token_ids
-    n_tries = (150 - engine.report().n_accepted) / 150
-    assert n_tries > 0.5
-    assert 0 < engine.report().n_drafted <= MOST * (RECENT_TRIES + 4)  # rests of 16, 32, 64 ids
-
-
-RECENT_TRIES = 3 + len(bin(150 // FIRST_WAIT))
+    assert result.token_ids == proposer.known[asked[0].prompt_ids]
+    assert fewest <= engine.report().n_drafted <= most
 
 
 @pytest.mark.parametrize(("share", "price", "n"), [(0.5, 0.3, 1), (0.5, 0.2, 2), (0.9, 0.5, 6), (0.9, 1.5, 0), (0.1, 0.2, 0), (0.9, 0.0, MOST),
