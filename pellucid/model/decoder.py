@@ -29,7 +29,9 @@ from pellucid.model.parts import Embed, Normalize, Project, Rows
 from pellucid.model.positions import sinusoids
 from pellucid.model.tables import Tables
 from pellucid.ops.interface import Ops
+from pellucid.ops.packed import BLOCK
 from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Layer, Matrix, Mixer, Rope
+from pellucid.weights.packed_rows import PackedRows
 
 KEPT = 512  # sets of a rope's frequencies, R/2 numbers each: under dynamic scaling every length has its own, and they would grow without end
 
@@ -59,7 +61,9 @@ class Unembed(Project):
 
     def _of_unit_rows(self, x_TD: Tensor) -> Tensor:
         """The same as if the weight's rows were scaled to length one, which they are not: the weight stays what is trained and saved."""
-        length_V = torch.linalg.vector_norm(self.weight, dim=-1, dtype=torch.float32).clamp_min(1e-12)
+        parts = self.weight.parts(BLOCK) if isinstance(self.weight, PackedRows) else [self.weight]
+        lengths = [torch.linalg.vector_norm(self.ops.unpack(part, torch.float32), dim=-1) for part in parts]
+        length_V = torch.cat(lengths).clamp_min(1e-12)
         logits_TV = (self.ops.matmul(x_TD, self.weight).float() / length_V).to(x_TD.dtype)
         return logits_TV if self.bias is None else logits_TV + self.bias
 

@@ -22,7 +22,7 @@ class Router(Project):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         x_TD = x_TD.float() if self.norm is None else self.norm.wide(x_TD)
-        logits_TX = self.ops.matmul(x_TD, self.weight.float(), None if self.bias is None else self.bias.float())
+        logits_TX = self.ops.matmul(x_TD, self.ops.unpack(self.weight, torch.float32), None if self.bias is None else self.bias.float())
         return logits_TX if self.scale == 1.0 else logits_TX * self.scale
 
 

@@ -73,7 +73,7 @@ class CompressedAttention(nn.Module):
         """(T, H, V), with one key and one value for all heads: what was kept, and the latent in it."""
         H, (kept,) = self.mixer.n_heads, held.parts
         # The matrices' numbers are read here, not their modules called: whoever changes what k_up and v_up compute changes their weights.
-        k_HNL, v_HVL = (project.weight.unflatten(0, (H, -1)) for project in (self.k_up, self.v_up))
+        k_HNL, v_HVL = (self.ops.unpack(project.weight, q_THN.dtype).unflatten(0, (H, -1)) for project in (self.k_up, self.v_up))
         q_THE = torch.cat([torch.einsum("thn,hnl->thl", q_THN, k_HNL), q_THR], -1)
         out_THL = held.attend(self.ops, q_THE, kept, kept[..., : self.mixer.d_latent], q_lengths, **self._how)
         return torch.einsum("thl,hvl->thv", out_THL, v_HVL)

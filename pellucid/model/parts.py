@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pellucid.ops.interface import Ops
+from pellucid.ops.interface import Ops, Weight
 from pellucid.spec import Norm
+from pellucid.weights.packed_rows import PackedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +24,16 @@ class Rows:
         return cls(lengths, tuple(range(len(lengths)) if slots is None else slots))
 
 
+def hold(module: nn.Module, name: str, weight: Weight) -> None:
+    """Puts a weight where `name` says, frozen: a dense one as a parameter, a packed one as an attribute, which `parameters()` does not list."""
+    delattr(module, name)  # torch lets nothing but a parameter follow a parameter
+    setattr(module, name, weight if isinstance(weight, PackedRows) else nn.Parameter(weight, requires_grad=False))
+
+
 class Project(nn.Module):
     """Every matrix of the model. The one place where adapters, sharding and probes attach."""
+
+    weight: Weight
 
     def __init__(self, ops: Ops, d_in: int, d_out: int, bias: bool) -> None:
         super().__init__()
@@ -38,6 +47,8 @@ class Project(nn.Module):
 
 class Embed(nn.Module):
     """A table read by row: tokens or learned positions."""
+
+    weight: Weight
 
     def __init__(self, ops: Ops, n_rows: int, width: int) -> None:
         super().__init__()

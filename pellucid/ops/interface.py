@@ -18,6 +18,9 @@ import torch
 from torch import Tensor
 
 from pellucid.spec import Activation, Experts
+from pellucid.weights.packed_rows import PackedRows
+
+Weight = Tensor | PackedRows  # a matrix (F, D), dense or packed
 
 
 @dataclass(frozen=True)
@@ -102,12 +105,16 @@ class Ops(Protocol):
         """One line for the load report: which functions are native here, which fall back to the reference."""
         ...
 
-    def matmul(self, x_TD: Tensor, weight_FD: Tensor, bias_F: Tensor | None = None) -> Tensor:
-        """x @ weight.T + bias, shape (T, F). The weight may be in any format the backend knows; dense is one of them."""
+    def matmul(self, x_TD: Tensor, weight_FD: Weight, bias_F: Tensor | None = None) -> Tensor:
+        """x @ weight.T + bias, shape (T, F). A packed weight is never unpacked as a whole, and takes no gradient; x and the bias do."""
         ...
 
-    def embed(self, weight_VD: Tensor, tokens_T: Tensor) -> Tensor:
-        """Rows of the weight, unpacked: (T, D)."""
+    def embed(self, weight_VD: Weight, tokens_T: Tensor) -> Tensor:
+        """Rows of the weight, unpacked, in the weight's dtype: (T, D)."""
+        ...
+
+    def unpack(self, weight_FD: Weight, dtype: torch.dtype) -> Tensor:
+        """A weight's numbers, (F, D), each rounded once: for the few places that compute with a matrix itself."""
         ...
 
     def normalize(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, *,

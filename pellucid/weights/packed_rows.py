@@ -1,7 +1,8 @@
 """A matrix as GGUF packs it: each row a whole number of blocks, which no part of Pellucid expands as a whole. ops/unpack.py says what the bytes mean."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,10 +12,14 @@ from pellucid.weights.gguf import BY_NAME, Format
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedRows:
-    """Rows of numbers in blocks of `format`: `bytes` is uint8, (..., rows, bytes of one row). Cut and put in order by whole rows only."""
+    """Rows of numbers in blocks of `format`: `bytes` is uint8, (..., rows, bytes of one row). Cut and put in order by whole rows only.
+
+    dtype: what the model runs in, and so what a row becomes that is looked up.
+    """
 
     bytes: Tensor
     format: str
+    dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         assert self.bytes.dtype == torch.uint8
@@ -35,10 +40,16 @@ class PackedRows:
 
     def __getitem__(self, rows: slice | Tensor) -> PackedRows:
         """Some of the rows; a slice is a view, an index a copy of those rows' bytes."""
-        return PackedRows(self.bytes[rows] if isinstance(rows, slice) else self.bytes.index_select(0, rows), self.format)
+        return replace(self, bytes=self.bytes[rows] if isinstance(rows, slice) else self.bytes.index_select(0, rows))
 
-    def to(self, device: torch.device) -> PackedRows:
-        return PackedRows(self.bytes.to(device), self.format)
+    def parts(self, n_numbers: int) -> Iterator[PackedRows]:
+        """The rows of a matrix in their order, so many at once that they mean at most n_numbers, or one."""
+        n = max(1, n_numbers // self.shape[-1])
+        return (self[start : start + n] for start in range(0, self.shape[0], n))
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> PackedRows:
+        """The same numbers, for a model that runs there in that dtype."""
+        return PackedRows(self.bytes.to(device), self.format, dtype)
 
     @property
     def _facts(self) -> Format:

@@ -1,0 +1,91 @@
+"""Products and tables over packed weights, by every backend, against the same numbers unpacked."""
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pellucid.ops import packed
+from pellucid.ops.choose import BACKENDS, choose
+from pellucid.ops.unpack import UNPACK, unpack
+from pellucid.weights.gguf import BY_NAME
+from pellucid.weights.packed_rows import PackedRows
+from tests.test_ops import DTYPES, near, random
+
+F, D = 9, 512
+
+
+@pytest.fixture(params=BACKENDS)
+def ops(request):
+    return choose(request.param)
+
+
+def weights(name: str, n_rows: int = F, dtype: torch.dtype = torch.float32) -> PackedRows:
+    """Random blocks in whose every number is finite and modest."""
+    of = BY_NAME[name]
+    raw = np.random.default_rng(1).integers(0, 256, (40 * n_rows * D // of.n_numbers, of.n_bytes), dtype=np.uint8)
+    numbers = unpack(PackedRows(torch.from_numpy(raw), name))
+    plain = torch.from_numpy(raw)[(numbers.isfinite() & (numbers.abs() < 64)).all(-1)][: n_rows * D // of.n_numbers]
+    return PackedRows(plain.reshape(n_rows, -1), name, dtype)
+
+
+@pytest.mark.parametrize("name", UNPACK)
+def test_matmul_and_embed(ops, name):
+    for dtype, T in itertools.product(DTYPES, (0, 1, 5)):
+        weight, x, bias = weights(name, dtype=dtype), random(T, D, dtype=dtype), random(F, dtype=dtype, seed=2)
+        dense = unpack(weight)
+        assert dense.shape == (F, D)
+        if T:
+            near(ops.matmul(x, weight), x.float() @ dense.T, dtype, 1)
+            near(ops.matmul(x, weight, bias), x.float() @ dense.T + bias.float(), dtype, 1)
+        assert ops.matmul(x, weight).shape == (T, F)
+        rows = torch.tensor([3, 0, 8, 3])
+        assert torch.equal(ops.embed(weight, rows), dense[rows].to(dtype))
+        assert torch.equal(ops.unpack(weight, dtype), dense.to(dtype))
+
+
+def test_a_dense_weight_unpacks_to_itself(ops):
+    weight = random(F, D)
+    assert ops.unpack(weight, torch.float32) is weight
+    assert torch.equal(ops.unpack(weight, torch.bfloat16), weight.bfloat16())
+
+
+def test_float64_stays_float64(ops):
+    weight, x = weights("Q4_K", dtype=torch.float64), random(5, D).double()
+    assert (ops.matmul(x, weight) - x @ unpack(weight).double().T).abs().max() < 1e-11
+
+
+def test_no_more_is_unpacked_at_once_than_a_block(ops, monkeypatch):
+    seen: list[tuple[int, ...]] = []
+
+    def watched(rows: PackedRows) -> Tensor:
+        seen.append(rows.shape)
+        return unpack(rows)
+
+    weight, x = weights("Q8_0"), random(5, D)
+    expected = ops.matmul(x, weight)
+    monkeypatch.setattr(packed, "unpack", watched)
+    monkeypatch.setattr(packed, "BLOCK", 4 * D + 3)
+    near(ops.matmul(x, weight), expected, torch.float32, 1)
+    assert seen == [(4, D), (4, D), (1, D)]
+    monkeypatch.setattr(packed, "BLOCK", 1)  # a row is the least
+    near(ops.matmul(x, weight), expected, torch.float32, 1)
+    assert seen[3:] == [(1, D)] * F
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_are_those_of_the_dense_product_and_keep_nothing_unpacked(ops, monkeypatch, dtype):
+    monkeypatch.setattr(packed, "BLOCK", 4 * D)
+    weight, kept = weights("Q5_K", dtype=dtype), []
+    dense = unpack(weight)
+    x, bias = random(5, D, dtype=dtype).requires_grad_(), random(F, dtype=dtype, seed=2).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        out = ops.matmul(x, weight, bias)
+    grad = random(5, F, dtype=dtype, seed=3)
+    out.backward(grad)
+    near(x.grad, grad.float() @ dense, dtype, 2)
+    near(bias.grad, grad.float().sum(0), dtype, 2)
+    assert all(n < F * D for n in kept)
