@@ -11,12 +11,12 @@ sequence that has caught up. What is chosen is appended, and so is the next thin
 from __future__ import annotations
 
 import math
-import threading
 import time
+from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as Ids
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -24,9 +24,11 @@ from torch import Tensor
 
 from pellucid.engine.generation import Generation, best
 from pellucid.engine.group import PAGE
+from pellucid.engine.lock import Lock
+from pellucid.engine.masks import Filled, Masks
 from pellucid.engine.pages import CacheDtype, PagedCache, check_cache
 from pellucid.engine.report import Report
-from pellucid.engine.request import MAX_TOP_LOGPROBS, Request, Result, check_vocabulary, token_ids
+from pellucid.engine.request import MAX_TOP_LOGPROBS, FinishReason, Request, Result, check_vocabulary, token_ids
 from pellucid.engine.sampler import Row, Sampler, not_numbers
 from pellucid.engine.scheduler import Scheduler
 from pellucid.engine.score import Embedding, Score, Tap, log_probabilities, windows
@@ -78,15 +80,19 @@ class Engine:
         self.scheduler = Scheduler(self.cache, max_rows=max_rows, step_tokens=step_tokens)
         self.sampler = Sampler(self.spec.n_vocab, self.device)
         limit = reach(self.spec)
-        self.capacity = min(self.cache.capacity(step_tokens), self.spec.n_ctx if limit is None else limit[0])
+        self.n_ctx = self.spec.n_ctx if limit is None else min(limit[0], self.spec.n_ctx)
+        self.capacity = min(self.cache.capacity(step_tokens), self.n_ctx)
         self.speculation = None if proposer is None else Speculation(proposer)
-        self.lock = threading.RLock()  # held for a step at a time
-        self._masks = ThreadPoolExecutor(1, "pellucid-masks")
-        self._count = dict.fromkeys(("n_requests", "n_finished", "n_failed", "n_steps", "n_prompt_tokens", "n_reused_tokens", "n_computed_tokens",
+        self.lock = Lock()
+        self._dropped: deque[Sequence] = deque()  # by callers, while somebody was at work
+        self._masks = Masks(self.spec.n_vocab)
+        self._count = dict.fromkeys(("n_requests", "n_finished", "n_cancelled", "n_failed",
+                                     "n_steps", "n_prompt_tokens", "n_reused_tokens", "n_computed_tokens",
                                      "n_output_tokens"), 0)
         self._waits = {"first": 0.0, "n_first": 0, "between": 0.0, "n_between": 0}
         self.busy_seconds = 0.0
         self._started = 0.0  # of the step that runs
+        self._suspect = False  # whether it computed anything that is not a number
         self._tap: Tap | None = None  # what sequences read in place of hidden states
 
     # What callers ask
@@ -110,8 +116,10 @@ class Engine:
         """The outputs of every request, in order. What one raises is raised when all are done."""
         asked = list(requests)
         started = [[self.submit(request, index) for index in range(request.n_generated)] for request in asked]
-        while any(not generation.finished for several in started for generation in several):
-            self.step()
+        for several in started:
+            for generation in several:
+                while not generation.finished:
+                    self.step()
         return [best([generation.result() for generation in several], request.n) for several, request in zip(started, asked, strict=True)]
 
     def score(self, pairs: Iterable[tuple[Ids[int], Ids[int]]], n_top: int = 0) -> list[Score]:
@@ -152,20 +160,26 @@ class Engine:
     def rolling(self, ids: Ids[int], overlap: int = 1) -> list[float]:
         """The log-probability of every id of a text as long as it may be, but of the first: in windows of the context, each id after the `overlap`
         or more that precede it. Raises BadRequest for an overlap that leaves no room."""
-        return [value for told in self.score(windows(ids, min(self.capacity, self.spec.n_ctx), overlap)) for value in told.logprobs]
+        return [value for told in self.score(windows(ids, self.capacity, overlap)) for value in told.logprobs]
 
-    def give_up(self, sequence: Sequence) -> None:
+    def give_up(self, sequence: Sequence, reason: FinishReason) -> None:
         """It is not wanted any more: its pages are free at once."""
         with self.lock:
             if not sequence.done:
-                sequence.finish_reason = "cancelled"
-                self.scheduler.remove(sequence)
-                self._count["n_finished"] += 1
-                if self.speculation is not None:
-                    self.speculation.forget(sequence)
+                sequence.finish_reason = reason
+                self._leave(sequence)
+
+    def drop(self, sequence: Sequence) -> None:
+        """`give_up` for a finalizer, which may run anywhere, also in the middle of a step: then it is given up before the next."""
+        self._dropped.append(sequence)
+        with self.lock.if_idle() as idle:
+            if idle:
+                self._let_go()
 
     def report(self) -> Report:
         """How it stands."""
+        with self.lock:
+            self._let_go()
         w, scheduler, drafts = self._waits, self.scheduler, self.speculation
         return Report(**self._count, n_running=len(scheduler.running), n_waiting=len(scheduler.waiting), n_preempted=scheduler.n_preempted,
                       n_drafted=0 if drafts is None else drafts.n_drafted, n_accepted=0 if drafts is None else drafts.n_accepted,
@@ -180,11 +194,15 @@ class Engine:
         """Computes some tokens of every sequence that runs. False if there was nothing to do."""
         with self.lock:
             self._started = time.perf_counter()
+            self._let_go()
+            for sequence in self.scheduler.running:
+                sequence.drafts = []  # of a step that was interrupted
             if self.speculation is not None:
                 self.speculation.propose(self.scheduler.running)
             plan = self.scheduler.plan()
             n_drafts = sum(len(s.drafts) for s, _ in plan)
             if not plan:
+                assert not self.scheduler.running, "sequences run and none has anything to compute"
                 self._refuse_what_cannot_run()
                 return False
             self._compute(plan)
@@ -196,28 +214,47 @@ class Engine:
                 self.speculation.measured([n for _, n in plan], n_drafts, seconds)
             return True
 
+    def _let_go(self) -> None:
+        """Ends what was dropped unfinished."""
+        while self._dropped:
+            self.give_up(self._dropped.popleft(), "cancelled")
+
     def _compute(self, plan: list[tuple[Sequence, int]]) -> None:
-        choosing = [s for s, n in plan if s.row is not None and s.n_computed + n == s.n_tokens]
-        masks = self._masks.submit(mask_words, choosing, self.spec.n_vocab) if any(s.constraint is not None for s in choosing) else None
+        """A pass, and what it tells. How far a sequence is computed is written down last: whatever interrupts this, it is only done again."""
+        self._suspect = False
+        choosing = {s for s, n in plan if s.row is not None and s.n_computed + n == s.n_tokens}
         try:
+            self._masks.begin([s.constraint for s, _ in plan if s in choosing], [s.drafts for s, _ in plan if s in choosing])
             hidden, tapped = self._forward(plan)
         except Exception as error:  # memory, say: nobody's fault that could be named, and the engine goes on
-            for sequence, _ in plan:
-                self._fail(sequence, error)
+            self._fail_all([s for s, _ in plan], error)
             return
-        for (sequence, n), hidden_TD, tapped_TD in zip(plan, hidden, tapped, strict=True):
-            start, sequence.n_computed = sequence.n_computed, sequence.n_computed + n
+        finally:
+            masks = self._masks.end()
+        computed = {s: s.n_computed + n for s, n in plan}
+        ready = []
+        for (sequence, _), hidden_TD, tapped_TD in zip(plan, hidden, tapped, strict=True):
             try:
-                self._score(sequence, start, hidden_TD)
-                if sequence.read is not None:
-                    sequence.read(start, tapped_TD)
-            except PellucidError as error:
+                self._tell(sequence, hidden_TD, tapped_TD)
+            except Exception as error:
                 self._fail(sequence, error)
-        ready = [(s, hidden_TD[len(hidden_TD) - 1 - len(s.drafts):]) for (s, _), hidden_TD in zip(plan, hidden, strict=True) if s in set(choosing)]
+            if sequence in choosing:
+                ready.append((sequence, hidden_TD[len(hidden_TD) - 1 - len(sequence.drafts):]))
         if ready:
-            self._choose(ready, masks)
+            try:
+                computed |= self._choose(ready, masks)
+            except Exception as error:
+                self._fail_all([s for s, _ in ready], error)
         for sequence, _ in plan:
-            self._settle(sequence)
+            self._settle(sequence, computed[sequence])
+
+    def _tell(self, sequence: Sequence, hidden_TD: Tensor, tapped_TD: Tensor) -> None:
+        """Gives a sequence what it asks of hidden states. Raises PellucidError where they are not numbers: nothing of that pass is kept."""
+        if self._suspect and not hidden_TD.isfinite().all():
+            raise not_numbers("hidden states that are not numbers")
+        self._score(sequence, sequence.n_computed, hidden_TD)
+        if sequence.read is not None:
+            sequence.read(sequence.n_computed, tapped_TD)
 
     def _forward(self, plan: list[tuple[Sequence, int]]) -> tuple[list[Tensor], list[Tensor]]:
         """Hidden states (T, D) of every sequence's tokens, and the same or what is tapped in its place."""
@@ -253,6 +290,7 @@ class Engine:
 
     def _pass(self, ids: list[int], positions: list[int], rows: Rows) -> tuple[Tensor, Tensor]:
         hidden_TD: Tensor = self.decoder(torch.tensor(ids, device=self.device), torch.tensor(positions, device=self.device), rows, self.cache)
+        self._suspect |= not hidden_TD.isfinite().all()
         return hidden_TD, hidden_TD if self._tap is None else self._tap.take(hidden_TD)
 
     def _score(self, sequence: Sequence, start: int, hidden_TD: Tensor) -> None:
@@ -269,34 +307,37 @@ class Engine:
             sequence.best += told.greedy
             sequence.top_scores += told.top_logprobs
 
-    def _choose(self, ready: list[tuple[Sequence, Tensor]], masks: Future[Tensor] | None) -> None:
-        """The next id of every sequence; where drafts were computed, as many as the drafts are right, and one more."""
+    def _choose(self, ready: list[tuple[Sequence, Tensor]], masks: Filled) -> dict[Sequence, int]:
+        """The next id of every sequence; where drafts were computed, as many as the drafts are right, and one more. How far those are computed."""
         logits_NV = self.decoder.unembed(torch.cat([hidden_TD for _, hidden_TD in ready]))
-        starts = [0]
-        for _, hidden_TD in ready:
-            starts.append(starts[-1] + len(hidden_TD))
-        alive = [(s, start, len(hidden_TD)) for (s, hidden_TD), start in zip(ready, starts, strict=False)]
-        before = {s: len(s.ids) for s, _, _ in alive}
-        mask = None if masks is None else masks.result()
+        starts = list(accumulate((len(hidden_TD) for _, hidden_TD in ready), initial=0))
+        for place, error in masks.errors.items():
+            if not ready[place][0].done:
+                self._fail(ready[place][0], error)
+        alive = [(s, start, len(hidden_TD)) for (s, hidden_TD), start in zip(ready, starts, strict=False) if not s.done]
+        for sequence, _, _ in alive:
+            if sequence.row is not None and len(sequence.row.output_ids) != sequence.n_output:
+                self._fail(sequence, PellucidError("an interruption fell between choosing an id and writing it down. Ask again"))
+        alive = [(s, start, n) for s, start, n in alive if not s.done]
+        drafted = [(s, len(s.ids)) for s, _, _ in alive if s.drafts]
         depth = 0
         while alive:
-            rows_BV = logits_NV if depth == 0 and len(alive) == len(logits_NV) else logits_NV[[start + depth for _, start, _ in alive]]
-            if depth and any(s.constraint is not None for s, _, _ in alive):
-                mask = mask_words([s for s, _, _ in alive], self.spec.n_vocab)
-            self._sample([s for s, _, _ in alive], rows_BV, mask)
-            mask = None
+            places = [start + depth for _, start, _ in alive]
+            every = len(places) == len(logits_NV)
+            mask_BW = masks.words_RW if masks.words_RW is None or every else masks.words_RW[places]
+            self._sample([s for s, _, _ in alive], logits_NV if every else logits_NV[places], mask_BW)
             alive = [(s, start, n) for s, start, n in alive if not s.done and depth + 1 < n and s.ids[-1] == s.drafts[depth]]
             depth += 1
-        for sequence, n in before.items():
-            if sequence.drafts:
-                right = accepted(sequence.drafts, sequence.ids[n:])
-                sequence.n_computed = n + min(right, len(sequence.ids) - n - 1)
-                if self.speculation is not None:
-                    self.speculation.told(sequence, right)
+        computed = {}
+        for sequence, n in drafted:
+            right = accepted(sequence.drafts, sequence.ids[n:])
+            computed[sequence] = n + min(right, len(sequence.ids) - n - 1)
+            if self.speculation is not None:
+                self.speculation.told(sequence, right)
+        return computed
 
-    def _sample(self, sequences: list[Sequence], logits_BV: Tensor, mask: Tensor | None) -> None:
-        rows = [s.row for s in sequences if s.row is not None]
-        sampled = self.sampler(logits_BV, rows, None if mask is None else mask.to(self.device))
+    def _sample(self, sequences: list[Sequence], logits_BV: Tensor, mask_BW: Tensor | None) -> None:
+        sampled = self.sampler(logits_BV, [s.row for s in sequences if s.row is not None], mask_BW)
         for b, sequence in enumerate(sequences):
             if (error := sampled.errors.get(b)) is not None:
                 self._fail(sequence, error)
@@ -331,11 +372,11 @@ class Engine:
         elif len(sequence.ids) == self.capacity:
             sequence.finish_reason = "context"
 
-    def _settle(self, sequence: Sequence) -> None:
+    def _settle(self, sequence: Sequence, n_computed: int) -> None:
         """After a step: pages that are full get names, and a sequence that is done leaves."""
         if sequence.slot is None:  # failed, and gone
             return
-        sequence.drafts = []
+        sequence.n_computed, sequence.drafts = n_computed, []
         self.cache.settle(sequence.slot, sequence.ids, sequence.n_computed)
         clock = self.busy_seconds + time.perf_counter() - self._started
         if sequence.row is not None and len(sequence.ids) > sequence.n_prompt:
@@ -348,10 +389,11 @@ class Engine:
             self._leave(sequence)
 
     def _leave(self, sequence: Sequence, *, scrub: bool = False) -> None:
-        n = len(sequence.ids) - sequence.n_prompt
-        self._count["n_finished" if sequence.error is None else "n_failed"] += 1
-        self._count["n_prompt_tokens"] += sequence.n_prompt
-        self._count["n_reused_tokens"] += sequence.n_reused or 0
+        n = sequence.n_output
+        self._count["n_failed" if sequence.error is not None else "n_cancelled" if sequence.finish_reason == "cancelled" else "n_finished"] += 1
+        if sequence.n_reused is not None:  # it has run
+            self._count["n_prompt_tokens"] += sequence.n_prompt
+            self._count["n_reused_tokens"] += sequence.n_reused
         if n > 1:
             self._waits["between"] += time.perf_counter() - sequence.first_came
             self._waits["n_between"] += n - 1
@@ -363,6 +405,11 @@ class Engine:
         """It ends alone; what it computed is not used for others."""
         sequence.error = error
         self._leave(sequence, scrub=True)
+
+    def _fail_all(self, sequences: list[Sequence], error: Exception) -> None:
+        for sequence in sequences:
+            if not sequence.done:
+                self._fail(sequence, error)
 
     # Helpers
 
@@ -379,7 +426,7 @@ class Engine:
 
     def _check_room(self, n: int, max_tokens: int | None) -> None:
         """Raises EmptyPrompt or PromptTooLong for what can never be computed here."""
-        n_ctx = self.spec.n_ctx
+        n_ctx = self.n_ctx
         if not n:
             raise EmptyPrompt("the prompt has no tokens: there is nothing to start from. Give at least one, such as the model's BOS", field="prompt")
         wanted = 0 if max_tokens == 0 else 1
@@ -394,11 +441,12 @@ class Engine:
 
     def _finish(self, sequences: list[Sequence]) -> None:
         try:
-            while not all(s.done for s in sequences):
-                self.step()
+            for sequence in sequences:
+                while not sequence.done:
+                    self.step()
         finally:
             for sequence in sequences:
-                self.give_up(sequence)
+                self.give_up(sequence, "cancelled")
         for sequence in sequences:
             if sequence.error is not None:
                 raise sequence.error
@@ -409,17 +457,8 @@ class Engine:
             sequence = self.scheduler.waiting[0]
             self._fail(sequence, OutOfMemoryBudget(
                 f"{len(sequence.ids):,} tokens do not fit the cache of {size(self.cache.n_bytes)}. Give the engine more (cache_bytes)",
-                needed_bytes=0, available_bytes=self.cache.n_bytes))
+                needed_bytes=self.cache.n_bytes + 1, available_bytes=self.cache.n_bytes))
 
     def _slot(self, sequence: Sequence) -> int:
         assert sequence.slot is not None
         return sequence.slot
-
-
-def mask_words(sequences: list[Sequence], n_vocab: int) -> Tensor:
-    """What each may say next, (B, ceil(V / 32)) int32, as the sampler takes it."""
-    words_BW = torch.full((len(sequences), -(-n_vocab // 32)), -1, dtype=torch.int32)
-    for sequence, words_W in zip(sequences, words_BW, strict=True):
-        if sequence.constraint is not None:
-            sequence.constraint.mask(words_W)
-    return words_BW

@@ -26,10 +26,13 @@ class Generation(Iterator[int]):
 
     def __next__(self) -> int:
         sequence = self._sequence
-        while self._ended_at is None and self._n_taken >= len(sequence.ids) - sequence.n_prompt:
+        while self._ended_at is None:
+            done = sequence.done  # asked first: another thread's step may end it after its last id was looked for
+            if self.n_ready:
+                break
             if sequence.error is not None:
                 raise sequence.error
-            if sequence.finish_reason is not None:
+            if done:
                 raise StopIteration
             self._engine.step()
         if self._ended_at is not None:
@@ -47,13 +50,18 @@ class Generation(Iterator[int]):
 
     def _end(self, reason: FinishReason) -> None:
         if self._ended_at is None:
-            if self._n_taken < len(self._sequence.output_ids) or not self._sequence.done:
+            if self.n_ready or not self._sequence.done:
                 self._ended_at, self._reason = self._n_taken, reason
-            self._engine.give_up(self._sequence)
+            self._engine.give_up(self._sequence, reason)
 
     def __del__(self) -> None:
         if not self._sequence.done:
-            self._engine.give_up(self._sequence)
+            self._engine.drop(self._sequence)
+
+    @property
+    def n_ready(self) -> int:
+        """Ids that have come and were not taken."""
+        return self._sequence.n_output - self._n_taken
 
     @property
     def finished(self) -> bool:
@@ -63,17 +71,22 @@ class Generation(Iterator[int]):
     @property
     def ids(self) -> list[int]:
         """Those taken so far."""
-        return self._sequence.output_ids[: self._n_taken]
+        return self._sequence.ids[self._sequence.n_prompt : self._sequence.n_prompt + self._n_taken]
 
     @property
     def finish_reason(self) -> FinishReason | None:
         """None while there are ids to take."""
         if self._ended_at is not None:
             return self._reason
-        return self._sequence.finish_reason if self._n_taken == len(self._sequence.output_ids) else None
+        reason = self._sequence.finish_reason  # asked first, as above
+        return None if self.n_ready else reason
 
     def result(self) -> Result:
         """What came. Raises what ended it, if that was an error; a RuntimeError before it has ended is a bug of the caller."""
+        with self._engine.lock:  # no step is half done
+            return self._result()
+
+    def _result(self) -> Result:
         sequence = self._sequence
         if sequence.error is not None:
             raise sequence.error

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pellucid.engine.mark import IdsMark, Mark, TextMark
 from pellucid.engine.request import check_vocabulary, token_ids
+from pellucid.engine.sampler import WORD
 from pellucid.engine.source import Source, read_source
 from pellucid.errors import BadRequest, ConstraintFailed, MissingExtra
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from pellucid.tokenizer import Tokenizer
 
-WORD = 32  # bits in a word of a mask
+
 SPECIAL = b"\xff"  # llguidance's mark before the text of an id that text never becomes: toktrie's SPECIAL_TOKEN_MARKER, docs/special_tokens.md
 MAX_STATES = 50_000  # of the lexer, at one to two kilobytes each; llguidance's own limit is five times as many
 REMEMBERED = 16  # grammars of a vocabulary that are kept ready

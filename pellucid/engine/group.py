@@ -23,7 +23,8 @@ class Group:
         self.named: dict[bytes, int] = {}
         self.idle: OrderedDict[int, None] = OrderedDict()
         self._free = set(range(n_pages))
-        self._lowest = list(range(n_pages))  # a heap, with pages in it that are free no more
+        self._lowest = list(range(n_pages))  # a heap of all free pages, and of some that are free no more
+        self._heaped = [True] * n_pages
 
     @property
     def n_available(self) -> int:
@@ -49,8 +50,9 @@ class Group:
         if after is not None and after + 1 in self._free:
             page = after + 1
         elif self._free:
-            while (page := heapq.heappop(self._lowest)) not in self._free:
-                pass
+            page = self._pop()
+            while page not in self._free:
+                page = self._pop()
         else:
             page, _ = self.idle.popitem(last=False)
             self.forget_name(page)
@@ -69,8 +71,7 @@ class Group:
         self.users[page] -= 1
         if self.users[page] == 0:
             if self.names[page] is None:
-                self._free.add(page)
-                heapq.heappush(self._lowest, page)
+                self._add_free(page)
             else:
                 self.idle[page] = None
 
@@ -83,9 +84,19 @@ class Group:
         """All idle pages become free."""
         for page in self.idle:
             self.forget_name(page)
-            self._free.add(page)
-            heapq.heappush(self._lowest, page)
+            self._add_free(page)
         self.idle.clear()
+
+    def _add_free(self, page: int) -> None:
+        self._free.add(page)
+        if not self._heaped[page]:
+            heapq.heappush(self._lowest, page)
+            self._heaped[page] = True
+
+    def _pop(self) -> int:
+        page = heapq.heappop(self._lowest)
+        self._heaped[page] = False
+        return page
 
     def forget_name(self, page: int) -> None:
         """Nobody takes this page over any more."""

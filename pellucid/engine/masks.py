@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pellucid.engine.grammar import WORD, Constraint
-from pellucid.errors import ConstraintFailed
+from pellucid.engine.request import Constraint
+from pellucid.engine.sampler import WORD
 
 ALL = -1  # a word with every bit set
 
@@ -19,7 +19,7 @@ class Filled:
     """words_RW: (R, W) int32, a row for each row of logits; None where nothing binds. errors: place of a constraint -> why it cannot go on."""
 
     words_RW: Tensor | None
-    errors: dict[int, ConstraintFailed]
+    errors: dict[int, Exception]
 
 
 class Masks:
@@ -27,8 +27,8 @@ class Masks:
 
     def __init__(self, n_vocab: int) -> None:
         self.n_words = -(-n_vocab // WORD)
-        self._thread = ThreadPoolExecutor(1, "pellucid-masks")
-        self._filling: Future[Filled] | None = None
+        self._thread: ThreadPoolExecutor | None = None  # begun when there is something to fill
+        self._filling: Future[Filled] | Filled | None = None
 
     def begin(self, constraints: Sequence[Constraint | None], drafts: Sequence[Sequence[int]] | None = None) -> None:
         """drafts: for each constraint the ids proposed after what has come; it gets a row for now and one after each of them.
@@ -38,26 +38,32 @@ class Masks:
         assert self._filling is None, "a step has begun and not ended"
         proposed = drafts if drafts is not None else [()] * len(constraints)
         assert len(proposed) == len(constraints)
+        if not any(constraint is not None for constraint in constraints):
+            self._filling = Filled(None, {})
+            return
+        self._thread = self._thread or ThreadPoolExecutor(1, "pellucid-masks")
         self._filling = self._thread.submit(self._filled, list(constraints), [tuple(d) for d in proposed])
 
     def end(self) -> Filled:
         """Waits for what was begun."""
         assert self._filling is not None, "no step has begun"
         filling, self._filling = self._filling, None
-        return filling.result()
+        return filling if isinstance(filling, Filled) else filling.result()
 
     def close(self) -> None:
-        self._thread.shutdown()
+        if self._thread is not None:
+            self._thread.shutdown()
 
     def _filled(self, constraints: list[Constraint | None], drafts: list[tuple[int, ...]]) -> Filled:
-        if not any(constraints):
-            return Filled(None, {})
         words_RW = torch.full((sum(1 + len(d) for d in drafts), self.n_words), ALL, dtype=torch.int32)
-        errors: dict[int, ConstraintFailed] = {}
+        errors: dict[int, Exception] = {}
         row = 0
         for place, (constraint, draft) in enumerate(zip(constraints, drafts, strict=True)):
             if constraint is not None:
-                _fill(constraint, draft, words_RW[row : row + 1 + len(draft)])
+                try:
+                    _fill(constraint, draft, words_RW[row : row + 1 + len(draft)])
+                except Exception as error:  # whatever it is, it ends this one alone
+                    errors[place] = error
                 if constraint.failure is not None:
                     errors[place] = constraint.failure
             row += 1 + len(draft)

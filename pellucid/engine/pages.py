@@ -16,7 +16,7 @@ import math
 from array import array
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -51,6 +51,22 @@ def kept_shapes(mixer: Mixer) -> list[tuple[int, int]]:
     if isinstance(mixer, LatentAttention):
         return [(1, mixer.n_cached)]
     return [(mixer.n_kv_heads, mixer.d_head)] * 2
+
+
+@dataclass(slots=True)
+class Names:
+    """The names of a sequence's full pages, hashed once however often it waits in vain."""
+
+    turns: bytes = b""  # how its rope turns: part of every name
+    names: list[bytes] = field(default_factory=list)
+
+    def of(self, turns: bytes, ids: Sequence[int]) -> list[bytes]:
+        """Those of these ids."""
+        if turns != self.turns:
+            self.turns, self.names = turns, []
+        if len(self.names) < len(ids) // PAGE:
+            self.names = chain(turns, ids, self.names)
+        return self.names[: len(ids) // PAGE]
 
 
 @dataclass(slots=True)
@@ -92,19 +108,20 @@ class PagedCache:
 
     # What sequences do
 
-    def open(self, ids: Sequence[int], end: int, *, reuse: int | None = None) -> int | None:
+    def open(self, ids: Sequence[int], end: int, *, reuse: int | None = None, names: Names | None = None) -> int | None:
         """A row for a sequence of these ids that may grow to `end` tokens; `lengths` says how many of them are there already.
 
         At most `reuse` are taken over, and never the last one, whose logits are what comes next. None = not now: another sequence is about to
-        compute what this one begins with.
+        compute what this one begins with. names: of the ids' pages, for one that is opened again.
         """
         plan = planned(self._scalings, len(ids), end)
-        row = _Row(self._turns(plan), plan, [], [[] for _ in self.groups], [0] * len(self.groups), deque(), 0)
-        row.names = chain(row.turns, ids)
+        turns = self._turns(plan)
+        own = (Names() if names is None else names).of(turns, ids)
         limit = min(len(ids) - 1, len(ids) if reuse is None else reuse) // PAGE
-        n = self._known(row.names[:limit])
-        if n < limit and row.names[n] in self._coming:
+        n = self._known(own[:limit])
+        if n < limit and own[n] in self._coming:
             return None
+        row = _Row(turns, plan, own, [[] for _ in self.groups], [0] * len(self.groups), deque(), 0)
         slot, self._next = self._next, self._next + 1
         for g, group in enumerate(self.groups):
             row.first[g] = group.first_seen(n * PAGE) // PAGE

@@ -10,6 +10,7 @@ class Report:
 
     n_requests: int
     n_finished: int
+    n_cancelled: int
     n_failed: int
     n_running: int
     n_waiting: int

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from pellucid.errors import BadRequest, did_you_mean, nearest
+from pellucid.errors import BadRequest, ConstraintFailed, did_you_mean, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +77,10 @@ class Constraint(Protocol):
     @property
     def done(self) -> bool:
         """Whether the output is complete and nothing but a stop id may follow."""
+
+    @property
+    def failure(self) -> ConstraintFailed | None:
+        """Why it cannot go on, if it cannot."""
 
     def mask(self, words_W: Tensor) -> None:
         """Fills ceil(V / 32) words of int32: bit i % 32 of word i // 32 says that id i may come. Bits past V stay 0."""

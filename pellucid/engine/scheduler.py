@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable
 
 from pellucid.engine.pages import PagedCache
 from pellucid.engine.sequence import Sequence
@@ -63,7 +62,7 @@ class Scheduler:
         for sequence in list(self.waiting):
             if len(self.running) >= self.max_rows or budget <= 0 or passed >= LOOK_AHEAD:
                 return
-            slot = self.cache.open(sequence.ids, sequence.end, reuse=sequence.reuse_limit)
+            slot = self.cache.open(sequence.ids, sequence.end, reuse=sequence.reuse_limit, names=sequence.names)
             if slot is None:
                 passed += 1
                 continue
@@ -101,7 +100,3 @@ class Scheduler:
         sequence.n_computed, sequence.drafts = 0, []
         self.n_preempted += 1
         self.add(sequence)
-
-    @property
-    def sequences(self) -> Iterable[Sequence]:
-        return [*self.running, *self.waiting]

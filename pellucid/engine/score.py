@@ -1,6 +1,7 @@
 """What a model says of ids that are given: log-probabilities of continuations, of whole texts, and vectors for texts."""
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,25 +54,29 @@ class Embedding:
         self.ids, self.pooling, self.normalize = token_ids(ids, "ids"), pooling, normalize
         self._sum: Tensor | None = None
         self._last: Tensor | None = None
+        self._n_read = 0
 
     def read(self, start: int, hidden_TD: Tensor) -> None:
-        """Hidden states as they are computed; from the first one again if the engine had to begin anew. Raises PellucidError where they are no numbers."""
+        """Hidden states as they are computed, those that were read before left out. Raises PellucidError where they are no numbers."""
         if hidden_TD.shape[1] == 0:
             raise BadRequest("this activation is not one vector a token: its module puts out something else, or is not called. Take one that is, such as "
                              "blocks.0.attn", field="activation")
-        if start == 0:
-            self._sum = None
+        hidden_TD = hidden_TD[max(0, self._n_read - start):]  # the engine may have begun anew, or been interrupted
+        if not len(hidden_TD):
+            return
+        self._n_read = max(self._n_read, start) + len(hidden_TD)
         sum_D = hidden_TD.double().sum(0)
         if not sum_D.isfinite().all():
             raise not_numbers("hidden states that are not numbers")
-        self._sum, self._last = sum_D if self._sum is None else self._sum + sum_D, hidden_TD[-1]
+        self._sum = sum_D if self._sum is None else self._sum + sum_D
+        self._last = hidden_TD[-1].clone()  # a view would hold the whole step's
 
     @property
     def vector(self) -> Tensor:
         """Once the engine is done with it."""
         assert self._sum is not None
         assert self._last is not None
-        pooled_D = (self._sum / len(self.ids)).float() if self.pooling == "mean" else self._last.float().clone()  # not the engine's own memory
+        pooled_D = (self._sum / len(self.ids)).float() if self.pooling == "mean" else self._last.float().clone()  # not of inference mode
         return torch.nn.functional.normalize(pooled_D, dim=0) if self.normalize else pooled_D
 
 
@@ -85,8 +90,10 @@ class Tap:
                              f"weights are: blocks.0, blocks.0.attn, blocks.0.mlp.down ...", field="activation")
         self._module = modules[activation]
         self._output: object = None
+        self._thread = 0
 
     def __enter__(self) -> Tap:
+        self._thread = threading.get_ident()  # which holds the engine: what another has the model compute beside it is not wanted
         self._handle = self._module.register_forward_hook(self._keep)
         return self
 
@@ -94,7 +101,8 @@ class Tap:
         self._handle.remove()
 
     def _keep(self, _module: nn.Module, _inputs: object, output: object) -> None:
-        self._output = output
+        if threading.get_ident() == self._thread:
+            self._output = output
 
     def take(self, hidden_TD: Tensor) -> Tensor:
         """What it put out in the pass that gave these hidden states: (T, D), or (T, 0) where that is not one vector a token."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from pellucid.engine.pages import Names
 from pellucid.engine.request import Alternatives, Constraint, FinishReason
 from pellucid.engine.sampler import Row
 
@@ -32,6 +33,7 @@ class Sequence:
     submitted: float = 0.0  # on the engine's own clock, which runs while it works
     arrived: float = 0.0  # on the wall clock
 
+    names: Names = field(default_factory=Names)  # of its full pages
     slot: int | None = None  # its row in the cache; None = waiting
     n_computed: int = 0
     drafts: list[int] = field(default_factory=list)  # proposed to follow the ids
@@ -64,6 +66,11 @@ class Sequence:
     @property
     def done(self) -> bool:
         return self.finish_reason is not None or self.error is not None
+
+    @property
+    def n_output(self) -> int:
+        """Ids that have come."""
+        return len(self.ids) - self.n_prompt
 
     @property
     def output_ids(self) -> list[int]:

@@ -189,7 +189,7 @@ def test_a_cancelled_request_frees_its_pages_at_once_and_so_does_one_that_is_dro
     assert (first.result().finish_reason, list(first.result().token_ids)) == ("cancelled", ids)
     assert list(first) == []
     del third
-    assert len(engine.scheduler.running) == 1
+    assert (engine.report().n_running + engine.report().n_waiting, engine.report().n_cancelled) == (1, 2)
     assert len(list(second)) == 50
     assert all_free(engine)
 
@@ -300,3 +300,113 @@ def test_a_report_counts_what_was_done():
     assert (report.n_requests, report.n_finished, report.n_prompt_tokens, report.n_output_tokens, report.n_computed_tokens) == (2, 2, 50, 6, 50 + 4)
     assert report.busy_seconds > 0 < report.first_token_seconds
     assert report.token_seconds > 0 == report.cache_used_share
+
+
+class Broken:
+    """A constraint whose mask raises, or that the garbage collector meets at work."""
+
+    done, failure = False, None
+
+    def __init__(self, do) -> None:
+        self.do = do
+
+    def start(self):
+        return self
+
+    def mask(self, words_W):
+        self.do()
+
+    def advance(self, token_id):
+        pass
+
+    def rollback(self, n):
+        pass
+
+
+def test_what_breaks_a_constraint_ends_its_request_alone():
+    def breaks():
+        raise ZeroDivisionError("a grammar of one's own")
+
+    decoder = small("llama-biases")
+    engine = Engine(decoder)
+    good, bad = (engine.submit(Request(prompt_ids=[5, 6], sampling=GREEDY, max_tokens=4, constraint=c)) for c in (None, Broken(breaks)))
+    assert len(list(good)) == 4
+    with pytest.raises(ZeroDivisionError, match="one's own"):
+        list(bad)
+    assert all_free(engine)
+
+
+@pytest.mark.parametrize("error", [MemoryError("logits"), KeyboardInterrupt()])
+def test_an_error_after_the_pass_leaves_nobody_waiting_for_ever(monkeypatch, error):
+    decoder = small("llama-biases")
+    engine = Engine(decoder)
+    asked = [Request(prompt_ids=[5, 6, 7 + i], sampling=Sampling(seed=i), max_tokens=6) for i in range(2)]
+    first, second = map(engine.submit, asked)
+    ids = [next(first)]
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder.unembed, "forward", lambda *a: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error)):
+            next(first)
+    if isinstance(error, KeyboardInterrupt):  # what was interrupted goes on
+        assert tuple(ids + list(first)) == alone(decoder, asked[0]).token_ids
+        assert tuple(second) == alone(decoder, asked[1]).token_ids
+    else:
+        with pytest.raises(MemoryError):
+            list(second)
+    assert len(list(engine.submit(asked[0]))) == 6
+    assert all_free(engine)
+
+
+def test_what_is_dropped_while_a_step_runs_ends_after_it():
+    """The garbage collector may run on any thread, with the engine's lock held or waited for."""
+    decoder = small("llama-biases")
+    engine = Engine(decoder)
+    dropped = [engine.submit(Request(prompt_ids=[9, 9], max_tokens=50))]
+    going = engine.submit(Request(prompt_ids=[5, 6], sampling=GREEDY, max_tokens=5, constraint=Broken(dropped.clear)))
+    assert len(list(going)) == 5
+    assert engine.report().n_running == engine.report().n_waiting == 0
+    assert engine.report().n_cancelled == 1
+
+
+def test_the_last_id_is_not_lost_to_another_thread_that_steps(monkeypatch):
+    decoder = small("llama-biases")
+    engine = Engine(decoder)
+    generation = engine.submit(Request(prompt_ids=[5, 6], sampling=GREEDY, max_tokens=1))
+    looked = type(generation).n_ready.fget
+
+    def and_then_somebody_steps(self):
+        n = looked(self)
+        engine.step()
+        return n
+
+    monkeypatch.setattr(type(generation), "n_ready", property(and_then_somebody_steps))
+    assert tuple(generation) == alone(decoder, generation.request).token_ids
+
+
+def test_nothing_that_is_not_a_number_is_told_or_kept(monkeypatch):
+    decoder = small("mistral-window")
+    engine = Engine(decoder)
+    embed = decoder.embed.forward
+    monkeypatch.setattr(decoder.embed, "forward", lambda ids: torch.where((ids == 8)[:, None], torch.nan, embed(ids)))
+    poisoned = [5] * 40 + [8] + [6] * 60
+    with pytest.raises(Exception, match="not numbers"):
+        engine.score([(poisoned[:50], poisoned[50:])])
+    with pytest.raises(Exception, match="not numbers"):
+        engine.embed([poisoned])
+    monkeypatch.undo()
+    assert all(bool(pool.isfinite().all()) for pools in engine.cache.pools for pool in pools)
+    assert len(engine.score([(poisoned[:50], poisoned[50:])])[0].logprobs) == 51
+
+
+def test_ten_thousand_short_requests_leave_the_books_as_they_were():
+    decoder = small("llama-biases")
+    engine, asked = Engine(decoder, cache_bytes=pages(decoder, 40), max_rows=32), []
+    for i in range(2000):
+        asked.append(Request(prompt_ids=[3 + i % 50, 3 + i // 50, 7], sampling=GREEDY, max_tokens=1 + i % 2, reuse=i % 3 == 0))
+    for _ in range(5):
+        engine.run(asked)
+    assert engine.report().n_finished == 10_000
+    assert all_free(engine)
+    assert not engine.cache._rows
+    assert not engine.cache._coming
+    assert all(len(group._lowest) <= group.n_pages for group in engine.cache.groups)

@@ -135,6 +135,8 @@ def test_seconds_count_the_engine_and_not_its_caller(decoder):
 class Alternating:
     """A constraint (and the grammar that starts it): ids of the wanted parity, turn by turn."""
 
+    failure = None
+
     def __init__(self) -> None:
         self.n, self.done = 0, False
 

@@ -150,6 +150,8 @@ class Even:
     def done(self):
         return len(self.came) == self.n
 
+    failure = None
+
     def mask(self, words_W):
         words_W.fill_(0x55555555)
 
