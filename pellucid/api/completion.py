@@ -36,7 +36,9 @@ class Options(TypedDict, total=False):
     logprobs: bool  # report the log-probability of every token
     top_logprobs: int  # and of the so many likeliest in its place
     prompt_logprobs: int | None  # report those of the prompt too, with so many of the likeliest; None = not
-    n: int  # so many completions, with seeds counted on from the first one's: `choices`
+    # So many completions: `choices`, of which number i, from 0, is what seed + i alone writes: n=3 of seed 1 and n=3 of seed 2 share two. Request.n of the
+    # engine means another thing: outputs of one seed, told apart by `Row`'s index.
+    n: int
     best_of: int | None  # so many are written, of which the n with the highest mean log-probability are returned, the best first
     reuse: bool | None  # what the model computed for others that begin alike; None = where that is bitwise the same, in a deterministic model
     schema: Mapping[str, Any] | str  # what the output has to be: a JSON Schema, as an object or as its JSON; one of these five at most
@@ -152,17 +154,23 @@ def sampling(options: Mapping[str, Any]) -> Sampling:
     return Sampling.of(**asked | ({"seed": secrets.randbits(32)} if asked.get("seed") is None else {}))
 
 
-def outputs(n: Any, best_of: Any, how: Sampling) -> int:
+def outputs(n: Any, best_of: Any, options: Mapping[str, Any]) -> int:
     """How many outputs are written for a prompt. Raises BadRequest as `Request` does for counts that cannot be."""
-    return Request(prompt_ids=[0], sampling=how, n=n, best_of=best_of).n_generated
+    told = {name: options[name] for name in ("logprobs", "top_logprobs") if name in options}  # best_of asks for the first itself, and would hide its lack
+    return Request(prompt_ids=[0], sampling=sampling(options), n=n, best_of=best_of, **told).n_generated
 
 
-def chosen(completions: Sequence[Completion], n: int) -> Completion:
-    """The first of the n that are kept, which are its choices: all of them, or those whose tokens have the highest mean log-probability."""
+def chosen(completions: Sequence[Completion], n: int, *, logprobs: bool) -> Completion:
+    """The first of the n that are kept, which are its choices: all of them, or those whose tokens have the highest mean log-probability.
+
+    logprobs: whether the caller asked for what is chosen by; what they did not is not told.
+    """
     if len(completions) == 1:
         return completions[0]
     if len(completions) > n:
         completions = sorted(completions, key=lambda c: -math.fsum(c.logprobs or ()) / max(1, len(c.token_ids)))[:n]
+        if not logprobs:
+            completions = [replace(c, logprobs=None, settings={**c.settings, "logprobs": False}) for c in completions]
     return replace(completions[0], choices=tuple(completions))
 
 

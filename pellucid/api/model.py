@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -16,7 +18,8 @@ from pellucid.api.stream import Stream, together
 from pellucid.api.text import Thinking
 from pellucid.engine.engine import Engine
 from pellucid.engine.pages import CacheDtype, check_cache
-from pellucid.engine.request import check_vocabulary, token_ids
+from pellucid.engine.request import Request, check_vocabulary, token_ids
+from pellucid.engine.row import Row
 from pellucid.engine.score import Score
 from pellucid.errors import BadConfig, BadRequest, BadTokenizer, EmptyPrompt, PromptTooLong, UnsupportedModel
 from pellucid.model.decoder import Decoder
@@ -49,11 +52,16 @@ class Model:
         self.decoder, self.report, self.checkpoint, self.settings = decoder, report, checkpoint, settings
         self._tokenizer = tokenizer
         self.chat_template: ChatTemplate | None = None
+        self._engine: Engine | None = None
+        self._making = threading.Lock()  # functools.cached_property has none since Python 3.12, and two engines would share the memory of one
 
-    @cached_property
+    @property
     def engine(self) -> Engine:
         """Raises OutOfMemoryBudget where its cache does not fit."""
-        return Engine(self.decoder, cache_bytes=self.settings["cache_bytes"], cache_dtype=self.settings["cache_dtype"])
+        with self._making:
+            if self._engine is None:
+                self._engine = Engine(self.decoder, cache_bytes=self.settings["cache_bytes"], cache_dtype=self.settings["cache_dtype"])
+            return self._engine
 
     @property
     def spec(self) -> DecoderSpec:
@@ -98,10 +106,17 @@ class Model:
     def stream_chat(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, documents: Sequence[Any] | None = None,
                     template_args: Mapping[str, Any] | None = None, **options: Unpack[Options]) -> Stream:
         """`chat`, piece by piece."""
-        template = choose(self.tokenizer, self.chat_template, tools=tools)
-        ids = chat_ids(self.tokenizer, messages, template=template, tools=tools, documents=documents, template_args=template_args)
+        ids, thinking = self._chat_prompt(messages, tools, documents, template_args)
         asked = {"messages": [dict(m) for m in messages], "tools": tools, "documents": documents, "template_args": dict(template_args or {})}
-        return self._stream(ids, options, thinking=self._thinking(ids, template), asked=asked)
+        return self._stream(ids, options, thinking=thinking, asked=asked)
+
+    def check_chat(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, documents: Sequence[Any] | None = None,
+                   template_args: Mapping[str, Any] | None = None, **options: Unpack[Options]) -> None:
+        """Raises what `chat` would before it computes, but for a prompt that is too long, and what making the engine does. Computes nothing."""
+        ids, thinking = self._chat_prompt(messages, tools, documents, template_args)
+        wanted, _ = self._request(ids, options, thinking)
+        Row(wanted, self.spec.n_vocab)  # raises for ids outside the vocabulary
+        _ = self.engine
 
     def logits(self, ids: Sequence[int] | Tensor) -> Tensor:
         """(T, V) float32: for each position, what the model expects next. Nothing is added to the ids; no tokenizer is needed.
@@ -122,8 +137,9 @@ class Model:
     def score(self, pairs: Iterable[tuple[str | Sequence[int], str | Sequence[int]]], *, top_logprobs: int = 0) -> list[Score]:
         """How likely each continuation is after its context: (context, continuation) pairs of texts, or of ids that are used as they are.
 
-        Two texts are encoded as one, so that the continuation's ids are those the model would write; a space between them belongs to the second.
-        An empty context scores every id but the first. Raises what `generate` raises.
+        Two texts are encoded as one, so that the continuation's ids are those the model would write; a space between them belongs to the second,
+        and so does a token that begins in the first: after "Th", "e" is scored as the one token "The". An empty context scores every id but the
+        first. Raises what `generate` raises, and EmptyPrompt where nothing is left to score.
         """
         return self.engine.score([self._pair(*pair) for pair in pairs], top_logprobs)
 
@@ -132,8 +148,10 @@ class Model:
 
         activation: a module whose output is taken in place of the final hidden states, such as blocks.3.mlp. Raises what `generate` raises.
         """
-        found = self.engine.embed([self.prompt_ids(text) for text in texts], pooling=pooling, normalize=normalize, activation=activation)
-        return torch.stack([one.vector for one in found]) if found else torch.empty(0, self.spec.d_model)
+        asked = [self.prompt_ids(text) for text in texts]
+        # Where there is no text a single id is computed: how wide an activation is stands nowhere else.
+        found = self.engine.embed(asked or [[0]], pooling=pooling, normalize=normalize, activation=activation)
+        return torch.stack([one.vector for one in found])[: len(asked)]
 
     def _pair(self, context: str | Sequence[int], continuation: str | Sequence[int]) -> tuple[list[int], list[int]]:
         if not isinstance(context, str) or not isinstance(continuation, str):
@@ -144,7 +162,12 @@ class Model:
             raise EmptyPrompt("the continuation is empty: there is nothing to score", field="continuation")
         before = context.rstrip(" ")
         whole = self.prompt_ids(context + continuation)
-        n = len(self.prompt_ids(before)) if before else len(whole) - len(self.tokenizer.encode(context + continuation))
+        begin = self.prompt_ids(before) if before else whole[: len(whole) - len(self.tokenizer.encode(context + continuation))]
+        n = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(begin, whole, strict=False)))
+        if len(whole) <= max(n, 1):  # nothing comes before the first id
+            raise EmptyPrompt(f"nothing is left to score of {continuation!r:.60} after {context!r:.60}: together they are the ids {whole!r:.80}, and the "
+                              f"context alone {begin!r:.80}. Expected an id of the continuation's own that another comes before. Give a longer "
+                              f"continuation or context, or the pair as ids", field="continuation")
         return whole[:n], whole[n:]
 
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
@@ -187,25 +210,35 @@ class Model:
         """Every prompt's completion; where several of each are asked for, the first or the best, with all that are kept among its choices."""
         options = checked(options)
         n, best_of = options.pop("n", 1), options.pop("best_of", None)
-        count = outputs(n, best_of, sampling(options))
+        count = outputs(n, best_of, options)
         first = sampling(options).seed
         wanted = {**options, "logprobs": True} if count > n else options
         if count > 1:
             wanted = {"reuse": True, **wanted}  # the prompt is computed once
         streams = [[stream(prompt, **{**wanted, "seed": (first + i) % 2**63}) for i in range(count)] for prompt in prompts]
-        together([one for several in streams for one in several])
-        return [chosen([one.result for one in several], n) for several in streams]
+        together(self.engine, [one for several in streams for one in several])
+        return [chosen([one.result for one in several], n, logprobs=options.get("logprobs", False)) for several in streams]
 
     def _stream(self, ids: list[int], options: Mapping[str, Any], *, asked: Mapping[str, Any], continues: Sequence[int] = (),
                 thinking: Thinking | None = None) -> Stream:
+        wanted, in_force = self._request(ids, options, thinking)
+        return Stream(self.engine.submit(wanted), self.tokenizer, stops=in_force["stop"], thinking=thinking, continues=continues,
+                      settings={**asked, **in_force})
+
+    def _request(self, ids: list[int], options: Mapping[str, Any], thinking: Thinking | None) -> tuple[Request, dict[str, Any]]:
+        """One completion's, and all that is in force in it."""
         options = checked(options)
         if options.get("n", 1) != 1 or options.get("best_of") not in (None, 1):
             raise BadRequest("a stream is one completion. Ask generate or chat for several", field="n")
         after = thinking.closing if thinking is not None and thinking.opened else None
-        asked_for, in_force = request(ids, options, self.tokenizer, self.stop_ids(), deterministic=self.decoder.deterministic,
-                                      n_vocab=self.spec.n_vocab, after=after)
-        return Stream(self.engine.submit(asked_for), self.tokenizer, stops=in_force["stop"], thinking=thinking, continues=continues,
-                      settings={**asked, **in_force})
+        return request(ids, options, self.tokenizer, self.stop_ids(), deterministic=self.decoder.deterministic, n_vocab=self.spec.n_vocab, after=after)
+
+    def _chat_prompt(self, messages: Sequence[Message], tools: Sequence[Any] | None, documents: Sequence[Any] | None,
+                     template_args: Mapping[str, Any] | None) -> tuple[list[int], Thinking | None]:
+        """The ids of a conversation, and what tells the thinking of its answer."""
+        template = choose(self.tokenizer, self.chat_template, tools=tools)
+        ids = chat_ids(self.tokenizer, messages, template=template, tools=tools, documents=documents, template_args=template_args)
+        return ids, self._thinking(ids, template)
 
     def _thinking(self, prompt_ids: Sequence[int], template: ChatTemplate) -> Thinking | None:
         """The splitter this model's answers need: its vocabulary or its chat template has marks around thinking."""

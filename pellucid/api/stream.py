@@ -1,11 +1,13 @@
 """A completion as it comes: ids from the engine, made into text, cut at stop strings, thinking told from answer."""
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pellucid.api.completion import Completion, Usage
 from pellucid.api.text import Kind, StopStrings, Thinking
+from pellucid.engine.engine import Engine
 from pellucid.engine.generation import Generation
 from pellucid.engine.grammar import Compiled
 from pellucid.engine.verdict import judge
@@ -17,7 +19,7 @@ class Stream(Iterator[str]):
 
     continues: ids of a text that this one goes on from: a space between them belongs to this one.
     `parts()` also gives the thinking, each piece with its kind. Both take from the same source: use one. `stop()` ends it early, and
-    `interrupted` says whether it did.
+    `interrupted` says whether it did. One that is dropped is cancelled at once.
     """
 
     def __init__(self, generation: Generation, tokenizer: Tokenizer, *, stops: Sequence[str] = (), thinking: Thinking | None = None,
@@ -27,15 +29,26 @@ class Stream(Iterator[str]):
         self._decoder = tokenizer.stream(after=continues)
         self._marks = _special_marks(tokenizer, thinking)
         self._said: dict[Kind, list[str]] = {"text": [], "thinking": []}
-        self._parts = self._run()
-        self.interrupted = False
+        # No generator of its own is kept here: its frame would hold the stream, and a stream that is dropped would wait for the garbage collector.
+        self._read: deque[tuple[Kind, str]] = deque()  # and not taken yet
+        self._ended = self.interrupted = False
 
     def __next__(self) -> str:
-        return next(piece for kind, piece in self._parts if kind == "text")
+        return next(piece for kind, piece in self.parts() if kind == "text")
 
     def parts(self) -> Iterator[tuple[Kind, str]]:
         """("thinking" or "text", piece), in order."""
-        return self._parts
+        while self._read or not self._ended:
+            if self._read:
+                yield self._read.popleft()
+            else:
+                self._read_one()
+
+    def read_ready(self) -> bool:
+        """Reads the ids that have come, up to a stop string, and computes none. False once it has ended."""
+        while not self._ended and (self.generation.finished or n_ready(self.generation)):
+            self._read_one()
+        return not self._ended
 
     def stop(self) -> None:
         """End it here, which changes nothing once it has ended; what was held back is still to be taken. The result says "interrupt"."""
@@ -46,7 +59,7 @@ class Stream(Iterator[str]):
     @property
     def result(self) -> Completion:
         """The whole completion; what was not taken yet is generated now."""
-        for _ in self._parts:
+        for _ in self.parts():
             pass
         result = self.generation.result()
         usage = Usage(prompt_tokens=result.n_prompt, completion_tokens=len(result.token_ids), reused_tokens=result.n_reused)
@@ -61,26 +74,28 @@ class Stream(Iterator[str]):
             stopped_by=by, verdict=verdict, logprobs=result.logprobs, top_logprobs=result.top_logprobs, prompt_logprobs=result.prompt_logprobs,
             prompt_top_logprobs=result.prompt_top_logprobs, prompt_ids=tuple(self.generation.request.prompt_ids), settings=self.settings)
 
-    def _run(self) -> Iterator[tuple[Kind, str]]:
-        stop_ids = self.generation.request.stop_ids
+    def _read_one(self) -> None:
+        """The next id as text, or what was held back after the last one."""
         for i in self.generation:
-            if i not in stop_ids:
-                yield from self._show(self._stops.push(self._decoder.push(i) + self._marks.get(i, "")))
-        yield from self._show(self._stops.push(self._decoder.finish()))
-        yield from self._show(self._stops.finish())
+            if i not in self.generation.request.stop_ids:
+                self._show(self._stops.push(self._decoder.push(i) + self._marks.get(i, "")))
+            return
+        self._ended = True
+        self._show(self._stops.push(self._decoder.finish()))
+        self._show(self._stops.finish())
         if self._thinking is not None:
-            yield from self._noted(self._thinking.finish())
+            self._note(self._thinking.finish())
 
-    def _show(self, text: str) -> Iterator[tuple[Kind, str]]:
+    def _show(self, text: str) -> None:
         if self._stops.met is not None:
             self.generation.stop()
         if text:
-            yield from self._noted([("text", text)] if self._thinking is None else self._thinking.push(text))
+            self._note([("text", text)] if self._thinking is None else self._thinking.push(text))
 
-    def _noted(self, parts: Sequence[tuple[Kind, str]]) -> Iterator[tuple[Kind, str]]:
+    def _note(self, parts: Sequence[tuple[Kind, str]]) -> None:
         for kind, piece in parts:
             self._said[kind].append(piece)
-            yield kind, piece
+            self._read.append((kind, piece))
 
     def _stopped_by(self) -> str | int | None:
         if self._stops.met is not None:
@@ -91,11 +106,25 @@ class Stream(Iterator[str]):
         return ids[-1] if ids and ids[-1] in self.generation.request.stop_ids else None
 
 
-def together(streams: Iterable[Stream]) -> None:
-    """Takes everything of several streams in turn, so that none runs far past a stop string that only its own text shows."""
-    left = list(streams)
-    while left:
-        left = [stream for stream in left if next(stream.parts(), None) is not None]
+def together(engine: Engine, streams: Iterable[Stream]) -> None:
+    """Reads all of several streams of an engine, a step at a time, so that none runs past a stop string that only its own text shows.
+
+    What one raises cancels the others.
+    """
+    asked = list(streams)
+    try:
+        left = asked
+        while left := [stream for stream in left if stream.read_ready()]:
+            engine.step()
+    except BaseException:
+        for stream in asked:
+            stream.generation.cancel()
+        raise
+
+
+def n_ready(generation: Generation) -> int:
+    """Ids that have come and were not taken."""
+    return len(generation._sequence.ids) - generation._sequence.n_prompt - generation._n_taken
 
 
 def _special_marks(tokenizer: Tokenizer, thinking: Thinking | None) -> dict[int, str]:

@@ -14,6 +14,7 @@ from pellucid.cli._frame import Json, emit, next_step, note
 from pellucid.cli._shown import DIM, PLAIN, show, summary
 from pellucid.cli._terminal import piped_lines, terminal_lines
 from pellucid.errors import PellucidError, PromptTooLong
+from pellucid.model.report import size
 
 
 def command(
@@ -66,7 +67,7 @@ def command(
     options = {**advised, **asked}
     conversation = Conversation(loaded, options, system=system, template_args=arguments, seed=seed, show_thinking=think)
     # Computes nothing: a model that cannot chat says so now, and not after the first question.
-    loaded.stream_chat([{"role": "user", "content": "?"}], template_args=conversation.template_args, **options)
+    loaded.check_chat([{"role": "user", "content": "?"}], template_args=conversation.template_args, **options)
     interactive = sys.stdin.isatty()
     _Chat(conversation, interactive=interactive, quiet=quiet, json=json).run(_lines(conversation, interactive, quiet))
     if not quiet:
@@ -135,7 +136,7 @@ class _Chat:
         if stream.interrupted:
             note("(stopped)")
         if completion.finish_reason == "context":
-            note(f"the context of {self.conversation.model.spec.n_ctx:,} tokens is full: /clear begins a new conversation, /save FILE keeps this one first")
+            note(f"{_full(self.conversation.model)}: /clear begins a new conversation, /save FILE keeps this one first")
         if not self.quiet and not self.json:
             note(summary(completion), dim=True)
 
@@ -158,3 +159,11 @@ class _Chat:
             before = kind
         if before == "thinking" and self.conversation.show_thinking and not self.json:
             sys.stdout.write(plain)
+
+
+def _full(model: Any) -> str:
+    """What it is that has no room left: the model's context, or a cache that is smaller."""
+    n_ctx, n_cached = model.spec.n_ctx, model.engine.cache.capacity(model.engine.scheduler.step_tokens)
+    if n_cached < n_ctx:
+        return f"the cache of {size(model.engine.cache_bytes)} is full with {n_cached:,} tokens, of a context of {n_ctx:,}; --cache gives it more"
+    return f"the context of {n_ctx:,} tokens is full"

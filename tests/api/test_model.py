@@ -4,6 +4,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import time
 from typing import get_type_hints
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 import pellucid
 from pellucid.api import Model
 from pellucid.api.completion import OPTIONS, SAMPLING, Options
+from pellucid.engine.engine import Engine
 from pellucid.engine.group import PAGE
 from pellucid.engine.request import Sampling
 from pellucid.errors import BadConfig, BadRequest, BadTemplate, BadTokenizer, EmptyPrompt, ModelNotFound, PromptTooLong, UnsupportedModel
@@ -251,6 +254,30 @@ def test_a_deterministic_model_takes_over_what_there_is(abc_folder):
     assert (first.token_ids, first.logprobs) == (second.token_ids, second.logprobs)
 
 
+def test_threads_that_come_together_make_one_engine(abc_folder, monkeypatch):
+    model, made = pellucid.load(abc_folder), []
+
+    def slow(self, *args, init=Engine.__init__, **more):
+        time.sleep(0.05)  # the other thread looks meanwhile
+        made.append(self)
+        init(self, *args, **more)
+
+    monkeypatch.setattr(Engine, "__init__", slow)
+    together, said = threading.Barrier(2), []
+
+    def ask():
+        together.wait()
+        said.append(model.generate("a", temperature=0).text)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said == ["bcdefghijkl"] * 2
+    assert made == [model.engine]
+
+
 def test_a_batch_is_its_prompts_one_by_one(abc):
     prompts = ["A", "AB", "a" * 50]
     together = abc.batch(prompts, temperature=0, max_tokens=5, stop=["Q"])
@@ -268,11 +295,25 @@ def test_several_completions_of_a_prompt_have_seeds_of_their_own():
     assert [choice.seed for choice in done.choices] == best
     assert [choice.token_ids for choice in done.choices] == [singles[seed].token_ids for seed in best]
     assert len(done.as_dict()["choices"]) == 2
+    assert {(c.logprobs, c.settings["logprobs"]) for c in (done, *done.choices)} == {(None, False)}  # chosen by, and not asked for
+    told = story.generate("Once", n=2, best_of=4, seed=5, temperature=1.3, max_tokens=6, logprobs=True)
+    assert [len(choice.logprobs) for choice in told.choices] == [len(choice.token_ids) for choice in done.choices]
+    with pytest.raises(BadRequest, match="top_logprobs=2 wants logprobs=True"):
+        story.generate("Once", best_of=4, top_logprobs=2)
     assert not story.generate("Once", max_tokens=1).choices
     with pytest.raises(BadRequest, match="a stream is one completion"):
         story.stream("Once", n=2)
     with pytest.raises(BadRequest, match=r"best_of=1 is out of range: at least n \(2\)"):
         story.generate("Once", n=2, best_of=1)
+
+
+def test_output_i_of_a_seed_is_the_single_output_of_seed_plus_i():
+    story = pellucid.load("shipped", dtype="float32")
+    several = story.generate("Once", n=3, seed=1, temperature=1.3, max_tokens=8)
+    assert [choice.seed for choice in several.choices] == [1, 2, 3]
+    assert len({choice.token_ids for choice in several.choices}) == 3
+    for choice in several.choices:
+        assert choice.token_ids == story.generate("Once", seed=choice.seed, temperature=1.3, max_tokens=8).token_ids
 
 
 def test_what_the_output_may_say_can_be_bound(abc):
@@ -303,6 +344,23 @@ def test_continuations_are_scored_as_the_model_would_write_them():
         story.score([("a", [3])])
 
 
+def test_a_token_that_begins_in_the_context_is_scored_whole(tmp_path):
+    story = pellucid.load("shipped", dtype="float32")
+    tokenizer = story.tokenizer
+    bos, [th], [the] = tokenizer.bos_id, tokenizer.encode("Th"), tokenizer.encode("The")
+    assert th != the
+    [score] = story.score([("Th", "e")])  # its ids would have been none, and their sum 0.0 the best there is
+    assert list(score.logprobs) == pytest.approx([float(story.logits([bos, the])[0].log_softmax(-1)[the])], abs=1e-4)
+    context, whole = story.prompt_ids("Once upon a ti"), story.prompt_ids("Once upon a time")
+    assert (len(context), len(whole)) == (7, 6)  # "t", "i" and "time"
+    assert (context[:5], context[5] == whole[5]) == (whole[:5], False)
+    assert story.score([("Once upon a ti", "me")]) == story.score([(whole[:5], whole[5:])])
+    plain = pellucid.load(scripted_model(tmp_path / "m", [ABC], bos=False))
+    with pytest.raises(EmptyPrompt, match=r"nothing is left to score of 'a' after '': together they are the ids \[\d+\], and the context alone \[\]\. "
+                                          r"Expected an id .* Give a longer continuation"):
+        plain.score([("", "a")])
+
+
 def test_texts_have_vectors():
     story = pellucid.load("shipped", dtype="float32")
     texts = ["The sea was calm.", "The ocean lay still.", "He paid five pounds."]
@@ -313,6 +371,8 @@ def test_texts_have_vectors():
     torch.testing.assert_close(story.embed(texts[1:2], normalize=False)[0], hidden_TD.mean(0), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(story.embed(texts[1:2], pooling="last", normalize=False)[0], hidden_TD[-1], atol=1e-4, rtol=1e-4)
     assert story.embed([]).shape == (0, story.spec.d_model)
+    mlp = "blocks.1.mlp.up"
+    assert story.embed([], activation=mlp).shape[1] == story.embed(texts[:1], activation=mlp).shape[1] != story.spec.d_model
     with pytest.raises(BadRequest, match=r"activation 'blocks\.3\.mpl' is not a module of this model\. Did you mean blocks\.3\.mlp"):
         story.embed(texts, activation="blocks.3.mpl")
 

@@ -132,6 +132,17 @@ def test_a_model_that_cannot_chat_says_so_before_the_first_question(piped: Calla
     assert piped(b"a\n", str(folder), "-q", "--chat-template", str(tmp_path / "t.jinja")).out == "b\n"
 
 
+def test_finding_out_whether_a_model_can_chat_asks_it_nothing(piped: Callable[..., Said], yes_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted, submit = [], Engine.submit
+    monkeypatch.setattr(Engine, "submit", lambda self, request, *more: submitted.append(request) or submit(self, request, *more))
+    assert piped(b"", yes_folder, "-q").code == 0
+    assert submitted == []
+    assert piped(b"hi\n", yes_folder, "-q").out == "YES!\n"
+    assert len(submitted) == 1
+    beyond = piped(b"", yes_folder, "-q", "--logit-bias", "99999=1")
+    assert (beyond.code, "logit_bias has token id 99999" in beyond.err) == (2, True)
+
+
 def test_the_system_message_reaches_the_template(piped: Callable[..., Said], yes_folder: str, yes: Model) -> None:
     done = piped(b"hi\n", yes_folder, "--system", "Be brief.", "--json", "-q")
     expected = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
@@ -312,6 +323,14 @@ def test_a_full_context_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[st
     captured = capsys.readouterr()
     assert captured.out == "YES\n"
     assert captured.err == "the context of 24 tokens is full: /clear begins a new conversation, /save FILE keeps this one first\n"
+
+
+def test_a_full_cache_is_not_called_a_full_context(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = scripted_model(tmp_path / "m", [["\n", *"abcdefgh", "a"]], n_ctx=4 * PAGE)
+    page = pellucid.load(folder).engine.cache.groups[0].bytes_per_page
+    talk(conversation(pellucid.load(folder, cache_bytes=2 * page)), "hi")
+    assert re.fullmatch(r"the cache of \S+ \S+ is full with 64 tokens, of a context of 128; --cache gives it more: /clear begins a new conversation, .*\n",
+                        capsys.readouterr().err)
 
 
 def test_a_failure_inside_an_answer_keeps_nothing_of_its_turn(yes: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
