@@ -120,6 +120,19 @@ def test_one_row_of_pages_that_follow_one_another_is_read_where_it_lies():
     assert torch.equal(apart, torch.cat([pool[3, 1:], pool[5], pool[4, :2]]))
 
 
+def test_layer_after_layer_gathers_its_pages_into_the_same_memory():
+    scratch: dict[str, torch.Tensor] = {}
+    for pool, pages_Bn in ((random(8, 4, 3, C), torch.tensor([[3, 0], [7, 7]])), (random(8, 4, 3, C, seed=1), torch.tensor([[5], [1]])),
+                           (random(8, 4, 3, C, seed=2), torch.tensor([[1, 2, 3], [4, 5, 6]]))):
+        pages = Pages(4, ((0,),), (0,), (1,), (1,), scratch=scratch)
+        with torch.inference_mode():
+            got = pages.padded(pool, pages_Bn, "keys")
+        assert torch.equal(got, pool[pages_Bn].flatten(1, 2))
+        again = pages.padded(pool, pages_Bn, "keys")  # out of inference mode too
+        assert again.data_ptr() == got.data_ptr() == scratch["keys"].data_ptr()
+    assert scratch["keys"].numel() == got.numel()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 def test_normalize(ops, kind, dtype):

@@ -103,6 +103,7 @@ class PagedCache:
         self.groups, self._group_of = self._grouped()
         self._share_out(n_bytes, max_rows, step_tokens)
         self.pools = [self._pools(layer) for layer in range(len(spec.layers))]
+        self._scratch: dict[str, Tensor] = {}  # see Pages
         self._pass: dict[int, tuple[slice | Tensor, Pages]] = {}  # of each group, for the pass of these rows
         self._pass_of: Rows | None = None
 
@@ -256,7 +257,7 @@ class PagedCache:
             tables.append(tuple(table[seen // PAGE - first : -(-(start + n) // PAGE) - first]))
             offsets.append(seen % PAGE)
             lengths.append(start + n - seen)
-        pages = Pages(PAGE, tuple(tables), tuple(offsets), tuple(lengths), tuple(rows.lengths), self.device)
+        pages = Pages(PAGE, tuple(tables), tuple(offsets), tuple(lengths), tuple(rows.lengths), self.device, self._scratch)
         if write[-1] - write[0] + 1 == len(write) and write == list(range(write[0], write[-1] + 1)):
             return slice(write[0], write[-1] + 1), pages
         return torch.tensor(write, device=self.device), pages

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.ops.interface import Pages, Weight, whole
+from pellucid.ops.interface import Pages, Weight
 from pellucid.ops.reference import Reference, falling, visible
 from pellucid.spec import Activation
 from pellucid.weights.packed_rows import PackedRows
@@ -120,7 +120,8 @@ def decode(q_BHC: Tensor, k_PNKC: Tensor, v_PNKC: Tensor, pages: Pages, scale: f
         mask = seen_BS[:, None, None]
         if slopes_H is not None:
             mask = (slopes_H.float()[:, None, None] * back_BS[:, None, None]).masked_fill_(~mask, -torch.inf)
-        q_BHTC, (k_BKSC, v_BKSC) = q_BHC[row_B][:, :, None], (whole(x, pages_Bn).transpose(1, 2) for x in (k_PNKC, v_PNKC))
+        q_BHTC = q_BHC[row_B][:, :, None]
+        k_BKSC, v_BKSC = (pages.padded(x, pages_Bn, name).transpose(1, 2) for x, name in ((k_PNKC, "keys"), (v_PNKC, "values")))
         if sinks_H is not None:
             q_BHTC, k_BKSC, v_BKSC = with_sink(q_BHTC, k_BKSC, v_BKSC, sinks_H / scale)
             mask = F.pad(mask, (1, 0), value=slopes_H is None)

@@ -37,6 +37,21 @@ class Pages:
     lengths: tuple[int, ...]
     q_lengths: tuple[int, ...]  # queries, each row's last tokens
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    scratch: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)  # what `padded` writes to, in one pass after another
+
+    def padded(self, pool_PN: Tensor, pages_Bn: Tensor, name: str) -> Tensor:
+        """These pages of every row one after another, (B, n N, ...); they are there until the next call of this name.
+
+        Into memory that is kept: a new tensor of some megabytes for every layer costs more in page faults than in copying (docs/LOG.md).
+        """
+        (B, n), (_, N, *shape) = pages_Bn.shape, pool_PN.shape
+        size = B * n * pool_PN[0].numel()
+        held = self.scratch.get(name)
+        if held is None or held.numel() < size or held.dtype != pool_PN.dtype:
+            with torch.inference_mode(False):  # what is made there can be written to here and there
+                self.scratch[name] = held = pool_PN.new_empty(size)
+        out = held[:size].view(B * n, N, *shape)
+        return torch.index_select(pool_PN, 0, pages_Bn.flatten(), out=out).view(B, n * N, *shape)
 
     def gather(self, pool: Tensor) -> Tensor:
         """The rows' keys or values one after another, (S, ...). Pages that lie one after another are not copied, if there is one row."""
@@ -49,14 +64,14 @@ class Pages:
         n = next((b for b, length in enumerate(self.q_lengths) if length != 1), len(self.q_lengths))
         if n in (0, len(self.q_lengths)):
             return (self, None) if n else (None, self)
-        parts = [Pages(self.size, self.tables[rows], self.offsets[rows], self.lengths[rows], self.q_lengths[rows], self.device)
+        parts = [Pages(self.size, self.tables[rows], self.offsets[rows], self.lengths[rows], self.q_lengths[rows], self.device, self.scratch)
                  for rows in (slice(n), slice(n, None))]
         return parts[0], parts[1]
 
     def _row(self, tokens: Tensor, place: int | Tensor, offset: int, length: int) -> Tensor:
         if isinstance(place, int):
             return tokens[place * self.size + offset : place * self.size + offset + length]
-        return whole(tokens.unflatten(0, (-1, self.size)), place)[offset : offset + length]
+        return tokens.unflatten(0, (-1, self.size)).index_select(0, place).flatten(0, 1)[offset : offset + length]
 
     @cached_property
     def _places(self) -> list[int | Tensor]:
@@ -77,20 +92,15 @@ class Pages:
                 groups[-1].append(b)
             else:
                 groups.append([b])
-        return [self._padded(sorted(rows)) for rows in groups]
+        return [self._batch(sorted(rows)) for rows in groups]
 
-    def _padded(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    def _batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         n = max(len(self.tables[b]) for b in rows)
         pages_Bn = torch.tensor([[*self.tables[b], *(0,) * (n - len(self.tables[b]))] for b in rows], device=self.device)
         first_B1, length_B1 = (torch.tensor([which[b] for b in rows], device=self.device)[:, None] for which in (self.offsets, self.lengths))
         place_1S = torch.arange(n * self.size, device=self.device)[None]
         back_BS = place_1S - (first_B1 + length_B1 - 1)
         return torch.tensor(rows, device=self.device), pages_Bn, back_BS.masked_fill(place_1S < first_B1, 1)
-
-
-def whole(pool_PN: Tensor, pages: Tensor) -> Tensor:
-    """Pages (..., n) one after another, (..., n N, ...). index_select copies whole pages where indexing copies numbers: 2 to 4 times as fast on a CPU."""
-    return pool_PN.index_select(0, pages.flatten()).view(*pages.shape[:-1], pages.shape[-1] * pool_PN.shape[1], *pool_PN.shape[2:])
 
 
 SPREAD = 1.5  # a row is padded to at most so many times its own pages
