@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Unpack
@@ -16,11 +16,14 @@ from pellucid.api.asked import request
 from pellucid.api.completion import Completion, Options, checked, chosen, outputs, sampling
 from pellucid.api.stream import Stream, together
 from pellucid.api.text import Thinking
+from pellucid.engine.draft import DraftModel, other_vocabulary
 from pellucid.engine.engine import Engine
 from pellucid.engine.pages import CacheDtype, check_cache
 from pellucid.engine.request import Request, check_vocabulary, token_ids
 from pellucid.engine.row import Row
+from pellucid.engine.saved import Saved, load_prefix, save_prefix
 from pellucid.engine.score import Score
+from pellucid.engine.speculate import PromptLookup, Proposer
 from pellucid.errors import BadConfig, BadRequest, BadTokenizer, EmptyPrompt, PromptTooLong, UnsupportedModel
 from pellucid.model.decoder import Decoder
 from pellucid.model.load import check_vocabulary as check_tokenizer
@@ -52,6 +55,7 @@ class Model:
         self.decoder, self.report, self.checkpoint, self.settings = decoder, report, checkpoint, settings
         self._tokenizer = tokenizer
         self.chat_template: ChatTemplate | None = None
+        self.proposer: Proposer | None = None
         self._engine: Engine | None = None
         self._making = threading.Lock()  # functools.cached_property has none since Python 3.12, and two engines would share the memory of one
 
@@ -60,7 +64,8 @@ class Model:
         """Raises OutOfMemoryBudget where its cache does not fit."""
         with self._making:
             if self._engine is None:
-                self._engine = Engine(self.decoder, cache_bytes=self.settings["cache_bytes"], cache_dtype=self.settings["cache_dtype"])
+                self._engine = Engine(self.decoder, cache_bytes=self.settings["cache_bytes"], cache_dtype=self.settings["cache_dtype"],
+                                      proposer=self.proposer)
             return self._engine
 
     @property
@@ -170,6 +175,34 @@ class Model:
                               f"continuation or context, or the pair as ids", field="continuation")
         return whole[:n], whole[n:]
 
+    def save_prompt(self, prompt: str | Sequence[int] | Sequence[Message], file: str | os.PathLike[str]) -> Saved:
+        """Writes what is computed of a prompt, or of the beginning of a conversation, so that a long one is paid for once.
+
+        Of messages the last, unanswered turn should be left out: what follows it is the next prompt's. Raises what `save_prefix` raises.
+        """
+        return save_prefix(self.engine, self._beginning(prompt), file, model_sha256=self.sha256)
+
+    def load_prompt(self, file: str | os.PathLike[str]) -> Saved:
+        """Takes over what `save_prompt` wrote: requests that begin alike and say reuse=True do not compute it. Raises what `load_prefix` raises."""
+        return load_prefix(self.engine, file, model_sha256=self.sha256)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of everything that decides what is computed: config.json and the weights, by name. Takes a second a gigabyte or so, once."""
+        names = ["config.json", *(path.name for path in self.checkpoint.files)]
+        files = input_files(self.checkpoint)
+        return sha256_of_text("\n".join(f"{name} {input_file(files[name]).sha256}" for name in names))
+
+    def _beginning(self, prompt: str | Sequence[int] | Sequence[Message]) -> list[int]:
+        if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
+            template = choose(self.tokenizer, self.chat_template, tools=None)
+            whole = chat_ids(self.tokenizer, prompt, template=template, tools=None, documents=None, template_args=None)  # type: ignore[arg-type]
+            other = chat_ids(self.tokenizer, [*prompt, {"role": "user", "content": "?"}], template=template, tools=None, documents=None,  # type: ignore[list-item]
+                             template_args=None)
+            n = next((i for i, (ours, theirs) in enumerate(zip(whole, other, strict=False)) if ours != theirs), min(len(whole), len(other)))
+            return whole[:n]  # without what asks for an answer now, which another turn would put elsewhere
+        return self.prompt_ids(prompt)  # type: ignore[arg-type]
+
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         """The ids a prompt becomes: BOS where the tokenizer wants it, or where there is nothing else. Special tokens never come from text."""
         if not isinstance(prompt, str):
@@ -251,7 +284,7 @@ class Model:
 
 def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "auto", quantize: str | None = None, accept_unread: Iterable[str] = (),
          ops: str = "auto", deterministic: bool = False, threads: int | None = None, chat_template: str | os.PathLike[str] | None = None,
-         cache_bytes: int | None = None, cache_dtype: CacheDtype = "same") -> Model:
+         cache_bytes: int | None = None, cache_dtype: CacheDtype = "same", draft: str | os.PathLike[str] | None = None) -> Model:
     """The model at a folder, a file, or a downloaded repository `owner/name[@revision]`. Never downloads, never runs remote code.
 
     Args:
@@ -259,6 +292,8 @@ def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "au
         threads: for torch's CPU work, in this whole process; None leaves it as it is.
         chat_template: a file, or the name of one of the model's own templates, in place of the default one.
         cache_bytes, cache_dtype: what keys and values may take, and how they are kept; see engine.engine.Engine.
+        draft: "lookup", or a smaller model of the same vocabulary: guesses what comes next, to be checked several ids at a time. The output is the
+            same without; see engine/speculate.py.
 
     Raises ModelNotFound, BadCheckpoint and its kinds, UnsupportedModel, BadTokenizer, BadTemplate or BadRequest.
     """
@@ -270,7 +305,8 @@ def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "au
     settings: dict[str, Any] = {
         "model": os.fspath(path), "path": os.path.abspath(found), "device": device, "dtype": dtype, "accept_unread": sorted(accept_unread), "ops": ops,
         "deterministic": deterministic, "threads": threads, "chat_template": None if chat_template is None else os.fspath(chat_template),
-        "cache_bytes": cache_bytes, "cache_dtype": cache_dtype}
+        "cache_bytes": cache_bytes, "cache_dtype": cache_dtype,
+        "draft": None if draft is None else os.fspath(draft)}
     check_cache(cache_bytes, cache_dtype)
     if threads is not None:
         set_threads(threads)
@@ -284,9 +320,21 @@ def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "au
         tokenizer = load_tokenizer(checkpoint.folder)
         check_tokenizer(decoder.spec, tokenizer.n_vocab)
     model = Model(decoder, report, checkpoint, tokenizer, settings=settings)
+    if draft is not None:
+        model.proposer = proposer(os.fspath(draft), decoder.spec, device=report.device, dtype=dtype, ops=ops)
     if chat_template is not None:
         model.chat_template = choose(model.tokenizer, settings["chat_template"])
     return model
+
+
+def proposer(draft: str, spec: DecoderSpec, **how: Any) -> Proposer:
+    """Who guesses what comes next. Raises BadRequest for a model of another vocabulary, and what loading one raises."""
+    if draft == "lookup":
+        return PromptLookup()
+    small, _ = load_decoder(open_checkpoint(resolve(draft)), **how)
+    if small.spec.n_vocab != spec.n_vocab:
+        raise other_vocabulary(small.spec, spec)
+    return DraftModel(small)
 
 
 def set_threads(threads: int) -> None:

@@ -35,6 +35,7 @@ def command(
     seed: o.Seed = None,
     cache: o.Cache = None,
     cache_dtype: o.CacheDtype = "same",
+    draft: o.Draft = None,
     threads: o.Threads = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
@@ -60,7 +61,7 @@ def command(
     asked.pop("seed", None)  # the conversation's: each answer has its own
     arguments, cache_bytes = template_arguments(template_arg or ()), o.n_bytes(cache)
     loaded = o.load_model(model, accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, deterministic=deterministic,
-                          threads=threads, chat_template=chat_template, cache_bytes=cache_bytes, cache_dtype=cache_dtype)
+                          threads=threads, chat_template=chat_template, cache_bytes=cache_bytes, cache_dtype=cache_dtype, draft=draft)
     advised = {name: value for name, value in recommended(loaded.checkpoint.generation).items() if name not in asked}
     if advised and not quiet:
         note(f"sampling  {', '.join(f'{name} {value}' for name, value in advised.items())}, as generation_config.json recommends")

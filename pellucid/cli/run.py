@@ -38,6 +38,7 @@ def command(
     seed: o.Seed = None,
     cache: o.Cache = None,
     cache_dtype: o.CacheDtype = "same",
+    draft: o.Draft = None,
     threads: o.Threads = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
@@ -72,7 +73,7 @@ def command(
     if text is None:
         raise BadRequest("no prompt. Give one with -p PROMPT, or pipe it in", field="prompt")
     loaded = o.load_model(model, accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, deterministic=deterministic,
-                          threads=threads, chat_template=chat_template, cache_bytes=cache_bytes, cache_dtype=cache_dtype)
+                          threads=threads, chat_template=chat_template, cache_bytes=cache_bytes, cache_dtype=cache_dtype, draft=draft)
     if n > 1 or best_of is not None:
         completion = loaded.generate(text, **options)
         if not json:
@@ -91,6 +92,9 @@ def command(
         emit({"model": model, **completion.as_dict(), "load_seconds": round(loaded.report.seconds, 6), "record": record})
     if not quiet:
         note(("" if json else "\n") + summary(completion))
+        if draft is not None:
+            told = loaded.engine.report()
+            note(f"drafts: {told.n_accepted:,} of {told.n_drafted:,} right")
         next_step("pellucid", *(["replay", str(record)] if record is not None else o.onward(loaded, model)))
     failed = [one.verdict for one in completion.choices or (completion,) if one.verdict is not None and one.verdict.status != "valid"]
     if failed and not json:

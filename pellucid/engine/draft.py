@@ -47,8 +47,7 @@ class DraftModel:
     def furnish(self, spec: DecoderSpec, *, n_bytes: int, max_rows: int, step_tokens: int) -> int:
         """See `Proposer`. The memory is shared so that both caches hold as many tokens."""
         if self.spec.n_vocab != spec.n_vocab:
-            raise BadRequest(f"the draft model has {self.spec.n_vocab:,} tokens in its vocabulary, and the model {spec.n_vocab:,}: its ids would mean "
-                             f"something else. Draft with a smaller model of the same series, or with prompt look-up", field="draft")
+            raise other_vocabulary(self.spec, spec)
         ours, theirs = (cost.cache_bytes_per_token(each, self.dtype.itemsize) for each in (self.spec, spec))
         self.step_tokens = step_tokens
         self.cache = PagedCache(self.spec, n_bytes=n_bytes * ours // max(1, ours + theirs), max_rows=max_rows, step_tokens=step_tokens, dtype=self.dtype,
@@ -153,3 +152,9 @@ def _ahead(sequence: Sequence) -> Ahead:
 def _ends(sequence: Sequence, token_id: int) -> bool:
     assert sequence.row is not None
     return token_id in sequence.row.request.stop_ids
+
+
+def other_vocabulary(draft: DecoderSpec, spec: DecoderSpec) -> BadRequest:
+    """The error for a draft model whose ids mean something else."""
+    return BadRequest(f"the draft model has {draft.n_vocab:,} tokens in its vocabulary, and the model {spec.n_vocab:,}: its ids would mean "
+                      f"something else. Draft with a smaller model of the same series, or with prompt look-up", field="draft")

@@ -361,6 +361,39 @@ def test_a_token_that_begins_in_the_context_is_scored_whole(tmp_path):
         plain.score([("", "a")])
 
 
+@pytest.mark.parametrize("draft", ["lookup", "shipped"])
+def test_drafts_change_nothing_but_the_time(draft):
+    plain, drafted = (pellucid.load("shipped", dtype="float32", deterministic=True, draft=d) for d in (None, draft))
+    for how in ({"temperature": 0}, {"temperature": 0.8, "seed": 3, "top_p": 0.9}):
+        prompt = "the sea, the sea, the sea, the sea, the"
+        assert drafted.generate(prompt, max_tokens=24, **how).token_ids == plain.generate(prompt, max_tokens=24, **how).token_ids
+    assert drafted.engine.report().n_accepted > 0
+    assert plain.settings["draft"] is None
+
+
+def test_a_draft_of_another_vocabulary_is_refused(abc_folder):
+    with pytest.raises(BadRequest, match=r"the draft model has [\d,]+ tokens in its vocabulary, and the model [\d,]+"):
+        pellucid.load("shipped", draft=abc_folder)
+
+
+def test_a_saved_prompt_is_taken_over(tmp_path, abc_folder):
+    story = pellucid.load("shipped", deterministic=True)
+    text = "It was the best of times, it was the worst of times. " * 6
+    saved = story.save_prompt(text, tmp_path / "p.safetensors")
+    assert len(saved.ids) + saved.n_left == len(story.prompt_ids(text))
+    other = pellucid.load("shipped", deterministic=True)
+    assert other.load_prompt(tmp_path / "p.safetensors").ids == saved.ids
+    first, again = (model.generate(text + "And", temperature=0, max_tokens=6, reuse=True) for model in (story, other))
+    assert (again.text, again.usage.reused_tokens) == (first.text, len(saved.ids))
+    talk = [{"role": "system", "content": text}]
+    kept = story.save_prompt(talk, tmp_path / "s.safetensors")
+    fresh = pellucid.load("shipped", deterministic=True)
+    fresh.load_prompt(tmp_path / "s.safetensors")
+    assert fresh.chat([*talk, {"role": "user", "content": "hi"}], temperature=0, max_tokens=2).usage.reused_tokens == len(kept.ids)
+    with pytest.raises(BadRequest, match="another model"):
+        pellucid.load(abc_folder).load_prompt(tmp_path / "p.safetensors")
+
+
 def test_texts_have_vectors():
     story = pellucid.load("shipped", dtype="float32")
     texts = ["The sea was calm.", "The ocean lay still.", "He paid five pounds."]

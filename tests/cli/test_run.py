@@ -51,7 +51,7 @@ def test_the_options_are_these(say: Say) -> None:
         "--prompt", "--max-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--repetition-penalty", "--presence-penalty", "--frequency-penalty",
         "--logit-bias", "--stop", "--seed", "--threads", "--device", "--dtype", "--ops", "--deterministic", "--accept-unread", "--chat-template", "--record",
         "--quiet", "--json", "--debug", "--help", "--min-tokens", "--ignore-eos", "--bad-word", "--prefix", "--n", "--best-of", "--logprobs", "--cache",
-        "--cache-dtype", "--schema"}
+        "--cache-dtype", "--schema", "--draft"}
 
 
 def test_text_goes_to_stdout_and_the_rest_to_stderr(say: Say, abc: str) -> None:
@@ -249,6 +249,14 @@ def test_several_completions_are_numbered_and_the_best_come_first(say: Say) -> N
 @pytest.mark.parametrize(("size", "found"), [("4GB", 4 * 10**9), ("1.5 GiB", 3 * 2**29), ("300000000", 300_000_000), ("2g", 2 * 10**9), ("7 kb", 7000)])
 def test_a_size_is_read_as_it_is_written(size: str, found: int) -> None:
     assert _options.n_bytes(size) == found
+
+
+def test_drafts_are_counted_and_change_nothing(say: Say) -> None:
+    asked = ("run", "-p", "a rose is a rose is a rose is a", "--temperature", "0", "--max-tokens", "24", "--dtype", "float32")
+    plain, drafted = say(*asked), say(*asked, "--draft", "lookup")
+    assert plain.out == drafted.out
+    assert re.search(r"^drafts: \d+ of \d+ right$", drafted.err, re.M)
+    assert "drafts" not in plain.err
 
 
 def test_a_cache_that_cannot_be_is_refused(say: Say, abc: str) -> None:
