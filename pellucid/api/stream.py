@@ -46,7 +46,7 @@ class Stream(Iterator[str]):
 
     def read_ready(self) -> bool:
         """Reads the ids that have come, up to a stop string, and computes none. False once it has ended."""
-        while not self._ended and (self.generation.finished or n_ready(self.generation)):
+        while not self._ended and (self.generation.finished or self.generation.n_ready):
             self._read_one()
         return not self._ended
 
@@ -120,11 +120,6 @@ def together(engine: Engine, streams: Iterable[Stream]) -> None:
         for stream in asked:
             stream.generation.cancel()
         raise
-
-
-def n_ready(generation: Generation) -> int:
-    """Ids that have come and were not taken."""
-    return len(generation._sequence.ids) - generation._sequence.n_prompt - generation._n_taken
 
 
 def _special_marks(tokenizer: Tokenizer, thinking: Thinking | None) -> dict[int, str]:

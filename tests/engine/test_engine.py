@@ -18,7 +18,7 @@ from pellucid.model.decoder import Decoder
 from tests.families.build import logits, ours
 from tests.model.test_decoder import case
 
-N_CTX = 8 * PAGE
+N_CTX = 200  # ends inside a page
 # Plain; windowed; capped in alternating layers; a latent cache; chunks; sinks; falling scores; a rope by length; experts; keys of other layers; no keys.
 FAMILIES = ["llama-biases", "mistral-window", "gemma2-caps", "deepseek_v3-released", "llama4_text-scout", "gpt_oss-released", "bloom-released",
             "llama-dynamic", "qwen3_moe-renormalized", "gemma4_text-e2b", "nemotron_nas-linear"]
