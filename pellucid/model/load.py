@@ -1,7 +1,7 @@
 """A checkpoint -> a decoder that runs, and a report of what was decided.
 
 The decoder is built without memory, then each weight becomes a view of the mapped files: nothing is read before it is used, and nothing is
-held twice. Only what must change (dtype, device) is copied, tensor by tensor.
+held twice. What must change (dtype, device) or lies badly there is copied, tensor by tensor.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pellucid import cost
 from pellucid.errors import BadConfig, BadRequest, BadTokenizer, UnsupportedModel
 from pellucid.families._describe import Description, describe
 from pellucid.model.decoder import Decoder, kept_in
-from pellucid.model.memory import available_bytes, check_memory
+from pellucid.model.memory import available_bytes, check_memory, room_to_copy
 from pellucid.model.report import LoadReport
 from pellucid.ops.choose import choose
 from pellucid.spec import DecoderSpec
@@ -27,6 +27,7 @@ from pellucid.weights.names import LeftOut, family_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 SHORT = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
+ALIGNMENT = 64  # bytes, a cache line: matrices that begin elsewhere take a third longer in prompts (docs/LOG.md), and safetensors aligns to 8
 _ALSO = {"fp32": "float32", "f32": "float32", "float": "float32", "bf16": "bfloat16", "f16": "float16", "fp16": "float16", "half": "float16", "f64": "float64"}
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
@@ -41,7 +42,8 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
         accept_unread: keys of config.json that you know to be inert.
         ops: a backend's name; deterministic: see `Decoder`.
 
-    The weights share memory with the files' private map: changing them in place changes no file. Raises what `open_checkpoint`, `describe` and
+    Weights that lie well in the files' private map are used there, and changing them in place changes no file; the others are copied, if there is
+    room, to where a matrix product likes them. Raises what `open_checkpoint`, `describe` and
     `assemble` raise, UnsupportedModel for packed weights, BadRequest for a device, dtype or backend that is not there,
     OutOfMemoryBudget before anything is copied.
     """
@@ -53,13 +55,14 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
     stored = _stored_dtypes(checkpoint, described)
     chosen, notes = _dtype(dtype, stored, checkpoint)
     in_place = stored.get(SHORT[chosen], 0) if place.type == "cpu" else 0  # what the files hold in this dtype is used where they are mapped
-    check_memory(checkpoint.name, described.spec, chosen, in_place, place, available_bytes(place))
+    free = available_bytes(place)
+    check_memory(checkpoint.name, described.spec, chosen, in_place, place, free)
     with torch.device("meta"):
         decoder = Decoder(described.spec, backend, deterministic=deterministic)
     shapes = {name: tuple(p.shape) for name, p in decoder.named_parameters()}
     tensors = checkpoint.tensors(release=True, unpack_to=chosen, used=lambda name: not isinstance(described.names.place(name), LeftOut))
     ours, left_out = assemble(described.names, tensors, shapes, described.spec)
-    _fill(decoder, ours, checkpoint, chosen, place)
+    _fill(decoder, ours, checkpoint, chosen, place, align=place.type == "cpu" and room_to_copy(described.spec, chosen, free))
     report = _report(checkpoint, described, decoder, stored=stored, dtype=chosen, device=place, seconds=time.perf_counter() - started,
                      left_out={why: len(names) for why, names in left_out.items()}, notes=notes)
     return decoder.eval(), report
@@ -72,11 +75,16 @@ def check_vocabulary(spec: DecoderSpec, n_tokenizer: int) -> None:
                            f"Are the tokenizer files those of this model, or were tokens added without resizing the embedding?")
 
 
-def _fill(decoder: Decoder, ours: dict[str, Tensor], checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
-    """Puts each tensor where its name says, emptying `ours`, so that a copy's original is let go before the next is made."""
+def _fill(decoder: Decoder, ours: dict[str, Tensor], checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, align: bool) -> None:
+    """Puts each tensor where its name says, emptying `ours`, so that a copy's original is let go before the next is made.
+
+    align: copies what does not begin at a multiple of ALIGNMENT.
+    """
     for name in list(ours):
         view = ours.pop(name)
         tensor = view.to(device=device, dtype=kept_in(name, dtype))
+        if align and tensor is view and view.data_ptr() % ALIGNMENT:
+            tensor = view.clone()
         if tensor is not view:
             checkpoint.release()  # the pages just copied
         path, _, leaf = name.rpartition(".")

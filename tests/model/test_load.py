@@ -24,7 +24,7 @@ from pellucid.errors import (
     UnknownTensors,
     UnsupportedModel,
 )
-from pellucid.model.load import check_vocabulary, load_decoder
+from pellucid.model.load import ALIGNMENT, check_vocabulary, load_decoder
 from pellucid.model.report import LoadReport, binary, count, size
 from pellucid.weights.checkpoint import open_checkpoint
 from tests.weights.build import CONFIG, llama, write, write_config, write_shards
@@ -46,15 +46,48 @@ def logits(path: Path, **kwargs: Any) -> torch.Tensor:
 # ---- what comes out
 
 
+def shift(folder: Path, to: int) -> Path:
+    """Makes the tensors of every safetensors file begin `to` bytes past a multiple of 64: a header may end in spaces."""
+    for path in folder.glob("*.safetensors"):
+        raw = path.read_bytes()
+        n = int.from_bytes(raw[:8], "little")
+        header = raw[8 : 8 + n].rstrip(b" ")
+        header += b" " * ((to - 8 - len(header)) % 64)
+        path.write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + n :])
+    return folder
+
+
 def test_weights_are_views_of_the_file_frozen_and_in_evaluation(tmp_path: Path) -> None:
+    shift(write(tmp_path, llama(**EVEN), **EVEN), 0)
+    checkpoint = open_checkpoint(tmp_path)
+    decoder, _ = load_decoder(checkpoint, device="cpu")
+    assert decoder.embed.weight.equal(llama(**EVEN)["model.embed_tokens.weight"])
+    views = {tensor.data_ptr() for _, tensor in checkpoint.tensors()}
+    assert {p.data_ptr() for p in decoder.parameters()} == views
+
+
+EVEN = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+
+
+def test_weights_that_lie_badly_are_copied_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shift(write(tmp_path), 8)
+    checkpoint = open_checkpoint(tmp_path)
+    views = {tensor.data_ptr() for _, tensor in checkpoint.tensors()}
+    copied, _ = load_decoder(checkpoint, device="cpu")
+    assert {p.data_ptr() % ALIGNMENT for p in copied.parameters()} == {0}
+    monkeypatch.setattr("pellucid.model.load.room_to_copy", lambda *_: False)
+    mapped, _ = load_decoder(checkpoint, device="cpu")
+    assert {p.data_ptr() for p in mapped.parameters()} == views
+    assert all(map(torch.equal, copied.parameters(), mapped.parameters()))
+
+
+def test_weights_are_frozen_and_in_evaluation(tmp_path: Path) -> None:
     write(tmp_path)
     checkpoint = open_checkpoint(tmp_path)
     decoder, _ = load_decoder(checkpoint, device="cpu")
     assert decoder.embed.weight.equal(llama()["model.embed_tokens.weight"])
     assert not decoder.training
     assert not any(p.requires_grad for p in decoder.parameters())
-    views = {tensor.data_ptr() for _, tensor in checkpoint.tensors()}
-    assert {p.data_ptr() for p in decoder.parameters()} == views
 
 
 def test_every_layout_gives_the_same_logits(tmp_path: Path) -> None:
@@ -310,7 +343,7 @@ def test_what_show_and_plan_need_imports_no_torch(module: str) -> None:
 
 MEASURE = """
 import gc, resource, sys, torch
-from pellucid.model.load import load_decoder
+from pellucid.model.load import ALIGNMENT, load_decoder
 torch.set_num_threads(1)
 load_decoder(sys.argv[2]); gc.collect()  # what the first load of anything costs
 def now():
@@ -360,9 +393,16 @@ def meta_llama(**config: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.linux
 def test_loading_reads_nothing_and_running_holds_the_weights_once(big: Path, tmp_path: Path) -> None:
-    peak, loaded, weights = measure(big, write(tmp_path), "auto", "run")
+    peak, loaded, weights = measure(shift(big, 0), write(tmp_path), "auto", "run")
     assert weights > 200e6
     assert loaded < 0.05 * weights, "loading maps and reads headers only"
+    assert peak < 1.15 * weights, f"{peak / weights:.2f} times the weights"
+
+
+@pytest.mark.linux
+def test_copies_of_what_lies_badly_take_the_place_of_what_was_read(big: Path, tmp_path: Path) -> None:
+    peak, loaded, weights = measure(shift(big, 56), write(tmp_path), "auto", "run")
+    assert loaded > 0.9 * weights, "copied"
     assert peak < 1.15 * weights, f"{peak / weights:.2f} times the weights"
 
 
