@@ -98,7 +98,8 @@ class _Chat:
             except Leave:
                 return
             except PromptTooLong as error:
-                self.tell(f"the conversation has {error.n_prompt:,} tokens, and the context holds {error.n_ctx:,}. /clear begins a new one, "
+                what = "context" if error.n_ctx == self.conversation.model.spec.n_ctx else "cache (--cache)"
+                self.tell(f"the conversation has {error.n_prompt:,} tokens, and the {what} holds {error.n_ctx:,}. /clear begins a new one, "
                           f"/save FILE keeps this one first", error)
             except BrokenPipeError:
                 raise

@@ -328,9 +328,12 @@ def test_a_full_context_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_a_full_cache_is_not_called_a_full_context(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = scripted_model(tmp_path / "m", [["\n", *"abcdefgh", "a"]], n_ctx=4 * PAGE)
     page = pellucid.load(folder).engine.cache.groups[0].bytes_per_page
-    talk(conversation(pellucid.load(folder, cache_bytes=2 * page)), "hi")
+    here = conversation(pellucid.load(folder, cache_bytes=2 * page))
+    talk(here, "hi")
     assert re.fullmatch(r"the cache of \S+ \S+ is full with 64 tokens, of a context of 128; --cache gives it more: /clear begins a new conversation, .*\n",
                         capsys.readouterr().err)
+    talk(here, "x" * 30)
+    assert re.match(r"error: the conversation has \d\d\d tokens, and the cache \(--cache\) holds 64\. /clear", capsys.readouterr().err)
 
 
 def test_a_failure_inside_an_answer_keeps_nothing_of_its_turn(yes: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
