@@ -27,7 +27,7 @@ from pellucid.engine.group import PAGE
 from pellucid.engine.lock import Lock
 from pellucid.engine.masks import Filled, Masks
 from pellucid.engine.pages import CacheDtype, PagedCache, check_cache
-from pellucid.engine.report import Report
+from pellucid.engine.report import Books, Report
 from pellucid.engine.request import MAX_TOP_LOGPROBS, FinishReason, Request, Result, check_vocabulary, token_ids
 from pellucid.engine.sampler import Row, Sampler, not_numbers
 from pellucid.engine.scheduler import Scheduler
@@ -86,12 +86,7 @@ class Engine:
         self.lock = Lock()
         self._dropped: deque[Sequence] = deque()  # by callers, while somebody was at work
         self._masks = Masks(self.spec.n_vocab)
-        self._count = dict.fromkeys(("n_requests", "n_finished", "n_cancelled", "n_failed",
-                                     "n_steps", "n_prompt_tokens", "n_reused_tokens", "n_computed_tokens",
-                                     "n_output_tokens"), 0)
-        self._waits = {"first": 0.0, "n_first": 0, "between": 0.0, "n_between": 0}
-        self.busy_seconds = 0.0
-        self._started = 0.0  # of the step that runs
+        self.books = Books()
         self._suspect = False  # whether it computed anything that is not a number
         self._tap: Tap | None = None  # what sequences read in place of hidden states
 
@@ -180,11 +175,10 @@ class Engine:
         """How it stands."""
         with self.lock:
             self._let_go()
-        w, scheduler, drafts = self._waits, self.scheduler, self.speculation
-        return Report(**self._count, n_running=len(scheduler.running), n_waiting=len(scheduler.waiting), n_preempted=scheduler.n_preempted,
+        scheduler, drafts = self.scheduler, self.speculation
+        return Report(**self.books.facts(), n_running=len(scheduler.running), n_waiting=len(scheduler.waiting), n_preempted=scheduler.n_preempted,
                       n_drafted=0 if drafts is None else drafts.n_drafted, n_accepted=0 if drafts is None else drafts.n_accepted,
-                      cache_bytes=self.cache_bytes, cache_used_share=self.cache.used_share, busy_seconds=self.busy_seconds,
-                      first_token_seconds=w["first"] / max(1, w["n_first"]), token_seconds=w["between"] / max(1, w["n_between"]))
+                      cache_bytes=self.cache_bytes, cache_used_share=self.cache.used_share)
 
     # A step
 
@@ -192,8 +186,7 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> bool:
         """Computes some tokens of every sequence that runs. False if there was nothing to do."""
-        with self.lock:
-            self._started = time.perf_counter()
+        with self.lock, self.books.step() as done:
             self._let_go()
             for sequence in self.scheduler.running:
                 sequence.drafts = []  # of a step that was interrupted
@@ -206,10 +199,7 @@ class Engine:
                 self._refuse_what_cannot_run()
                 return False
             self._compute(plan)
-            self._count["n_steps"] += 1
-            self._count["n_computed_tokens"] += sum(n for _, n in plan)
-            seconds = time.perf_counter() - self._started
-            self.busy_seconds += seconds
+            seconds = done(sum(n for _, n in plan))
             if self.speculation is not None:
                 self.speculation.measured([n for _, n in plan], n_drafts, seconds)
             return True
@@ -353,12 +343,7 @@ class Engine:
         if logprob is not None:
             sequence.logprobs.append(logprob)
             sequence.top_logprobs.append(top)
-        self._count["n_output_tokens"] += 1
-        now = time.perf_counter()
-        if n == 1:
-            sequence.first_came = now
-            self._waits["first"] += now - sequence.arrived
-            self._waits["n_first"] += 1
+        self.books.came(sequence)
         try:
             if sequence.constraint is not None:
                 sequence.constraint.advance(chosen)
@@ -378,25 +363,13 @@ class Engine:
             return
         sequence.n_computed, sequence.drafts = n_computed, []
         self.cache.settle(sequence.slot, sequence.ids, sequence.n_computed)
-        clock = self.busy_seconds + time.perf_counter() - self._started
-        if sequence.row is not None and len(sequence.ids) > sequence.n_prompt:
-            sequence.last_seconds = clock
-            if math.isnan(sequence.first_seconds):
-                sequence.first_seconds = clock
         if sequence.row is None and sequence.n_computed >= sequence.n_tokens:
             sequence.finish_reason = "length"
         if sequence.done:
             self._leave(sequence)
 
     def _leave(self, sequence: Sequence, *, scrub: bool = False) -> None:
-        n = sequence.n_output
-        self._count["n_failed" if sequence.error is not None else "n_cancelled" if sequence.finish_reason == "cancelled" else "n_finished"] += 1
-        if sequence.n_reused is not None:  # it has run
-            self._count["n_prompt_tokens"] += sequence.n_prompt
-            self._count["n_reused_tokens"] += sequence.n_reused
-        if n > 1:
-            self._waits["between"] += time.perf_counter() - sequence.first_came
-            self._waits["n_between"] += n - 1
+        self.books.left(sequence)
         self.scheduler.remove(sequence, scrub=scrub)
         if self.speculation is not None:
             self.speculation.forget(sequence)
@@ -415,11 +388,10 @@ class Engine:
 
     def _sequence(self, ids: Ids[int], *, end: int, **facts: Any) -> Sequence:
         with self.lock:
-            self._count["n_requests"] += 1
-            sequence = Sequence(self._count["n_requests"], list(ids), end, len(ids), submitted=self.busy_seconds, arrived=time.perf_counter(), **facts)
+            sequence = Sequence(self.books.asked(), list(ids), end, len(ids), submitted=self.books.now, arrived=time.perf_counter(), **facts)
             if sequence.row is None and sequence.read is None and not sequence.scored:  # there is nothing to ask of it
                 sequence.finish_reason = "length"
-                self._count["n_finished"] += 1
+                self.books.left(sequence)
             else:
                 self.scheduler.add(sequence)
         return sequence

@@ -32,8 +32,8 @@ class Group:
 
     @property
     def reach(self) -> int | None:
-        """Tokens before a query's end that any query may see; None = all."""
-        return min((n for n in (self.window, self.chunk) if n is not None), default=None)
+        """Tokens that a row's queries may see at most, by what is kept for them; None = all."""
+        return self.window if self.chunk is None else self.chunk
 
     def first_seen(self, position: int) -> int:
         """The first position that a query here, and every later one, may see; where rows are cut into chunks, where its chunk begins."""

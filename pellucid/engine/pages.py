@@ -33,6 +33,8 @@ from pellucid.model.rope import by_length, planned, turns_as
 from pellucid.ops.interface import Pages
 from pellucid.spec import DecoderSpec, LatentAttention, Mixer
 
+NEVER = 1 << 62  # pages that no row has
+
 CacheDtype = Literal["same", "int8"]  # as the model computes, or 8 bits a number and a float32 scale a head and token
 
 
@@ -203,7 +205,14 @@ class PagedCache:
         return min([self.spec.n_ctx, *limits])
 
     def forget(self) -> None:
-        """Nothing computed so far is used again, but by the rows that are open."""
+        """Nothing computed so far is used again, but by the rows that are open; nor what they go on to compute."""
+        for row in self._rows.values():
+            for group, table in zip(self.groups, row.tables, strict=True):
+                for page in table:
+                    group.forget_name(page)
+            self._coming.difference_update(name for _, name in row.coming)
+            row.coming.clear()
+            row.n_settled = NEVER
         for group in self.groups:
             group.forget_idle()
 

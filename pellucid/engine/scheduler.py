@@ -1,6 +1,7 @@
 """Who computes how many tokens in the next step, and who waits."""
 from __future__ import annotations
 
+import time
 from bisect import insort
 
 from pellucid.engine.pages import PagedCache
@@ -72,7 +73,7 @@ class Scheduler:
                 self.cache.close(slot)
                 return
             if sequence.n_reused is None:
-                sequence.n_reused = sequence.n_computed
+                sequence.n_reused, sequence.admitted = sequence.n_computed, time.perf_counter()
             sequence.slot, given[sequence] = slot, n
             budget -= n
             self.waiting.remove(sequence)

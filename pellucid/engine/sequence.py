@@ -47,7 +47,7 @@ class Sequence:
     top_scores: list[Alternatives] = field(default_factory=list)
     first_seconds: float = math.nan  # when the first id came, on the engine's clock
     last_seconds: float = math.nan
-    first_came: float = math.nan  # and on the wall clock
+    admitted: float = math.nan  # when it first ran, on the wall clock
     n_drafted: int = 0
     n_accepted: int = 0
 

@@ -303,3 +303,20 @@ def test_int8_keeps_a_byte_a_number_and_a_scale_a_head():
     pages = PagedCache(spec(FULL), n_bytes=10**6, max_rows=1, step_tokens=STEP, dtype=torch.float32, store="int8")
     assert pages.groups[0].bytes_per_page == PAGE * 2 * 3 * (4 + 4)
     assert sum(pool.nbytes for pool in pages.pools[0]) == pages.n_bytes == 7 * PAGE * 2 * 3 * (4 + 4)
+
+
+def test_a_window_inside_chunks_keeps_whole_chunks():
+    pages = cache({"window": 10, "chunk": 160}, n_pages=40, max_rows=1)
+    goes_on(pages, pages.open([1] * 200, 200, reuse=0), [1] * 200)
+
+
+def test_what_is_forgotten_while_it_is_used_is_not_taken_over_either():
+    pages = cache()
+    slot = computed(pages, IDS)
+    pages.forget()
+    fresh = pages.open(IDS, 150)
+    assert pages.lengths[fresh] == 0
+    goes_on(pages, slot, [*IDS, *[9] * 20])  # nor what it goes on to compute
+    pages.close(slot)
+    pages.close(fresh)
+    assert pages.lengths[pages.open([*IDS, *[9] * 20], 190)] == 0
