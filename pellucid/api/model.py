@@ -75,6 +75,8 @@ class Model:
     @property
     def tokenizer(self) -> Tokenizer:
         """Raises BadTokenizer where the model came without one."""
+        if self._tokenizer is None and self.checkpoint.format == "gguf":
+            raise BadTokenizer(f"{self.checkpoint.name!r} is a GGUF model, whose tokenizer this version does not read. It takes token ids: model.logits(ids)")
         if self._tokenizer is None:
             raise BadTokenizer(f"{self.checkpoint.name!r} has no tokenizer files in {self.checkpoint.folder}: looked for {', '.join(TOKENIZER_FILES)}. "
                                f"Without one it takes token ids only: model.logits(ids)")
@@ -316,7 +318,7 @@ def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "au
         raise BadConfig(f"{checkpoint.name!r} has eos_token_id {wrong[0]:,}, and its vocabulary has {decoder.spec.n_vocab:,} ids, so that nothing would "
                         f"end an answer there. Mend it in generation_config.json or config.json, whichever states it.")
     tokenizer = None
-    if has_tokenizer(checkpoint.folder):
+    if checkpoint.format != "gguf" and has_tokenizer(checkpoint.folder):
         tokenizer = load_tokenizer(checkpoint.folder)
         check_tokenizer(decoder.spec, tokenizer.n_vocab)
     model = Model(decoder, report, checkpoint, tokenizer, settings=settings)

@@ -14,7 +14,7 @@ from pellucid.cli import _options as o
 from pellucid.cli._frame import Json, emit, next_step, note
 from pellucid.cli._shown import harmless, show
 from pellucid.errors import BadTokenizer, PellucidError
-from pellucid.families._describe import Description, describe
+from pellucid.families._describe import Description, describe_checkpoint
 from pellucid.model.report import binary, count, size
 from pellucid.records import sha256_of
 from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Layer, Matrix
@@ -45,12 +45,14 @@ def command(
     if template or chat_template:
         return _show_template(path if path.is_dir() else path.parent, model, chat_template, json)
     checkpoint = open_checkpoint(path)
-    described = describe(checkpoint.config, accept_unread=accept_unread or (), where=f"config.json of {checkpoint.name!r}")
+    described = describe_checkpoint(checkpoint, accept_unread or ())
     facts = _facts(model, checkpoint, described)
     if json:
         emit(facts)
     else:
         _print(facts, described.spec)
+    if checkpoint.format == "gguf":  # by token ids only, as yet
+        return None
     named = [model] if model != o.SHIPPED else []
     next_step("pellucid", *(["chat", *named] if (facts["tokenizer"] or {}).get("chat_template") else ["run", *named, "-p", "Once upon a time"]))
     return None
@@ -73,13 +75,16 @@ def _facts(model: str, checkpoint: Checkpoint, described: Description) -> dict[s
     sizes = {name: path.stat().st_size for name, path in files.items()}
     if sum(sizes.values()) > SLOW_BYTES:
         note(f"hashing {size(sum(sizes.values()))}")
-    bytes_per_number = 4 if (dtype := stored.most_common(1)[0][0] if stored else "float32") == "float32" else 8 if dtype == "float64" else 2
+    dtype = stored.most_common(1)[0][0] if stored else "float32"
+    in_blocks = checkpoint.format == "gguf" and not stored.keys() <= set(DTYPES.values())  # which run in float32
+    bytes_per_number = 4 if dtype == "float32" or in_blocks else 8 if dtype == "float64" else 2
     return {
         "model": model, "path": os.path.abspath(checkpoint.folder), "family": spec.family, "model_type": described.model_type,
         "n_parameters": cost.parameters(spec), "n_active_parameters": cost.active_parameters(spec), "dtype": dtype, "stored_bytes": dict(stored),
         "format": checkpoint.format, "n_bytes": checkpoint.n_bytes, "cache_bytes_per_token": cost.cache_bytes_per_token(spec, bytes_per_number),
         "license": card.license_shown, "license_source": card.source, "base_models": list(card.base_models), "eos_ids": list(checkpoint.eos_ids),
-        "tokenizer": _tokenizer(checkpoint.folder), "left_out": dict(left_out), "unknown_tensors": unknown, "accepted_unread": list(described.accepted),
+        "tokenizer": None if checkpoint.format == "gguf" else _tokenizer(checkpoint.folder), "left_out": dict(left_out),
+        "unknown_tensors": unknown, "accepted_unread": list(described.accepted),
         "notes": [*described.notes, *checkpoint.notes, *card.notes], "files": sizes, "sha256": {name: sha256_of(path) for name, path in files.items()},
         "spec": dataclasses.asdict(spec)}
 

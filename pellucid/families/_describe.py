@@ -9,9 +9,11 @@ from pellucid.errors import BadConfig, BadRequest, UnsupportedModel, did_you_mea
 from pellucid.families import family
 from pellucid.families._buffers import MTP_LAYERS
 from pellucid.families._config import Config
+from pellucid.families._gguf import translate
 from pellucid.families._kinds import check_kinds
 from pellucid.families._resemble import likeness
 from pellucid.spec import Attention, DecoderSpec, Dynamic
+from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.names import LeftOut, NameTable, Place, Table, left_out
 
 # Layers appended to the ordinary ones, counted by: DeepSeek-V3, GLM-4.5, MiMo.
@@ -79,6 +81,15 @@ def describe(raw: Mapping[str, Any], *, accept_unread: Iterable[str] = (), where
         notes.append("the files hold an unembedding of their own: it is used, though the outer tie_word_embeddings of config.json says true")
     return Description(model_type=model_type, spec=spec, config=_run(config, spec), weights=module.WEIGHTS, names=names,
                        accepted=tuple(config.accepted), notes=tuple(notes))
+
+
+def describe_checkpoint(checkpoint: Checkpoint, accept_unread: Iterable[str] = ()) -> Description:
+    """What a checkpoint's config.json describes, or the metadata of its GGUF files. Raises what `describe` and `translate` raise."""
+    if checkpoint.gguf is None:
+        return describe(checkpoint.config, accept_unread=accept_unread, where=f"config.json of {checkpoint.name!r}", stored=checkpoint.unpacked)
+    raw, architecture = translate(checkpoint.gguf)
+    described = describe(raw, accept_unread=accept_unread, where=f"the metadata of {checkpoint.name!r}")
+    return replace(described, names=NameTable(architecture.tensors))
 
 
 def _context(spec: DecoderSpec) -> int:

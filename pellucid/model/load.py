@@ -5,25 +5,30 @@ held twice. What must change (dtype, device) or lies badly there is copied, tens
 """
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pellucid import cost
-from pellucid.errors import BadConfig, BadRequest, BadTokenizer, UnsupportedModel
-from pellucid.families._describe import Description, describe
+from pellucid.errors import BadCheckpoint, BadConfig, BadRequest, BadTokenizer, UnsupportedModel
+from pellucid.families._describe import Description, describe_checkpoint
 from pellucid.model.decoder import Decoder, kept_in
 from pellucid.model.memory import available_bytes, check_memory, room_to_copy
+from pellucid.model.parts import Embed, Project, hold
 from pellucid.model.report import LoadReport
 from pellucid.ops.choose import choose
+from pellucid.ops.interface import Weight
+from pellucid.ops.unpack import UNPACK, unpack
 from pellucid.spec import DecoderSpec
 from pellucid.weights.assemble import assemble
 from pellucid.weights.checkpoint import Checkpoint, open_checkpoint
 from pellucid.weights.names import LeftOut, family_name
+from pellucid.weights.packed_rows import PackedRows
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 SHORT = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
@@ -50,20 +55,25 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
     started = time.perf_counter()
     backend, place = choose(ops), _device(device)
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
-    described = describe(checkpoint.config, accept_unread=accept_unread, where=f"config.json of {checkpoint.name!r}",
-                         stored=checkpoint.unpacked)
+    described = describe_checkpoint(checkpoint, accept_unread)
     stored = _stored_dtypes(checkpoint, described)
     chosen, notes = _dtype(dtype, stored, checkpoint)
-    in_place = stored.get(SHORT[chosen], 0) if place.type == "cpu" else 0  # what the files hold in this dtype is used where they are mapped
+    in_place = _in_place(checkpoint, described.spec, stored, chosen, place)
     free = available_bytes(place)
     check_memory(checkpoint.name, described.spec, chosen, in_place, place, free)
     with torch.device("meta"):
         decoder = Decoder(described.spec, backend, deterministic=deterministic)
     shapes = {name: tuple(p.shape) for name, p in decoder.named_parameters()}
     tensors = checkpoint.tensors(release=True, unpack_to=chosen, used=lambda name: not isinstance(described.names.place(name), LeftOut))
-    ours, left_out = assemble(described.names, tensors, shapes, described.spec)
+    try:
+        ours, left_out = assemble(described.names, tensors, shapes, described.spec)
+    except BadCheckpoint as e:  # assembling speaks of config.json, and a GGUF file has none
+        if checkpoint.format != "gguf":
+            raise
+        raise type(e)(str(e).replace("model_type in config.json", "general.architecture").replace("config.json", "its metadata")) from None
     _fill(decoder, ours, checkpoint, chosen, place, align=place.type == "cpu" and room_to_copy(described.spec, chosen, free))
-    report = _report(checkpoint, described, decoder, stored=stored, dtype=chosen, device=place, seconds=time.perf_counter() - started,
+    report = _report(checkpoint, described, decoder, n_parameters=sum(map(math.prod, shapes.values())), stored=stored, dtype=chosen,
+                     device=place, seconds=time.perf_counter() - started,
                      left_out={why: len(names) for why, names in left_out.items()}, notes=notes)
     return decoder.eval(), report
 
@@ -75,22 +85,42 @@ def check_vocabulary(spec: DecoderSpec, n_tokenizer: int) -> None:
                            f"Are the tokenizer files those of this model, or were tokens added without resizing the embedding?")
 
 
-def _fill(decoder: Decoder, ours: dict[str, Tensor], checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, align: bool) -> None:
+def _in_place(checkpoint: Checkpoint, spec: DecoderSpec, stored: Mapping[str, int], dtype: torch.dtype, device: torch.device) -> int:
+    """Bytes of the weights, counted as if they were all of this dtype, that take no memory of their own."""
+    if checkpoint.format == "gguf":  # packed weights are used where they are mapped, and copied to another device as they are
+        return cost.parameters(spec) * dtype.itemsize - (0 if device.type == "cpu" else checkpoint.n_bytes)
+    return stored.get(SHORT[dtype], 0) if device.type == "cpu" else 0  # what the files hold in this dtype is used where they are mapped
+
+
+def _fill(decoder: Decoder, ours: dict[str, Weight], checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, align: bool) -> None:
     """Puts each tensor where its name says, emptying `ours`, so that a copy's original is let go before the next is made.
 
-    align: copies what does not begin at a multiple of ALIGNMENT.
+    align: copies what does not begin at a multiple of ALIGNMENT; packed rows stay where they are.
     """
     for name in list(ours):
         view = ours.pop(name)
-        tensor = view.to(device=device, dtype=kept_in(name, dtype))
-        if align and tensor is view and view.data_ptr() % ALIGNMENT:
-            tensor = view.clone()
-        if tensor is not view:
-            checkpoint.release()  # the pages just copied
         path, _, leaf = name.rpartition(".")
-        setattr(decoder.get_submodule(path), leaf, nn.Parameter(tensor, requires_grad=False))
+        module = decoder.get_submodule(path)
+        if checkpoint.format == "gguf":
+            view = _packed(view, matrix=isinstance(module, Project | Embed) and leaf == "weight", dtype=kept_in(name, dtype))
+        tensor = view.to(device=device, dtype=kept_in(name, dtype))
+        if isinstance(view, Tensor):
+            if align and tensor is view and view.data_ptr() % ALIGNMENT:
+                tensor = view.clone()
+            if tensor is not view:
+                checkpoint.release()  # the pages just copied
+        hold(module, leaf, tensor)
     if decoder.spec.tied:
-        decoder.unembed.weight = decoder.embed.weight
+        hold(decoder.unembed, "weight", decoder.embed.weight)
+
+
+def _packed(weight: Weight, *, matrix: bool, dtype: torch.dtype) -> Weight:
+    """What a GGUF file holds, as it is kept: matrices in whatever format they are in, anything else as numbers."""
+    if isinstance(weight, PackedRows) and not matrix:
+        return unpack(weight)
+    if matrix and isinstance(weight, Tensor) and weight.dtype != dtype and (format := SHORT[weight.dtype].upper()) in UNPACK:
+        return PackedRows(weight.contiguous().view(torch.uint8), format, dtype)
+    return weight
 
 
 def _stored_dtypes(checkpoint: Checkpoint, described: Description) -> dict[str, int]:
@@ -99,7 +129,9 @@ def _stored_dtypes(checkpoint: Checkpoint, described: Description) -> dict[str, 
     for name, tensor in checkpoint.unpacked.items():
         if isinstance(described.names.place(name), LeftOut):
             continue
-        if tensor.dtype not in _STORED and name not in checkpoint.packed:
+        if checkpoint.format == "gguf" and tensor.dtype not in UNPACK:
+            raise UnsupportedModel(f"{name} in {tensor.file} is {tensor.dtype}, which weights are not read in (read: {', '.join(UNPACK)})")
+        if tensor.dtype not in _STORED and name not in checkpoint.packed and checkpoint.format != "gguf":
             quantization = checkpoint.config.get("quantization_config")
             method = f" ({quantization.get('quant_method', 'quantized')})" if isinstance(quantization, dict) else ""
             raise UnsupportedModel(f"{checkpoint.name!r} holds packed weights{method}: {name} is {tensor.dtype}, and this version runs "
@@ -124,6 +156,8 @@ def _dtype(asked: str | torch.dtype, stored: Mapping[str, int], checkpoint: Chec
         if (name := _ALSO.get(name, name)) not in DTYPES:
             raise BadRequest(f"dtype={asked!r} is not one the decoder runs in (auto, {', '.join(DTYPES)})", field="dtype")
         return DTYPES[name], notes
+    if checkpoint.format == "gguf" and len(plain) < len(stored):  # products with packed weights are computed in float32 anyway
+        return torch.float32, notes
     if formats:  # packed weights run in what they were trained in; their plain neighbors may be float32
         return stated or torch.bfloat16, notes
     most = next(iter(plain), torch.float32)
@@ -163,14 +197,14 @@ def _device(asked: str | torch.device) -> torch.device:
     return device
 
 
-def _report(checkpoint: Checkpoint, described: Description, decoder: Decoder, *, stored: Mapping[str, int], dtype: torch.dtype,
+def _report(checkpoint: Checkpoint, described: Description, decoder: Decoder, *, n_parameters: int, stored: Mapping[str, int], dtype: torch.dtype,
             device: torch.device, seconds: float, left_out: dict[str, int], notes: Iterable[str]) -> LoadReport:
     spec = described.spec
     heads, kv_heads = ({getattr(mixer, name) for mixer in spec.mixers} or {0} for name in ("n_heads", "n_kv_heads"))
     wrapper = [f"the text model of a {described.model_type} checkpoint"] if family_name(described.model_type) != spec.family else []
     return LoadReport(
         name=checkpoint.name, family=spec.family, n_layers=len(spec.layers), d_model=spec.d_model, n_heads=(min(heads), max(heads)),
-        n_kv_heads=(min(kv_heads), max(kv_heads)), n_parameters=sum(p.numel() for p in decoder.parameters()), n_ctx=spec.n_ctx,
+        n_kv_heads=(min(kv_heads), max(kv_heads)), n_parameters=n_parameters, n_ctx=spec.n_ctx,
         license=checkpoint.card.license_shown, format=checkpoint.format, dtype=SHORT[dtype], stored=dict(stored),
         device=str(device), n_bytes=checkpoint.n_bytes, seconds=seconds, ops=decoder.ops.describe(),
         cache_bytes_per_token=cost.cache_bytes_per_token(spec, dtype.itemsize), left_out=left_out, accepted=described.accepted,

@@ -41,7 +41,7 @@ class LoadReport:
                  f"{count(self.n_parameters)} parameters", *([self.license] if self.license else [])]
         tokens = min(self.n_ctx, _SHOWN_TOKENS)
         stored = " + ".join(self.stored)
-        converted = "" if stored == self.dtype else f", loaded as {self.dtype}"
+        converted = "" if stored == self.dtype else f", {'computed in' if self.format == 'gguf' else 'loaded as'} {self.dtype}"
         rows = [(self.name, " · ".join(facts)),
                 ("weights", f"{self.format} {stored}{converted}, {size(self.n_bytes)}, read in {_seconds(self.seconds)}"),
                 ("ops", f"{self.device}: {self.ops}"),

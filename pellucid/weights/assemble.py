@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,16 +11,17 @@ from torch import Tensor
 from pellucid.errors import MisshapenTensor, MissingTensors, UnknownTensors
 from pellucid.spec import Attention, DecoderSpec, Experts, LatentAttention
 from pellucid.weights.names import LeftOut, NameTable, Place, To
+from pellucid.weights.packed_rows import PackedRows
 
 Shape = tuple[int, ...]
 
 
-def assemble(table: NameTable, checkpoint: Iterable[tuple[str, Tensor]], shapes: Mapping[str, Shape],
-             spec: DecoderSpec) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+def assemble(table: NameTable, checkpoint: Iterable[tuple[str, Any]], shapes: Mapping[str, Shape],
+             spec: DecoderSpec) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """(our name -> tensor for every name in `shapes`, reason -> checkpoint names left out).
 
     Args:
-        checkpoint: (name, tensor) pairs, read lazily: each is looked at once, and views of it are kept.
+        checkpoint: (name, tensor) pairs, read lazily: each is looked at once, and views of it are kept. Of packed rows, packed rows.
         shapes: what the decoder expects, by our names; of tied matrices the embedding only.
 
     Raises UnknownTensors, MisshapenTensor or MissingTensors, with the names concerned.
@@ -73,6 +75,8 @@ def joined(ours: Mapping[str, Tensor], place: Place, spec: DecoderSpec) -> Tenso
     if rule.all_experts:
         each = [joined(ours, one, spec) for one in _experts(place)]
         return torch.cat(each) if rule.all_experts == "rows" else torch.stack(each)
+    if rule.paired:
+        return parts[0][_halves(place, spec, parts[0].shape[0]).argsort()]
     if rule.stacked == "interleaved":
         t = torch.stack(parts, 1).flatten(0, 1)
     elif rule.stacked != "whole" and len(parts) > 1:
@@ -134,7 +138,8 @@ def _parts(theirs: str, tensor: Tensor, place: Place, shapes: Mapping[str, Shape
     whole = (sum(rows), *shapes[place.names[0]][1:])
     t = _checked(theirs, tensor.T if rule.transpose else tensor, whole, place.names[0])
     if len(rows) == 1:
-        return {place.names[0]: t}
+        return {place.names[0]: t[_halves(place, spec, rows[0]).to(t.device)] if rule.paired else t}
+    assert not isinstance(t, PackedRows)  # no architecture that is read stacks them
     if rule.stacked == "interleaved":
         # Of a transposed tensor every other row has no two numbers side by side, and each matmul would copy it again: copied once, here.
         return {name: t[i :: len(rows)] if t.stride(-1) == 1 else t[i :: len(rows)].contiguous() for i, name in enumerate(place.names)}
@@ -173,6 +178,13 @@ def _shares(place: Place, spec: DecoderSpec) -> int:
     mixer = spec.layers[int(place.names[0].split(".")[1])].mixer
     assert isinstance(mixer, Attention | LatentAttention)  # the names are those of its tensors
     return mixer.n_kv_heads
+
+
+def _halves(place: Place, spec: DecoderSpec, n_rows: int) -> Tensor:
+    """Where in the file each row lies whose head alternates between its halves: (n_rows,)."""
+    mixer = spec.layers[int(place.names[0].split(".")[1])].mixer
+    assert isinstance(mixer, Attention)
+    return torch.arange(n_rows).view(-1, mixer.d_head // 2, 2).transpose(1, 2).flatten()
 
 
 def _checked(theirs: str, tensor: Tensor, shape: Shape, ours: str) -> Tensor:

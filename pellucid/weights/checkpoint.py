@@ -6,6 +6,8 @@ Opening looks at names and headers only, and imports no torch where the weights 
     model.safetensors.index.json         names the shard of every tensor
     *.safetensors                        one file of another name, or a whole set of shards without index
     pytorch_model.bin[.index.json]       pickles, by the restricted loader only
+
+A GGUF file is a checkpoint by itself: it has no config.json, and whatever lies beside it is not its own.
 """
 from __future__ import annotations
 
@@ -16,9 +18,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pellucid.errors import BadCheckpoint, BadConfig, MissingShard, MissingTensors, ModelNotFound, UnknownTensors, UnsupportedModel, nearest
+from pellucid.errors import BadCheckpoint, BadConfig, MissingShard, MissingTensors, ModelNotFound, UnknownTensors, nearest
 from pellucid.records import read_object
 from pellucid.weights.card import Card, read_card
+from pellucid.weights.gguf import Gguf, open_gguf
 from pellucid.weights.header import Header, read_header
 from pellucid.weights.packed import Packed, find_packed
 
@@ -26,9 +29,10 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from pellucid.weights.gguf_file import GgufFile
     from pellucid.weights.safetensors import SafetensorsFile
 
-Format = Literal["safetensors", "pickle"]
+Format = Literal["safetensors", "pickle", "gguf"]
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 LOOKED_FOR = "model.safetensors, model.safetensors.index.json, pytorch_model.bin, pytorch_model.bin.index.json"
@@ -46,7 +50,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One tensor as the files have it; `dtype` in safetensors' spelling, such as BF16."""
+    """One tensor as the files have it; `dtype` in safetensors' spelling, such as BF16, or GGUF's, such as Q4_K."""
 
     file: str
     dtype: str
@@ -61,6 +65,7 @@ class Checkpoint:
     folder: where config.json and tokenizer files lie. name: what messages and reports call it.
     index: tensor -> file, as an index file has it; None where there is no index.
     notes: what was found and passed over, for the load report.
+    gguf: header and metadata of a GGUF model, which has no config.
     """
 
     name: str
@@ -71,8 +76,9 @@ class Checkpoint:
     config: dict[str, Any]
     generation: dict[str, Any]
     notes: tuple[str, ...] = ()
+    gguf: Gguf | None = None
     _headers: dict[str, Header] = field(default_factory=dict, repr=False)
-    _mapped: dict[str, SafetensorsFile] = field(default_factory=dict, repr=False)
+    _mapped: dict[str, SafetensorsFile | GgufFile] = field(default_factory=dict, repr=False)
     _pickles: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
@@ -86,6 +92,8 @@ class Checkpoint:
 
         Raises BadHeader or TruncatedFile for a broken file, UnknownTensors or MissingTensors where files and index disagree.
         """
+        if self.gguf is not None:
+            return {name: Stored(self.gguf.files[i].name, e.type, e.shape, e.n_bytes) for name, (i, e) in self.gguf.tensors.items()}
         out: dict[str, Stored] = {}
         for file in self.files:
             entries = self._entries(file.name)
@@ -112,7 +120,11 @@ class Checkpoint:
 
     @cached_property
     def card(self) -> Card:
-        """License and lineage, as README.md and LICENSE state them."""
+        """License and lineage, as README.md and LICENSE state them, or a GGUF file's own metadata."""
+        if self.gguf is not None:
+            license, named = (self.gguf.metadata.get(f"general.license{part}") for part in ("", ".name"))
+            return Card(license=license.lower() if isinstance(license, str) else None, license_name=named if isinstance(named, str) else None,
+                        source=self.files[0].name if isinstance(license, str) else None)
         return read_card(self.folder)
 
     @property
@@ -121,8 +133,10 @@ class Checkpoint:
         return self._ids("eos_token_id")
 
     def tensors(self, *, release: bool = False, unpack_to: torch.dtype | None = None,
-                used: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of everything stored, as views of the files where the format allows it; what is packed comes unpacked, as a copy.
+                used: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, Any]]:
+        """(name, tensor) of everything stored, as views of the files where the format allows it; what is packed in two comes unpacked, as a copy.
+
+        What a GGUF file packs comes as PackedRows, and stays so.
 
         unpack_to: the dtype of what is unpacked; bfloat16 where it is not given.
         used: whether a packed tensor will be used; of one that will not, the packed numbers are given as they are.
@@ -155,11 +169,14 @@ class Checkpoint:
         for mapped in self._mapped.values():
             mapped.release()
 
-    def _tensor(self, name: str) -> Tensor:
+    def _tensor(self, name: str) -> Any:
         """A view of the mapped file that holds this tensor."""
+        from pellucid.weights.gguf_file import GgufFile
         from pellucid.weights.safetensors import SafetensorsFile
         file = self.stored[name].file
-        if file not in self._mapped:
+        if file not in self._mapped and self.gguf is not None:
+            self._mapped[file] = GgufFile(self.folder / file, self.gguf.headers[self.gguf.tensors[name][0]])
+        elif file not in self._mapped:
             self._mapped[file] = SafetensorsFile(self.folder / file, self._header(file))
         return self._mapped[file].tensor(name)
 
@@ -209,13 +226,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """The checkpoint at a folder or a weight file (config.json beside it). Reads no tensor data.
 
     Raises ModelNotFound for no such path, BadConfig for an empty folder or a config.json that is absent or broken, MissingShard for an index
-    that names a file which is not there, BadCheckpoint for a folder without weights, UnsupportedModel for a format that is not read.
+    that names a file which is not there, BadCheckpoint for a folder without weights, what `open_gguf` raises for a GGUF file.
     """
     path = Path(path).expanduser()
     if not path.exists():
         raise _not_found(path)
     folder = path if path.is_dir() else path.parent
     name = _name(path)
+    if path.suffix == ".gguf" and path.is_file():
+        return _gguf(path, name)
     alone = None if path.is_dir() else _single(path, name)  # before config.json, which what is no checkpoint need not have
     config = _read_config(folder, name)
     notes: list[str] = []
@@ -228,6 +247,13 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     generation = read_object(folder / GENERATION, BadConfig, f"{GENERATION} of {name!r}") if (folder / GENERATION).is_file() else {}
     return Checkpoint(name=name, folder=folder, format=format, files=tuple(File(file, (folder / file).stat().st_size) for file in files), index=index,
                       config=config, generation=generation, notes=tuple(notes))
+
+
+def _gguf(path: Path, name: str) -> Checkpoint:
+    model = open_gguf(path)
+    ends = [model.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
+    return Checkpoint(name=name, folder=path.parent, format="gguf", files=tuple(File(file.name, file.stat().st_size) for file in model.files), index=None,
+                      config={}, generation={"eos_token_id": list(dict.fromkeys(i for i in ends if i is not None))}, gguf=model)
 
 
 def _not_found(path: Path) -> ModelNotFound:
@@ -266,10 +292,8 @@ Found = tuple[Format, list[str], dict[str, str] | None]
 
 
 def _single(path: Path, name: str) -> Found:
-    if path.suffix == ".gguf":
-        raise UnsupportedModel(f"{name} is a GGUF file, which this version does not read. Open the safetensors repository it was made from.")
     if path.suffix not in (".safetensors", ".bin"):
-        raise BadCheckpoint(f"{path} is not a weight file (.safetensors or .bin). Give the folder of the checkpoint: {path.parent}")
+        raise BadCheckpoint(f"{path} is not a weight file (.safetensors, .gguf or .bin). Give the folder of the checkpoint: {path.parent}")
     if (match := _SHARD.fullmatch(path.name)) and int(match["count"]) > 1:
         raise BadCheckpoint(f"{name} is one shard of {int(match['count'])}. Give the folder that holds them all: {path.parent}")
     return "safetensors" if path.suffix == ".safetensors" else "pickle", [path.name], None

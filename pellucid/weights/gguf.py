@@ -122,6 +122,15 @@ class Gguf:
         """Name -> (index of its file, entry), of all parts."""
         return {name: (i, entry) for i, header in enumerate(self.headers) for name, entry in header.tensors.items()}
 
+    def floats(self, name: str) -> list[float]:
+        """The numbers of a small tensor that says something about the model. Raises BadHeader for one that is not float32."""
+        i, entry = self.tensors[name]
+        if entry.type != "F32":
+            raise BadHeader(f"{self.files[i].name}: {name} is {entry.type}, and F32 was expected")
+        with self.files[i].open("rb") as file:
+            file.seek(entry.start)
+            return list(struct.unpack(f"<{entry.n_bytes // 4}f", file.read(entry.n_bytes)))
+
 
 def open_gguf(path: Path) -> Gguf:
     """The model at this file, with the parts beside it where it is split. Reads no tensor data.

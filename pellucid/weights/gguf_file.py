@@ -30,7 +30,7 @@ class GgufFile(MappedFile):
         *rows, columns = entry.shape
         return PackedRows(self.view(entry.start, (*rows, columns // format.n_numbers * format.n_bytes), torch.uint8), entry.type)
 
-    def release(self, name: str) -> None:
-        """Gives back the memory of one tensor's pages: see `release_bytes`."""
-        entry = self.header.tensors[name]
-        self.release_bytes(entry.start, entry.stop)
+    def release(self, name: str | None = None) -> None:
+        """Gives back the memory of one tensor's pages, or of all: see `release_bytes`."""
+        entry = self.header.tensors[name] if name is not None else None
+        self.release_bytes(*((entry.start, entry.stop) if entry is not None else ()))

@@ -16,7 +16,9 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def input_files(checkpoint: Checkpoint) -> dict[str, Path]:
-    """Name -> path of config.json, the weights, and everything beside them that acts on tokens, sampling or templates."""
+    """Name -> path of config.json, the weights, and everything beside them that acts on tokens, sampling or templates; of GGUF, its files."""
     folder = checkpoint.folder
+    if checkpoint.format == "gguf":  # everything is in it, and what lies beside it is not its own
+        return {file.name: folder / file.name for file in checkpoint.files}
     beside = sorted({path.relative_to(folder).as_posix() for pattern in _BESIDE for path in folder.glob(pattern) if path.is_file()})
     return {name: folder / name for name in (CONFIG, *(file.name for file in checkpoint.files), *beside)}

@@ -33,6 +33,7 @@ class To:
                  next one, so that one expert's rows follow the last one's.
     index:       for a pattern with {h}: this checkpoint tensor is row h of ours (a gain a head, saved head by head).
     lone:        stored with one axis more, of length one, before those of ours.
+    paired:      the rows of each head alternate between its first half and its second, as GGUF's llama has queries and keys.
     written:     saving uses this name; false for other spellings of a name that the table has already.
     when:        the specs whose checkpoints use this name, where a family calls one tensor by several; None = all.
     """
@@ -43,6 +44,7 @@ class To:
     all_experts: Literal[False, True, "rows"] = False
     index: bool = False
     lone: bool = False
+    paired: bool = False
     written: bool = True
     when: Callable[[DecoderSpec], bool] | None = None
 
@@ -62,8 +64,8 @@ Table = Mapping[str, Rule]
 
 
 def to(*names: str, transpose: bool = False, stacked: Stacked = "whole", all_experts: Literal[False, True, "rows"] = False, index: bool = False,
-       lone: bool = False, when: Callable[[DecoderSpec], bool] | None = None) -> To:
-    return To(names, transpose, stacked, all_experts, index, lone, when=when)
+       lone: bool = False, paired: bool = False, when: Callable[[DecoderSpec], bool] | None = None) -> To:
+    return To(names, transpose, stacked, all_experts, index, lone, paired, when=when)
 
 
 def left_out(why: str) -> LeftOut:

@@ -18,7 +18,7 @@ from pellucid.api.completion import OPTIONS, SAMPLING, Options
 from pellucid.engine.engine import Engine
 from pellucid.engine.group import PAGE
 from pellucid.engine.request import Sampling
-from pellucid.errors import BadConfig, BadRequest, BadTemplate, BadTokenizer, EmptyPrompt, ModelNotFound, PromptTooLong, UnsupportedModel
+from pellucid.errors import BadConfig, BadRequest, BadTemplate, BadTokenizer, EmptyPrompt, ModelNotFound, PromptTooLong, TruncatedFile, UnsupportedModel
 from pellucid.records import Record
 from pellucid.weights import hub_cache
 
@@ -526,7 +526,7 @@ def test_load_refuses_what_this_version_cannot_do(tmp_path, abc_folder):
     with pytest.raises(UnsupportedModel, match="quantize='q4_k_m': this version computes with float weights only"):
         pellucid.load(abc_folder, quantize="q4_k_m")
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    with pytest.raises(UnsupportedModel, match=r"m\.gguf is a GGUF file, which this version does not read"):
+    with pytest.raises(TruncatedFile, match=r"m\.gguf has 4 bytes, and a GGUF file starts with 24"):
         pellucid.load(tmp_path / "m.gguf")
     with pytest.raises(ModelNotFound):
         pellucid.load(tmp_path / "nothing")

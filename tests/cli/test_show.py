@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 from safetensors.torch import load_file, save_file
 
 import pellucid
@@ -19,6 +20,8 @@ from pellucid.spec import Alibi, Attention, Experts, FeedForward, LatentAttentio
 from tests.api.scripted import scripted_model
 from tests.cli.conftest import ROOT, Said
 from tests.conftest import SHARED
+from tests.families.build import build
+from tests.families.test_gguf import CASES, converted
 
 Say = Callable[..., Said]
 
@@ -43,6 +46,16 @@ def test_json_says_what_the_loaded_model_is(say: Say, folder: Path) -> None:
         k: v for k in said["spec"] if isinstance(v := getattr(model.spec, k), int | float | str)}
     assert said["tokenizer"] == {"n_vocab": 259, "bos": {"id": 256, "token": "<|bos|>"}, "eos": {"id": 258, "token": "<|im_end|>"}, "adds_bos": False,
                                  "n_special": 3, "chat_template": True}
+
+
+def test_a_gguf_file_is_shown_by_itself(say: Say, folder: Path) -> None:
+    """The folder it lies in has a tokenizer, a license and a config, and they are another model's."""
+    path = folder / "m.gguf"
+    converted(path, build(CASES["llama-plain"]), GGMLQuantizationType.Q4_0)
+    said, model = json.loads(say("show", str(path), "--json").out), pellucid.load(path)
+    assert (said["family"], said["format"], said["dtype"], said["license_source"]) == ("llama", "gguf", "Q4_0", "m.gguf")
+    assert (said["n_parameters"], said["cache_bytes_per_token"]) == (model.report.n_parameters, model.report.cache_bytes_per_token)
+    assert (list(said["sha256"]), said["tokenizer"], said["eos_ids"]) == (["m.gguf"], None, [7])
 
 
 def test_every_acting_file_is_hashed(say: Say, folder: Path) -> None:

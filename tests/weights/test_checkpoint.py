@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from pellucid.errors import (
     BadCheckpoint,
     BadConfig,
+    BadHeader,
     MissingShard,
     MissingTensors,
     ModelNotFound,
     PellucidError,
     TruncatedFile,
     UnknownTensors,
-    UnsupportedModel,
 )
 from pellucid.weights.checkpoint import open_checkpoint
 from tests.weights.build import CONFIG, llama, write, write_config, write_shards
@@ -193,9 +193,9 @@ def test_a_link_to_nothing_is_the_one_file_that_is_missing(tmp_path: Path) -> No
                                              f"Was the download complete? Fetch what is missing into {folder}.")
 
 
-def test_a_gguf_file_is_called_one_where_no_config_lies_beside_it(tmp_path: Path) -> None:
+def test_a_gguf_file_needs_no_config_beside_it(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    assert message(tmp_path / "m.gguf", UnsupportedModel).startswith("m.gguf is a GGUF file, which this version does not read.")
+    assert message(tmp_path / "m.gguf", TruncatedFile).startswith("m.gguf has 4 bytes, and a GGUF file starts with 24")
 
 
 @pytest.mark.parametrize("format", ["safetensors", "pickle"])
@@ -249,8 +249,8 @@ def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("file", "error", "expected"), [
-    ("m.gguf", UnsupportedModel, "m.gguf is a GGUF file, which this version does not read."),
-    ("m.txt", BadCheckpoint, "is not a weight file (.safetensors or .bin). Give the folder of the checkpoint: "),
+    ("m.gguf", BadHeader, "m.gguf starts with b'', and a GGUF file with b'GGUF'. Is it one?"),
+    ("m.txt", BadCheckpoint, "is not a weight file (.safetensors, .gguf or .bin). Give the folder of the checkpoint: "),
     ("model-00001-of-00004.safetensors", BadCheckpoint, "model-00001-of-00004.safetensors is one shard of 4. Give the folder that holds them all: ")])
 def test_a_file_that_is_no_checkpoint(tmp_path: Path, file: str, error: type[PellucidError], expected: str) -> None:
     write_config(tmp_path)
