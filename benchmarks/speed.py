@@ -1,7 +1,7 @@
 """Load time, time to the first token, prompt and decode speed, and peak memory, beside transformers in the same run.
 
     python benchmarks/speed.py shipped                     # the model in the package
-    python benchmarks/speed.py random-1.1b --rounds 3      # a random Llama of TinyLlama's shape, bfloat16, made in --scratch
+    python benchmarks/speed.py random-1.1b --rounds 3      # a random Llama of TinyLlama's shape, bfloat16, made in --scratch; random-30m is a small one
     python benchmarks/speed.py PATH --json
 
 Every measurement is a fresh process; the two sides alternate, and a round's ratio compares neighbours in time, because the
@@ -27,6 +27,8 @@ TINYLLAMA = dict(  # https://huggingface.co/TinyLlama/TinyLlama-1.1B-Chat-v1.0/b
     architectures=["LlamaForCausalLM"], model_type="llama", vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=22,
     num_attention_heads=32, num_key_value_heads=4, max_position_embeddings=2048, rms_norm_eps=1e-5, rope_theta=10000.0, hidden_act="silu",
     tie_word_embeddings=False, torch_dtype="bfloat16", bos_token_id=1, eos_token_id=2)
+RANDOM = {"random-1.1b": TINYLLAMA,
+          "random-30m": TINYLLAMA | dict(vocab_size=8192, hidden_size=512, intermediate_size=1280, num_hidden_layers=8, num_attention_heads=8)}
 
 
 def make_random(folder: Path, raw: dict) -> Path:
@@ -156,15 +158,15 @@ def versions() -> str:
 
 
 def find(model: str, scratch: Path) -> Path:
-    """The folder of a model; the random one is made where it is not there yet."""
-    if model == "random-1.1b":
-        return make_random(scratch / model, TINYLLAMA)
+    """The folder of a model; a random one is made where it is not there yet."""
+    if model in RANDOM:
+        return make_random(scratch / model, RANDOM[model])
     return Path(__file__).parent.parent / "pellucid" / "shipped" if model == "shipped" else Path(model)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="'shipped', 'random-1.1b' or a folder")
+    parser.add_argument("model", help=f"'shipped', {', '.join(map(repr, RANDOM))} or a folder")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of processes")
     parser.add_argument("--repeats", type=int, default=3, help="measurements inside a process, of which the median counts")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt whose speed is measured")
