@@ -26,7 +26,7 @@ from pellucid.engine.generation import Generation, best
 from pellucid.engine.group import PAGE
 from pellucid.engine.lock import Lock
 from pellucid.engine.masks import Filled, Masks
-from pellucid.engine.pages import CacheDtype, PagedCache, check_cache
+from pellucid.engine.pages import CacheDtype, Names, PagedCache, check_cache
 from pellucid.engine.report import Books, Report
 from pellucid.engine.request import MAX_TOP_LOGPROBS, FinishReason, Request, Result, check_vocabulary, token_ids
 from pellucid.engine.sampler import Row, Sampler, not_numbers
@@ -371,6 +371,7 @@ class Engine:
     def _leave(self, sequence: Sequence, *, scrub: bool = False) -> None:
         self.books.left(sequence)
         self.scheduler.remove(sequence, scrub=scrub)
+        sequence.row, sequence.constraint, sequence.names = None, None, Names()  # a result may be kept for long
         if self.speculation is not None:
             self.speculation.forget(sequence)
 
