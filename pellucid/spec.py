@@ -182,6 +182,7 @@ class Attention:
     scale: float  # multiplies q . k
     rope: Rope | None = None  # None = no rotary position in this layer
     alibi: Alibi | None = None
+    causal: bool = True  # a query sees no key after it; else keys on both sides, and a window counts to each
     window: int | None = None  # tokens a query may see, itself included; None = all
     chunk: int | None = None  # a row is cut into chunks of so many tokens, and a query sees nothing before its own
     sinks: bool = False  # a learned score for each head takes part in the softmax and brings no value
@@ -202,6 +203,8 @@ class Attention:
                   chunk=1 if self.chunk is None else self.chunk)
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"{self.n_heads} query heads cannot share {self.n_kv_heads} key/value heads evenly")
+        if not self.causal and (self.chunk is not None or self.alibi is not None):
+            raise ValueError("chunks and falling scores are counted from what came before, and this attention sees what follows too")
         if self.rope is not None and not 0 < self.rope.d_rotary <= self.d_head:
             raise ValueError(f"{self.rope.d_rotary} channels cannot rotate in heads of {self.d_head}")
         if self.qk_norm_late and self.qk_norm_over == "width":
@@ -419,6 +422,11 @@ class DecoderSpec:
             raise ValueError(f"layer {i} shares keys of {mixer.n_kv_heads} heads x {mixer.d_head}, and layer {source} makes {made.n_kv_heads} x {made.d_head}")
         if (mixer.window, mixer.chunk) != (made.window, made.chunk):  # what nobody who made them sees any more, a memory may forget
             raise ValueError(f"layer {i} sees otherwise (window {mixer.window}, chunk {mixer.chunk}) than layer {source}, whose keys it shares")
+
+    @property
+    def causal(self) -> bool:
+        """Whether every token sees only what came before it, so that a row can be continued; else the model encodes text, a row at a time."""
+        return all(mixer.causal for mixer in self.mixers if isinstance(mixer, Attention))
 
     @property
     def mixers(self) -> tuple[Mixer, ...]:

@@ -91,6 +91,23 @@ def test_attend_in_chunks_with_sinks_and_with_slopes(ops, H, K, dtype):
         near(ops.attend(q, k, v, **how, sinks_H=sinks), expected, dtype, 2)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("H", "K"), [(6, 3), (4, 1), (5, 5)])
+def test_attend_both_ways(ops, H, K, dtype):
+    for lengths, window, softcap in itertools.product([(5,), (9, 1, 4)], (None, 1, 3, 50), (None, 2.0)):
+        q, k, v = (random(sum(lengths), heads, width, dtype=dtype, seed=i) for i, (heads, width) in enumerate([(H, C), (K, C), (K, V)]))
+        found = ops.attend(q, k, v, q_lengths=lengths, k_lengths=lengths, scale=0.4, window=window, softcap=softcap, causal=False)
+        expected = torch.zeros(sum(lengths), H, V)
+        for t, h in itertools.product(range(sum(lengths)), range(H)):
+            first = next(start for start, n in zip(itertools.accumulate(lengths, initial=0), lengths, strict=False) if start <= t < start + n)
+            n = dict(zip(itertools.accumulate(lengths, initial=0), lengths, strict=False))[first]
+            seen = [s for s in range(first, first + n) if window is None or abs(s - t) < window]
+            scores = torch.stack([q[t, h].float() @ k[s, h * K // H].float() * 0.4 for s in seen])
+            share = (scores if softcap is None else softcap * torch.tanh(scores / softcap)).softmax(0)
+            expected[t, h] = sum(p * v[s, h * K // H].float() for p, s in zip(share, seen, strict=True))
+        near(found, expected, dtype, 2)
+
+
 # (queries, pages, tokens of the first page that are skipped, keys): decoding rows of lengths alike and not, alone, before a prompt, prompts alone
 PAGED = [[(1, (3, 9), 1, 7), (1, (4,), 0, 2), (1, (11, 0, 5, 2, 7, 8), 2, 21)], [(1, (6, 7, 8), 3, 9)], [(3, (1, 2), 0, 6), (1, (5,), 2, 1)],
          [(1, (2,), 0, 4), (1, (10, 4), 0, 5), (5, (8, 0, 3), 1, 10), (1, (1,), 3, 1)], [(4, (5, 6, 7), 0, 12)]]

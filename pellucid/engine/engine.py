@@ -97,6 +97,7 @@ class Engine:
 
         Raises EmptyPrompt, PromptTooLong (with both counts) or BadRequest before anything is computed.
         """
+        self._check_causal("generates")
         n = len(request.prompt_ids)
         self._check_room(n, request.max_tokens)
         row = Row(request, self.spec.n_vocab, index=index)
@@ -121,6 +122,7 @@ class Engine:
         """The log-probability of each continuation after its context. An empty context scores all ids but the first, which nothing comes before."""
         if not 0 <= n_top <= MAX_TOP_LOGPROBS:
             raise BadRequest(f"top_logprobs={n_top!r} is out of range: from 0 to {MAX_TOP_LOGPROBS}", field="top_logprobs")
+        self._check_causal("scores")
         asked = [(token_ids(context, "context"), token_ids(continuation, "continuation")) for context, continuation in pairs]
         sequences = []
         for context, continuation in asked:
@@ -147,10 +149,24 @@ class Engine:
         with self.lock, tap or nullcontext():  # to the end: what others ask to be tapped is not what these read
             self._tap = tap
             try:
-                self._finish([self._sequence(e.ids, read=e.read, end=len(e.ids)) for e in asked])
+                if self.spec.causal:
+                    self._finish([self._sequence(e.ids, read=e.read, end=len(e.ids)) for e in asked])
+                else:
+                    self._read_whole(asked)
             finally:
                 self._tap = None
         return asked
+
+    @torch.inference_mode()
+    def _read_whole(self, asked: Iterable[Embedding]) -> None:
+        """Every text in one pass of its own: its tokens see what follows them, so no part of it can be computed before the rest."""
+        for embedding in asked:
+            hidden_TD = self.decoder(torch.tensor(embedding.ids, device=self.device))
+            embedding.read(0, hidden_TD if self._tap is None else self._tap.take(hidden_TD))
+
+    def _check_causal(self, what: str) -> None:
+        if not self.spec.causal:
+            raise BadRequest(f"tokens of this model see those that follow them, so it encodes text and {what} none. Ask it for vectors: embed", field="prompt")
 
     def rolling(self, ids: Ids[int], overlap: int = 1) -> list[float]:
         """The log-probability of every id of a text as long as it may be, but of the first: in windows of the context, each id after the `overlap`

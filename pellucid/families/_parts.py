@@ -128,12 +128,25 @@ def shared_from(c: Config, kinds: Sequence[str]) -> list[int | None]:
     return [None if i < first else makers[kind] for i, kind in enumerate(kinds)]
 
 
-def causal(c: Config, *harmless: str) -> None:
-    """Raises UnsupportedModel for attention that sees both ways; `harmless` are values that are not about text."""
+def causal(c: Config, *implemented: str) -> Any:
+    """What is said of attention that sees both ways. Raises UnsupportedModel for it, where transformers' own ways to compute it disagree, but for what is
+    implemented."""
     said = c("use_bidirectional_attention", default=False)
-    if said and said not in harmless:
-        raise UnsupportedModel(f"{c.where} has a setting this family does not implement: use_bidirectional_attention={said!r} (only False): each token sees "
-                               f"those that follow it, so there is no next token to predict. Such models, EmbeddingGemma among them, encode text.")
+    if said and said not in implemented:
+        raise UnsupportedModel(f"{c.where} has a setting this family does not implement: use_bidirectional_attention={said!r} (only False): no release of "
+                               f"the family says so, and in transformers it acts in some attention kernels only. EmbeddingGemma is a gemma3_text.")
+    return said
+
+
+def both_ways(c: Config, window: int) -> tuple[bool, int]:
+    """Whether Gemma 4's tokens see only what came before them, and how far. Source: transformers 5.23, Gemma4TextConfig and masking_utils.py.
+
+    Two switches: the class derives is_causal from use_bidirectional_attention="all", which halves the window as well, and a file may say is_causal alone.
+    A window to both sides holds those at most so far away, a causal one those nearer.
+    """
+    both = causal(c, "vision", "all") == "all"  # "vision" is about the inside of each image, and no image is read
+    one_way = bool(c.nullable("is_causal", absent=True)) and not both
+    return one_way, (window // 2 + 1 if both else window) + (not one_way)
 
 
 def multipliers(c: Config) -> dict[str, Any]:

@@ -28,12 +28,12 @@ WEIGHTS: dict[str, Rule] = qwen3.WEIGHTS | gemma2.WEIGHTS | {
 
 
 def spec(c: Config) -> DecoderSpec:
-    _parts.causal(c, "vision")  # of images that sees both ways inside each; no image is read
     if c("rope_parameters", default=None) is None:
         c.raw = {**c.raw, "rope_parameters": {
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
             "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6}}}
     n, D, window, norm = c("num_hidden_layers"), c("hidden_size"), c("sliding_window", default=512), Norm(eps=c("rms_norm_eps", default=1e-6))
+    causal, window = _parts.both_ways(c, window)
     kinds = _parts.layer_types(c, ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(n)], window)
     kinds = [*kinds[:-1], "full_attention"]  # whatever the file says of the last
     sources, table = _parts.shared_from(c, kinds), c("vocab_size_per_layer_input", default=262_144)
@@ -49,9 +49,9 @@ def spec(c: Config) -> DecoderSpec:
         part, full, makes = Config(own.get(i, {}), where=f"per_layer_config of {c.where}"), kind == "full_attention", shares is None
         d_head, n_kv_heads = part("head_dim", default=c("head_dim", default=256)), part("num_key_value_heads", default=c("num_key_value_heads"))
         part.finish()
-        mixer = _parts.attention(c, d_head=d_head, n_kv_heads=n_kv_heads, scale=1.0, qk_norm=norm, window=None if full else window, shares=shares,
-                                 value_norm=Norm(eps=norm.eps, weight=False) if makes else None, values_from_keys=joint and full and makes,
-                                 rope=_parts.whole_rope(c, d_head, layer_type=kind))
+        mixer = _parts.attention(c, d_head=d_head, n_kv_heads=n_kv_heads, scale=1.0, qk_norm=norm, causal=causal, shares=shares,
+                                 window=None if full else window, value_norm=Norm(eps=norm.eps, weight=False) if makes else None,
+                                 values_from_keys=joint and full and makes, rope=_parts.whole_rope(c, d_head, layer_type=kind))
         mlp = _parts.feed_forward(c, act=act, d_ff=c("intermediate_size") * (1 if makes else factor))
         layers.append(Layer(mixer=mixer, mlp=mlp, beside=beside, scaled=True))
     inputs = LayerInputs(d_input=width, n_vocab=table, act=act) if (width := c("hidden_size_per_layer_input", default=256)) else None

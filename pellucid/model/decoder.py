@@ -102,7 +102,7 @@ class SoftmaxAttention(nn.Module):
         if self.lends:
             tables.lent[self.index] = held
         out_THC = held.attend(self.ops, q_THC, *held.parts, rows.lengths, scale=mixer.scale, window=mixer.window, softcap=mixer.softcap,
-                              chunk=mixer.chunk, sinks_H=self.sinks, slopes_H=self.slopes(x_TD.device))
+                              chunk=mixer.chunk, sinks_H=self.sinks, slopes_H=self.slopes(x_TD.device), causal=mixer.causal)
         return self.o(out_THC.flatten(1))
 
     def _keys_values(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Memory | None) -> Held:
@@ -251,6 +251,8 @@ class Decoder(nn.Module):
             raise BadRequest(f"rows count {sum(rows.lengths)} tokens and {tokens.shape[0]} were given", field="rows")
         if self.inputs is not None and tokens.is_floating_point():
             raise BadRequest("embeddings were given in place of token ids, and this model looks its layers' inputs up by id. Give the ids.", field="tokens")
+        if cache is not None and not self.spec.causal:
+            raise BadRequest("tokens of this model see those that follow them: a row is computed whole, without a cache", field="cache")
         self._check_reach(positions_T, rows, cache)
         lengths = self._lengths(positions_T, rows, cache) if self._by_length else ()
         if positions_T is None:

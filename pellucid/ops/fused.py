@@ -65,10 +65,10 @@ class Fused(Reference):
 
     def attend(self, q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, q_lengths: Sequence[int], k_lengths: Sequence[int],
                scale: float, window: int | None, softcap: float | None, chunk: int | None = None, sinks_H: Tensor | None = None,
-               slopes_H: Tensor | None = None) -> Tensor:
+               slopes_H: Tensor | None = None, causal: bool = True) -> Tensor:
         how: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap, "chunk": chunk, "sinks_H": sinks_H, "slopes_H": slopes_H}
-        if softcap is not None:
-            return super().attend(q_THC, k_SKC, v_SKC, q_lengths=q_lengths, k_lengths=k_lengths, **how)
+        if softcap is not None or not causal:
+            return super().attend(q_THC, k_SKC, v_SKC, q_lengths=q_lengths, k_lengths=k_lengths, **how, causal=causal)
         B, T, S = len(q_lengths), q_lengths[0], k_lengths[0]
         many = slopes_H is not None and T > BLOCK
         if any(t != T for t in q_lengths) or any(s != S for s in k_lengths) or (many and B > 1):
@@ -102,7 +102,8 @@ class Fused(Reference):
         return out_BHTC.transpose(1, 2).flatten(0, 1)
 
     def attend_pages(self, q_THC: Tensor, k_PNKC: Tensor, v_PNKC: Tensor, pages: Pages, *, scale: float, window: int | None, softcap: float | None,
-                     chunk: int | None = None, sinks_H: Tensor | None = None, slopes_H: Tensor | None = None) -> Tensor:
+                     chunk: int | None = None, sinks_H: Tensor | None = None, slopes_H: Tensor | None = None, causal: bool = True) -> Tensor:
+        assert causal, "rows whose tokens see what follows them are computed whole, without pages"
         how: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap, "chunk": chunk, "sinks_H": sinks_H, "slopes_H": slopes_H}
         single, rest = pages.by_queries
         if single is None or len(single.tables) == 1 or softcap is not None or (slopes_H is not None and not q_THC.is_cpu and q_THC.dtype != torch.float32):

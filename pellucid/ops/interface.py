@@ -142,16 +142,17 @@ class Ops(Protocol):
 
     def attend(self, q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, q_lengths: Sequence[int], k_lengths: Sequence[int],
                scale: float, window: int | None, softcap: float | None, chunk: int | None = None, sinks_H: Tensor | None = None,
-               slopes_H: Tensor | None = None) -> Tensor:
-        """Causal attention inside each row, (T, H, C). A row's last q_lengths[b] keys are its queries' own.
+               slopes_H: Tensor | None = None, causal: bool = True) -> Tensor:
+        """Attention inside each row, (T, H, C). A row's last q_lengths[b] keys are its queries' own.
 
         A query sees keys in (t - window, t], and of those the ones in its own chunk, counted from the row's first key; scores are scaled, then
         soft-capped, then lowered by slope * (t - s), float32, one slope a head. A head's sink is one more score, of a key whose value is zero.
+        Not causal: it sees keys on both sides, those less than a window away; rows are whole then, and neither chunks nor slopes are given.
         """
         ...
 
     def attend_pages(self, q_THC: Tensor, k_PNKC: Tensor, v_PNKC: Tensor, pages: Pages, *, scale: float, window: int | None, softcap: float | None,
-                     chunk: int | None = None, sinks_H: Tensor | None = None, slopes_H: Tensor | None = None) -> Tensor:
+                     chunk: int | None = None, sinks_H: Tensor | None = None, slopes_H: Tensor | None = None, causal: bool = True) -> Tensor:
         """`attend` over keys and values that lie in pages. A row's first key stands where its first query's chunk begins, or before the window."""
         ...
 

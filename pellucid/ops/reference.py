@@ -75,15 +75,15 @@ class Reference:
 
     def attend(self, q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, q_lengths: Sequence[int], k_lengths: Sequence[int],
                scale: float, window: int | None, softcap: float | None, chunk: int | None = None, sinks_H: Tensor | None = None,
-               slopes_H: Tensor | None = None) -> Tensor:
+               slopes_H: Tensor | None = None, causal: bool = True) -> Tensor:
         rows = zip(q_THC.split(list(q_lengths)), k_SKC.split(list(k_lengths)), v_SKC.split(list(k_lengths)), strict=True)
-        how = {"scale": scale, "window": window, "softcap": softcap, "chunk": chunk, "sinks_H": sinks_H, "slopes_H": slopes_H}
+        how = {"scale": scale, "window": window, "softcap": softcap, "chunk": chunk, "sinks_H": sinks_H, "slopes_H": slopes_H, "causal": causal}
         return torch.cat([attend_row(q, k, v, **how) for q, k, v in rows])
 
     def attend_pages(self, q_THC: Tensor, k_PNKC: Tensor, v_PNKC: Tensor, pages: Pages, *, scale: float, window: int | None, softcap: float | None,
-                     chunk: int | None = None, sinks_H: Tensor | None = None, slopes_H: Tensor | None = None) -> Tensor:
+                     chunk: int | None = None, sinks_H: Tensor | None = None, slopes_H: Tensor | None = None, causal: bool = True) -> Tensor:
         return self.attend(q_THC, pages.gather(k_PNKC), pages.gather(v_PNKC), q_lengths=pages.q_lengths, k_lengths=pages.lengths, scale=scale,
-                           window=window, softcap=softcap, chunk=chunk, sinks_H=sinks_H, slopes_H=slopes_H)
+                           window=window, softcap=softcap, chunk=chunk, sinks_H=sinks_H, slopes_H=slopes_H, causal=causal)
 
     def gated(self, gate_TF: Tensor, up_TF: Tensor, act: Activation, *, slope: float = 1.0, limit: float | None = None, up_offset: float = 0.0) -> Tensor:
         if limit is not None:
@@ -129,8 +129,8 @@ def in_best_groups(choice_TX: Tensor, experts: Experts) -> Tensor:
 
 
 def attend_row(q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, scale: float, window: int | None, softcap: float | None, chunk: int | None,
-               sinks_H: Tensor | None, slopes_H: Tensor | None) -> Tensor:
-    """Causal attention of one row in float32; the last T keys are the queries' own. (T, H, C)"""
+               sinks_H: Tensor | None, slopes_H: Tensor | None, causal: bool) -> Tensor:
+    """Attention of one row in float32; the last T keys are the queries' own. (T, H, C)"""
     (T, H, C), (S, K, _) = q_THC.shape, k_SKC.shape
     q_TKGC = q_THC.float().view(T, K, H // K, C)
     scores_KGTS = torch.einsum("tkgc,skc->kgts", q_TKGC, k_SKC.float()) * scale
@@ -138,17 +138,19 @@ def attend_row(q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, scale: float, win
         scores_KGTS = softcap * torch.tanh(scores_KGTS / softcap)
     if slopes_H is not None:
         scores_KGTS = scores_KGTS + falling(slopes_H, T, S).view(K, H // K, T, S)
-    scores_KGTS = scores_KGTS.masked_fill(~visible(T, S, window, chunk, q_THC.device), -torch.inf)
+    scores_KGTS = scores_KGTS.masked_fill(~visible(T, S, window, chunk, q_THC.device, causal=causal), -torch.inf)
     if sinks_H is not None:
         scores_KGTS = torch.cat([scores_KGTS, sinks_H.float().view(K, H // K, 1, 1).expand(-1, -1, T, 1)], -1)
     out_TKGC = torch.einsum("kgts,skc->tkgc", scores_KGTS.softmax(-1)[..., :S], v_SKC.float())
     return out_TKGC.reshape(T, H, v_SKC.shape[-1]).to(q_THC.dtype)
 
 
-def visible(T: int, S: int, window: int | None, chunk: int | None, device: torch.device) -> Tensor:
+def visible(T: int, S: int, window: int | None, chunk: int | None, device: torch.device, *, causal: bool = True) -> Tensor:
     """(T, S), true where query t may see key s."""
     query_T1 = torch.arange(S - T, S, device=device)[:, None]
     key_1S = torch.arange(S, device=device)[None, :]
+    if not causal:
+        return torch.ones(T, S, dtype=torch.bool, device=device) if window is None else (key_1S - query_T1).abs() < window
     seen = key_1S <= query_T1
     if window is not None:
         seen &= key_1S > query_T1 - window  # keys in (t - window, t]: the query itself counts, as transformers has it and Mistral's paper does not

@@ -248,6 +248,19 @@ def test_deterministic_vectors_are_bitwise_the_same_in_any_company():
     del started
 
 
+def test_a_model_that_encodes_text_gives_vectors_and_nothing_else():
+    decoder = small("gemma3_text-both_ways")
+    asked = texts(decoder, 40, 3, seed=2)
+    engine = Engine(decoder, max_rows=2, step_tokens=8)  # a text is computed whole, however long a step may be
+    for found, ids in zip(engine.embed(asked, normalize=False), asked, strict=True):
+        with torch.no_grad():
+            torch.testing.assert_close(found.vector, decoder(torch.tensor(ids)).mean(0), **NEAR)
+    assert engine.embed(asked, activation="blocks.0.attn")[0].vector.shape == (decoder.spec.d_model,)
+    for ask in (lambda: engine.submit(Request(prompt_ids=[5])), lambda: engine.score([([5], [6])])):
+        with pytest.raises(BadRequest, match=r"it encodes text and .* none. Ask it for vectors: embed"):
+            ask()
+
+
 def test_a_vector_may_be_trained_on():
     decoder = small("llama-biases")
     for pooling in ("mean", "last"):

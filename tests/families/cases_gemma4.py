@@ -1,4 +1,4 @@
-"""Gemma 4's text models: every value of every switch that is published or that transformers implements, causal attention only."""
+"""Gemma 4's text models: every value of every switch that is published or that transformers implements."""
 from __future__ import annotations
 
 from tests.families.case import WINDOW, Case, Json, rope
@@ -33,6 +33,9 @@ CASES: list[Case] = [
         "enable_moe_block": True, "num_experts": 8, "top_k_experts": 3, "moe_intermediate_size": 20, "attention_k_eq_v": True,
         "num_global_key_value_heads": 2, "final_logit_softcapping": 7.0, "rms_norm_eps": 3e-4, "layer_types": EVERY_OTHER,
         "use_bidirectional_attention": "vision", "rope_parameters": ROPES}),
+    # transformers halves the window whenever it makes a config, also of the file it wrote: 2 is what stays.
+    gemma4("both_ways", "use_bidirectional_attention=all: keys on both sides, a window to each", {
+        "sliding_window": 2, "use_bidirectional_attention": "all", "rms_norm_eps": 3e-4, "layer_types": EVERY_OTHER, "rope_parameters": ROPES}),
     gemma4_unified("12b", "keys that are values in full layers, of one head, heads of two widths, the first pairs of full layers turn, a soft cap", {
         "attention_k_eq_v": True, "num_global_key_value_heads": 1, "final_logit_softcapping": 7.0, "rms_norm_eps": 3e-4, "layer_types": EVERY_OTHER,
         "use_bidirectional_attention": "vision", "rope_parameters": ROPES}),

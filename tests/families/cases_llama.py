@@ -114,6 +114,10 @@ GEMMA = [
     gemma3("two_ropes", "a rope for each kind of layer, the full one scaled; windows by pattern", {
         **SCALE, "sliding_window": WINDOW, "num_hidden_layers": 7, "rms_norm_eps": 3e-4, "rope_parameters": {
             "full_attention": rope("linear", 700.0, factor=3.0), "sliding_attention": rope("default", 90.0)}}, old=old_gemma3),
+    # transformers halves the window whenever it makes a config, also of the file it wrote: 2 is what stays.
+    gemma3("both_ways", "use_bidirectional_attention, as EmbeddingGemma: keys on both sides, a window to each", {
+        **SCALE, "use_bidirectional_attention": True, "sliding_window": 2, "rms_norm_eps": 3e-4, "rope_parameters": {
+            "full_attention": rope("default", 700.0), "sliding_attention": rope("default", 90.0)}}, old=old_gemma3),
     gemma3("cap", "final_logit_softcapping, an attn_logit_softcapping that nobody applies, layer_types, attention_bias, untied", {
         **SCALE, "sliding_window": WINDOW, "final_logit_softcapping": 7.0, "attn_logit_softcapping": 0.3, "attention_bias": True, "tie_word_embeddings": False,
         "layer_types": EVERY_OTHER, "rope_parameters": {

@@ -83,7 +83,6 @@ ONLY_FULL = "layer_types with 'chunked_attention' (only 'full_attention' and 'sl
     # what no causal decoder does
     ("gemma-gelu", {"use_bidirectional_attention": True}, UnsupportedModel, BOTH_WAYS),
     ("gemma2-caps", {"use_bidirectional_attention": True}, UnsupportedModel, BOTH_WAYS),
-    ("gemma3_text-cap", {"use_bidirectional_attention": True}, UnsupportedModel, BOTH_WAYS),
     ("gemma-gelu", {"hidden_activation": "silu"}, BadConfig,
      "config.json: hidden_act and hidden_activation disagree: gelu_tanh, silu. Remove the wrong one."),
 ])

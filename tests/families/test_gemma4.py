@@ -26,7 +26,6 @@ def changed(case: str, **settings: Any) -> Json:
     ("gemma4_text-31b", {"num_kv_shared_layers": 3}, "num_kv_shared_layers=3 and layer_types leave none of 4 layers that makes keys and values of 'full_att"),
     ("gemma4_text-31b", {"per_layer_config": {"04": {"head_dim": 16}}}, "per_layer_config speaks of layer 4, and num_hidden_layers says 4. Which is right?"),
     ("gemma4_text-26b", {"top_k_experts": 9}, "9 of 8 experts cannot be active"),
-    ("gemma4_text-31b", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention='all' (only False): each token sees those that follow it"),
     ("gemma4_unified_text-12b", {"hidden_size_per_layer_input": 256}, "hidden_size_per_layer_input=256 (only 0)"),
     ("gemma4_unified_text-12b", {"enable_moe_block": True}, "enable_moe_block=True (only False)"),
     ("gemma4_text-31b", {"per_layer_config": {"1": {"head_dim": 16, "intermediate_size": 9}}}, "does not read: intermediate_size=9"),

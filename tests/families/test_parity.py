@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from pellucid import families
-from pellucid.errors import BadConfig, UnsupportedModel
+from pellucid.errors import BadConfig, BadRequest, UnsupportedModel
 from pellucid.model.cache import Cache
 from pellucid.model.decoder import Rows, kept_in
 from pellucid.ops.choose import BACKENDS
@@ -53,12 +53,30 @@ def test_logits_equal_those_of_the_judge(built, ops):
     assert torch.equal(mine_TV.argmax(-1)[clear_T], built.logits_TV.argmax(-1)[clear_T])
 
 
+ENCODERS = {"gemma3_text-both_ways", "gemma4_text-both_ways"}  # their tokens see what follows: there is nothing to continue, and a row is computed whole
+CONTINUED = [case for case in CASES if str(case) not in ENCODERS]
+
+
+@pytest.mark.parametrize("built", [case for case in CASES if str(case) in ENCODERS], ids=str, indirect=True)
+def test_a_model_that_sees_both_ways_takes_no_cache_and_its_rows_are_whole(built):
+    decoder = ours(built.spec, built.tensors, ops="fused")
+    with pytest.raises(BadRequest, match="a row is computed whole, without a cache"):
+        logits(decoder, built.tokens_T, cache=Cache(built.spec))
+    lengths = (5, built.case.length, 1)
+    rows_tokens = [built.tokens_T.roll(b)[:n] for b, n in enumerate(lengths)]
+    together_TV = logits(decoder, torch.cat(rows_tokens), Rows.of(*lengths))
+    for tokens_T, part_TV in zip(rows_tokens, together_TV.split(lengths), strict=True):
+        assert (part_TV - logits(decoder, tokens_T)).abs().max() < TOLERANCE * built.logits_TV.abs().max()
+
+
+@pytest.mark.parametrize("built", CONTINUED, ids=str, indirect=True)
 @pytest.mark.parametrize("ops", BACKENDS)
 def test_cached_decoding_equals_the_full_pass(built, ops):
     decoder = ours(built.spec, built.tensors, ops=ops)
     assert error(in_chunks(decoder, built.tokens_T, 17, 2, 5), logits(decoder, built.tokens_T)) < TOLERANCE
 
 
+@pytest.mark.parametrize("built", CONTINUED, ids=str, indirect=True)
 @pytest.mark.parametrize("ops", BACKENDS)
 def test_rows_of_a_flat_batch_are_what_each_is_alone(built, ops):
     decoder = ours(built.spec, built.tensors, ops=ops)
