@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -466,6 +467,7 @@ def test_a_conversation_at_a_real_terminal(tmp_path: Path) -> None:
 
 
 def _take_terminal() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where a suite runs in the background
     import fcntl
     import termios
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
