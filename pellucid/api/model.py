@@ -5,7 +5,6 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -23,6 +22,7 @@ from pellucid.engine.request import Request, check_vocabulary, token_ids
 from pellucid.engine.row import Row
 from pellucid.engine.saved import Saved, load_prefix, save_prefix
 from pellucid.engine.score import Score
+from pellucid.engine.sequence import alike
 from pellucid.engine.speculate import PromptLookup, Proposer
 from pellucid.errors import BadConfig, BadRequest, BadTokenizer, EmptyPrompt, PromptTooLong, UnsupportedModel
 from pellucid.model.decoder import Decoder
@@ -170,7 +170,7 @@ class Model:
         before = context.rstrip(" ")
         whole = self.prompt_ids(context + continuation)
         begin = self.prompt_ids(before) if before else whole[: len(whole) - len(self.tokenizer.encode(context + continuation))]
-        n = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(begin, whole, strict=False)))
+        n = alike(begin, whole)
         if len(whole) <= max(n, 1):  # nothing comes before the first id
             raise EmptyPrompt(f"nothing is left to score of {continuation!r:.60} after {context!r:.60}: together they are the ids {whole!r:.80}, and the "
                               f"context alone {begin!r:.80}. Expected an id of the continuation's own that another comes before. Give a longer "
@@ -201,8 +201,7 @@ class Model:
             whole = chat_ids(self.tokenizer, prompt, template=template, tools=None, documents=None, template_args=None)  # type: ignore[arg-type]
             other = chat_ids(self.tokenizer, [*prompt, {"role": "user", "content": "?"}], template=template, tools=None, documents=None,  # type: ignore[list-item]
                              template_args=None)
-            n = next((i for i, (ours, theirs) in enumerate(zip(whole, other, strict=False)) if ours != theirs), min(len(whole), len(other)))
-            return whole[:n]  # without what asks for an answer now, which another turn would put elsewhere
+            return whole[: alike(whole, other)]  # without what asks for an answer now, which another turn would put elsewhere
         return self.prompt_ids(prompt)  # type: ignore[arg-type]
 
     def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:

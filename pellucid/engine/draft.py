@@ -11,7 +11,7 @@ from pellucid import cost
 from pellucid.engine.pages import PagedCache
 from pellucid.engine.row import Ahead
 from pellucid.engine.sampler import Sampler
-from pellucid.engine.sequence import Sequence, accepted
+from pellucid.engine.sequence import Sequence, alike
 from pellucid.errors import BadRequest
 from pellucid.model import parts
 from pellucid.model.decoder import Decoder, reach
@@ -94,7 +94,7 @@ class DraftModel:
             if held is None or held.n == len(sequence.ids):  # an interrupted step: nothing has come since
                 continue
             new = sequence.ids[held.n :]
-            start = held.n + min(accepted(held.guesses, new), len(new) - 1)  # the last id in any case: what follows it is the question
+            start = held.n + min(alike(held.guesses, new), len(new) - 1)  # the last id in any case: what follows it is the question
             stop = min(len(sequence.ids), start + budget)
             if not self._reserve(held, stop + n - 1, wanted):
                 continue

@@ -32,7 +32,7 @@ from pellucid.engine.request import MAX_TOP_LOGPROBS, FinishReason, Request, Res
 from pellucid.engine.sampler import Row, Sampler, not_numbers
 from pellucid.engine.scheduler import Scheduler
 from pellucid.engine.score import Embedding, Score, Tap, log_probabilities, windows
-from pellucid.engine.sequence import Sequence, accepted
+from pellucid.engine.sequence import Sequence, alike
 from pellucid.engine.speculate import Proposer, Speculation
 from pellucid.errors import BadRequest, EmptyPrompt, OutOfMemoryBudget, PellucidError, PromptTooLong
 from pellucid.model.decoder import Decoder, reach
@@ -296,7 +296,7 @@ class Engine:
 
     def _pass(self, ids: list[int], positions: list[int], rows: Rows) -> tuple[Tensor, Tensor]:
         hidden_TD: Tensor = self.decoder(torch.tensor(ids, device=self.device), torch.tensor(positions, device=self.device), rows, self.cache)
-        self._suspect |= not hidden_TD.isfinite().all()
+        self._suspect |= not math.isfinite(hidden_TD.sum().item())  # one pass over them; which tokens it is, if any, is asked then
         return hidden_TD, hidden_TD if self._tap is None else self._tap.take(hidden_TD)
 
     def _score(self, sequence: Sequence, start: int, hidden_TD: Tensor) -> None:
@@ -336,7 +336,7 @@ class Engine:
             depth += 1
         computed = {}
         for sequence, n in drafted:
-            right = accepted(sequence.drafts, sequence.ids[n:])
+            right = alike(sequence.drafts, sequence.ids[n:])
             computed[sequence] = n + min(right, len(sequence.ids) - n - 1)
             if self.speculation is not None:
                 self.speculation.told(sequence, right)
@@ -355,7 +355,6 @@ class Engine:
         assert sequence.row is not None
         request = sequence.row.request
         sequence.ids.append(chosen)
-        n = len(sequence.ids) - sequence.n_prompt
         if logprob is not None:
             sequence.logprobs.append(logprob)
             sequence.top_logprobs.append(top)
@@ -368,7 +367,7 @@ class Engine:
             return
         if chosen in request.stop_ids or (sequence.constraint is not None and sequence.constraint.done):
             sequence.finish_reason = "stop"
-        elif n == request.max_tokens:
+        elif sequence.n_output == request.max_tokens:
             sequence.finish_reason = "length"
         elif len(sequence.ids) == self.capacity:
             sequence.finish_reason = "context"

@@ -84,10 +84,10 @@ class Sequence:
         return self.scored.start + len(self.scores) if len(self.scores) < len(self.scored) else len(self.ids)
 
 
-def accepted(drafts: Iterable[int], chosen: Iterable[int]) -> int:
-    """How many leading drafts are what was chosen in their places."""
+def alike(a: Iterable[int], b: Iterable[int]) -> int:
+    """How many leading ids of the two are the same."""
     n = 0
-    for ours, theirs in zip(drafts, chosen, strict=False):
+    for ours, theirs in zip(a, b, strict=False):
         if ours != theirs:
             break
         n += 1
