@@ -18,7 +18,7 @@ from pellucid import cost
 from pellucid.errors import BadCheckpoint, BadConfig, BadRequest, BadTokenizer, UnsupportedModel
 from pellucid.families._describe import Description, describe_checkpoint
 from pellucid.model.decoder import Decoder, kept_in
-from pellucid.model.memory import available_bytes, check_memory, room_to_copy
+from pellucid.model.memory import available_bytes, check_memory, keep_freed_memory, room_to_copy
 from pellucid.model.parts import Embed, Project, hold
 from pellucid.model.report import LoadReport
 from pellucid.ops.choose import choose
@@ -48,9 +48,9 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
         ops: a backend's name; deterministic: see `Decoder`.
 
     Weights that lie well in the files' private map are used there, and changing them in place changes no file; the others are copied, if there is
-    room, to where a matrix product likes them. Raises what `open_checkpoint`, `describe` and
-    `assemble` raise, UnsupportedModel for packed weights, BadRequest for a device, dtype or backend that is not there,
-    OutOfMemoryBudget before anything is copied.
+    room, to where a matrix product likes them. On a CPU the process keeps freed memory from then on (`keep_freed_memory`). Raises what
+    `open_checkpoint`, `describe` and `assemble` raise, UnsupportedModel for packed weights, BadRequest for a device, dtype or backend that is
+    not there, OutOfMemoryBudget before anything is copied.
     """
     started = time.perf_counter()
     backend, place = choose(ops), _device(device)
@@ -61,6 +61,8 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
     in_place = _in_place(checkpoint, described.spec, stored, chosen, place)
     free = available_bytes(place)
     check_memory(checkpoint.name, described.spec, chosen, in_place, place, free)
+    if place.type == "cpu":
+        keep_freed_memory()
     with torch.device("meta"):
         decoder = Decoder(described.spec, backend, deterministic=deterministic)
     shapes = {name: tuple(p.shape) for name, p in decoder.named_parameters()}

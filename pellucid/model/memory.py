@@ -1,6 +1,10 @@
-"""Whether a model fits the memory there is, asked before its weights are copied."""
+"""Whether a model fits the memory there is, asked before its weights are copied; and what the C library does with memory that was used."""
 from __future__ import annotations
 
+import ctypes
+import os
+import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -11,6 +15,8 @@ from pellucid.model.report import size
 from pellucid.spec import DecoderSpec
 
 CACHE_TOKENS = 4096  # a modest conversation, or the whole context of a model that has less
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_LARGEST, _KEPT = 32 << 20, 256 << 20  # bytes. The first is the most that glibc takes from its heap; more than the second, free atop of it, is given back
 # Limit, use, and the line of `stat` with what the system takes back when asked: control groups of version 2 and 1, as a container sees its own.
 _GROUPS = (("memory.max", "memory.current", "memory.stat", "file"),
            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_cache"))
@@ -52,6 +58,18 @@ def available_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
         except (OSError, ValueError):  # no such group, or "max": no limit
             continue
     return max(0, min(told))
+
+
+def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
+    """Makes glibc keep up to 256 MB of freed memory for the next tensor. False where another C library runs, or who started the process has chosen.
+
+    Else every pass gives the top of the heap back and asks for it again, page by page: a tenth to a third of a prompt's time (docs/LOG.md). For
+    the whole process, as mallopt(3) has it; the greatest amount ever held does not grow by it, only what stays between two passes.
+    """
+    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") or "glibc.malloc" in value for name, value in environment.items()):
+        return False
+    mallopt = ctypes.CDLL(None).mallopt  # both: setting one freezes the other, which adapts otherwise
+    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST) and mallopt(_M_TRIM_THRESHOLD, _KEPT))
 
 
 def _table(path: Path) -> dict[str, int]:

@@ -1,6 +1,9 @@
 """A model that does not fit is refused before its weights are copied; what the files hold in place is not counted."""
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from pellucid import cost
 from pellucid.errors import OutOfMemoryBudget
 from pellucid.model import load
 from pellucid.model.load import load_decoder
-from pellucid.model.memory import available_bytes
+from pellucid.model.memory import available_bytes, keep_freed_memory
 from tests.weights.build import llama, write
 
 CPU = torch.device("cpu")
@@ -65,3 +68,38 @@ def test_free_memory_is_what_linux_says_within_the_limit_of_the_container(tmp_pa
     group(tmp_path, memory__memory_dot_limit_in_bytes="900\n", memory__memory_dot_usage_in_bytes="1000\n", memory__memory_dot_stat="total_cache 300\n")
     assert available_bytes(CPU, tmp_path) == 200
     assert available_bytes(torch.device("meta"), tmp_path) is None
+
+
+FAULTS = """
+import ctypes, resource, sys
+from pellucid.model.memory import keep_freed_memory
+assert sys.argv[1] == "adapting" or keep_freed_memory({})
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def layer():
+    parts = [libc.malloc(size << 20) for size in (1, 3, 9, 27)]
+    for part, size in zip(parts, (1, 3, 9, 27)):
+        ctypes.memset(part, 1, size << 20)
+    for part in parts:
+        libc.free(part)
+layer()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    layer()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.linux
+def test_freed_memory_is_there_for_the_next_tensor_without_a_page_fault() -> None:
+    if platform.libc_ver()[0] != "glibc":
+        assert not keep_freed_memory({})
+        return
+    kept, adapting = (int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout)
+                      for how in ("kept", "adapting"))
+    assert kept < 100 < adapting
+
+
+def test_who_started_the_process_chooses_its_allocator() -> None:
+    assert not keep_freed_memory({"MALLOC_ARENA_MAX": "2"})
+    assert not keep_freed_memory({"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"})
