@@ -21,8 +21,8 @@
     ├─ BadRecord               a run record that is not one, or whose inputs changed
     ├─ HubError                a download that cannot proceed
     │  ├─ GatedRepository      needs a login and an accepted licence
-    │  ├─ NotCached            offline, and not on this disk
-    │  └─ DiskFull             carries needed and free bytes
+    │  └─ NotCached            offline, and not on this disk
+    ├─ DiskFull                carries needed and free bytes
     ├─ OutOfMemoryBudget       carries needed and available bytes
     └─ MissingExtra            an optional feature is not installed; carries the pip line
 """
@@ -138,7 +138,7 @@ class NotCached(HubError):
     """Offline, and the files are not on this disk."""
 
 
-class DiskFull(HubError):
+class DiskFull(PellucidError):
     """Not enough room on the disk. Carries both byte counts."""
 
     def __init__(self, message: str, *, needed_bytes: int, free_bytes: int) -> None:

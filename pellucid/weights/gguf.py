@@ -97,12 +97,13 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Metadata by its key, tensors by their name in the order of the data."""
+    """Metadata by its key, tensors by their name in the order of the data. spans: key -> where its type and value start and stop in the file."""
 
     version: int
     metadata: dict[str, Value]
     tensors: dict[str, Entry]
     alignment: int
+    spans: dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def read_gguf(path: Path) -> Header:
     for what, n, least in (("tensors", n_tensors, 24), ("pairs of metadata", n_pairs, 13)):  # the fewest bytes one takes
         if n * least > size:
             raise BadHeader(f"{path.name} says that it describes {n:,} {what}, and {size:,} bytes have no room for them. Is the file whole?")
-    metadata = _metadata(cursor, n_pairs)
+    metadata, spans = _metadata(cursor, n_pairs)
     alignment = _alignment(path.name, metadata)
     found = [_tensor(cursor, i) for i in range(n_tensors)]
     start_of_data = _padded(cursor.at, alignment)
@@ -208,7 +209,7 @@ def read_gguf(path: Path) -> Header:
             raise BadHeader(f"{path.name}: the header names {name!r} twice, so one of the two is not what it seems")
         entries[name] = Entry(entry.type, entry.shape, start_of_data + entry.start, start_of_data + entry.stop)
     _tile(path.name, entries, start_of_data, alignment, size)
-    return Header(struct.unpack("<I", start[4:])[0], metadata, entries, alignment)
+    return Header(struct.unpack("<I", start[4:])[0], metadata, entries, alignment, spans)
 
 
 def _check_version(file: str, version: int) -> None:
@@ -220,14 +221,18 @@ def _check_version(file: str, version: int) -> None:
                                f"{'Make it again with a newer llama.cpp.' if version < 2 else 'Is there a newer Pellucid?'}")
 
 
-def _metadata(cursor: _Cursor, n: int) -> dict[str, Value]:
+def _metadata(cursor: _Cursor, n: int) -> tuple[dict[str, Value], dict[str, tuple[int, int]]]:
+    """The values, and where each lies."""
     out: dict[str, Value] = {}
+    spans = {}
     for i in range(n):
         key = cursor.text(f"key {i + 1} of the metadata")
         if not key or key in out:
             raise BadHeader(f"{cursor.file}: key {i + 1} of the metadata is {f'{key!r} a second time' if key else 'empty'}. Is the file whole?")
+        start = cursor.at
         out[key] = cursor.value(key, cursor.number("I", key))
-    return out
+        spans[key] = start, cursor.at
+    return out, spans
 
 
 def _alignment(file: str, metadata: Mapping[str, Value]) -> int:
