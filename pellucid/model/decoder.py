@@ -31,7 +31,7 @@ from pellucid.model.tables import Tables
 from pellucid.ops.interface import Ops
 from pellucid.ops.packed import BLOCK
 from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Layer, Matrix, Mixer, Rope
-from pellucid.weights.packed_rows import PackedRows
+from pellucid.weights.packed_rows import PackedWeight
 
 KEPT = 512  # sets of a rope's frequencies, R/2 numbers each: under dynamic scaling every length has its own, and they would grow without end
 
@@ -61,7 +61,7 @@ class Unembed(Project):
 
     def _of_unit_rows(self, x_TD: Tensor) -> Tensor:
         """The same as if the weight's rows were scaled to length one, which they are not: the weight stays what is trained and saved."""
-        parts = self.weight.parts(BLOCK) if isinstance(self.weight, PackedRows) else [self.weight]
+        parts = self.weight.parts(BLOCK) if isinstance(self.weight, PackedWeight) else [self.weight]
         lengths = [torch.linalg.vector_norm(self.ops.unpack(part, torch.float32), dim=-1) for part in parts]
         length_V = torch.cat(lengths).clamp_min(1e-12)
         logits_TV = (self.ops.matmul(x_TD, self.weight).float() / length_V).to(x_TD.dtype)

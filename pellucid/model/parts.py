@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pellucid.ops.interface import Ops, Weight
 from pellucid.spec import Norm
-from pellucid.weights.packed_rows import PackedRows
+from pellucid.weights.packed_rows import PackedWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Rows:
 def hold(module: nn.Module, name: str, weight: Weight) -> None:
     """Puts a weight where `name` says, frozen: a dense one as a parameter, a packed one as an attribute, which `parameters()` does not list."""
     delattr(module, name)  # torch lets nothing but a parameter follow a parameter
-    setattr(module, name, weight if isinstance(weight, PackedRows | nn.Parameter) else nn.Parameter(weight, requires_grad=False))
+    setattr(module, name, weight if isinstance(weight, PackedWeight | nn.Parameter) else nn.Parameter(weight, requires_grad=False))
 
 
 class Project(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor
 from pellucid.ops.interface import Pages, Weight
 from pellucid.ops.reference import Reference, falling, visible
 from pellucid.spec import Activation
-from pellucid.weights.packed_rows import PackedRows
+from pellucid.weights.packed_rows import PackedWeight
 
 BLOCK = 256  # queries: so many at a time where each head has a bias of its own, and the tensor of biases would outgrow the rest
 FEW = 8  # up to a row for so many of a weight's columns, turning the result around costs less than it saves: docs/LOG.md
@@ -27,7 +27,7 @@ class Fused(Reference):
         return "fused: torch's attention and norms · the rest reference"
 
     def matmul(self, x_TD: Tensor, weight_FD: Weight, bias_F: Tensor | None = None) -> Tensor:
-        if isinstance(weight_FD, PackedRows):
+        if isinstance(weight_FD, PackedWeight):
             return super().matmul(x_TD, weight_FD, bias_F)
         T, D = x_TD.shape
         if not (0 < T <= max(1, D // FEW) and x_TD.is_cpu and x_TD.dtype == weight_FD.dtype == torch.bfloat16 and not torch.is_grad_enabled()):

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from pellucid.spec import Activation, Experts
-from pellucid.weights.packed_rows import PackedRows
+from pellucid.weights.packed_rows import PackedWeight
 
-Weight = Tensor | PackedRows  # a matrix (F, D), dense or packed
+Weight = Tensor | PackedWeight  # a matrix (F, D), dense or packed
 
 
 @dataclass(frozen=True)

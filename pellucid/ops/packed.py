@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from pellucid.ops.unpack import unpack
-from pellucid.weights.packed_rows import PackedRows
+from pellucid.weights.packed_rows import PackedWeight
 
 BLOCK = 1 << 20  # numbers unpacked at once: 4 MB of float32
 
 
-def matmul_packed(x_TD: Tensor, weight_FD: PackedRows, bias_F: Tensor | None = None) -> Tensor:
+def matmul_packed(x_TD: Tensor, weight_FD: PackedWeight, bias_F: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias, computed in float32 (float64 for such x) and rounded once to x's dtype. Gradients flow to x and the bias."""
     out_TF: Tensor = _Product.apply(x_TD, weight_FD)
     return (out_TF if bias_F is None else out_TF + bias_F.to(out_TF.dtype)).to(x_TD.dtype)
@@ -22,7 +22,7 @@ class _Product(torch.autograd.Function):
     """Keeps the packed weight for the backward pass, where the product of torch would keep it unpacked."""
 
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, weight_FD: PackedRows) -> Tensor:
+    def forward(ctx: Any, x_TD: Tensor, weight_FD: PackedWeight) -> Tensor:
         ctx.weight, ctx.dtype = weight_FD, x_TD.dtype
         wide = torch.promote_types(x_TD.dtype, torch.float32)
         x_TD = x_TD.to(wide)

@@ -12,7 +12,7 @@ from pellucid.ops.interface import Pages, Weight
 from pellucid.ops.packed import matmul_packed
 from pellucid.ops.unpack import unpack
 from pellucid.spec import Activation, Experts
-from pellucid.weights.packed_rows import PackedRows
+from pellucid.weights.packed_rows import PackedWeight
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -42,17 +42,17 @@ class Reference:
         return "reference: torch, every operation"
 
     def matmul(self, x_TD: Tensor, weight_FD: Weight, bias_F: Tensor | None = None) -> Tensor:
-        if isinstance(weight_FD, PackedRows):
+        if isinstance(weight_FD, PackedWeight):
             return matmul_packed(x_TD, weight_FD, bias_F)
         return F.linear(x_TD, weight_FD, bias_F)
 
     def embed(self, weight_VD: Weight, tokens_T: Tensor) -> Tensor:
-        if isinstance(weight_VD, PackedRows):
+        if isinstance(weight_VD, PackedWeight):
             return self.unpack(weight_VD[tokens_T], weight_VD.dtype)
         return F.embedding(tokens_T, weight_VD)
 
     def unpack(self, weight_FD: Weight, dtype: torch.dtype) -> Tensor:
-        return (unpack(weight_FD) if isinstance(weight_FD, PackedRows) else weight_FD).to(dtype)
+        return (unpack(weight_FD) if isinstance(weight_FD, PackedWeight) else weight_FD).to(dtype)
 
     def normalize(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, *,
                   kind: Literal["rms", "layer"], eps: float, offset: float) -> Tensor:

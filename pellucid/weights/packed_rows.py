@@ -1,8 +1,13 @@
-"""A matrix as GGUF packs it: each row a whole number of blocks, which no part of Pellucid expands as a whole. ops/unpack.py says what the bytes mean."""
+"""Matrices that stay packed: no part of Pellucid expands one as a whole. ops/unpack.py says what the bytes mean.
+
+PackedRows are GGUF's: each row a whole number of blocks.
+"""
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -10,12 +15,46 @@ from torch import Tensor
 from pellucid.weights.gguf import BY_NAME, Format
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PackedRows:
-    """Rows of numbers in blocks of `format`: `bytes` is uint8, (..., rows, bytes of one row). Cut and put in order by whole rows only.
+class PackedWeight(ABC):
+    """Rows of numbers, packed. Cut and put in order by whole rows only.
 
     dtype: what the model runs in, and so what a row becomes that is looked up.
     """
+
+    __slots__ = ()
+    dtype: torch.dtype
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Of what the rows mean."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device: ...
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes that are held."""
+
+    @abstractmethod
+    def __getitem__(self, rows: slice | Tensor) -> Self:
+        """Some of the rows; a slice is a view, an index a copy of those rows' bytes."""
+
+    def parts(self, n_numbers: int) -> Iterator[Self]:
+        """The rows of a matrix in their order, so many at once that they mean at most n_numbers, or one."""
+        n = max(1, n_numbers // self.shape[-1])
+        return (self[start : start + n] for start in range(0, self.shape[0], n))
+
+    @abstractmethod
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        """The same numbers, for a model that runs there in that dtype."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedRows(PackedWeight):
+    """Rows of numbers in blocks of `format`: `bytes` is uint8, (..., rows, bytes of one row)."""
 
     bytes: Tensor
     format: str
@@ -27,7 +66,6 @@ class PackedRows:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of what the rows mean."""
         return (*self.bytes.shape[:-1], self.bytes.shape[-1] // self._facts.n_bytes * self._facts.n_numbers)
 
     @property
@@ -38,18 +76,11 @@ class PackedRows:
     def nbytes(self) -> int:
         return self.bytes.nbytes
 
-    def __getitem__(self, rows: slice | Tensor) -> PackedRows:
-        """Some of the rows; a slice is a view, an index a copy of those rows' bytes."""
+    def __getitem__(self, rows: slice | Tensor) -> Self:
         return replace(self, bytes=self.bytes[rows] if isinstance(rows, slice) else self.bytes.index_select(0, rows))
 
-    def parts(self, n_numbers: int) -> Iterator[PackedRows]:
-        """The rows of a matrix in their order, so many at once that they mean at most n_numbers, or one."""
-        n = max(1, n_numbers // self.shape[-1])
-        return (self[start : start + n] for start in range(0, self.shape[0], n))
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> PackedRows:
-        """The same numbers, for a model that runs there in that dtype."""
-        return PackedRows(self.bytes.to(device), self.format, dtype)
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        return replace(self, bytes=self.bytes.to(device), dtype=dtype)
 
     @property
     def _facts(self) -> Format:
