@@ -151,18 +151,22 @@ class Checkpoint:
                 del self._pickles[file.name]  # what is used keeps itself alive; the rest may go
                 yield from tensors.items()
             return
-        import torch
         for name in self.unpacked:
             packed = self.packed.get(name)
-            if packed is None:
-                yield name, self._tensor(name)
-            elif not used(name):
-                yield name, self._tensor(packed.numbers)
-            else:
-                yield name, packed.unpack(self._tensor(packed.numbers), self._tensor(packed.scales), unpack_to or torch.bfloat16)
+            yield name, self.tensor(name, unpack_to) if packed is None or used(name) else self._tensor(packed.numbers)
             if release:
                 for part in (name,) if packed is None else (packed.numbers, packed.scales):
                     self._mapped[self.stored[part].file].release(part)
+
+    def tensor(self, name: str, unpack_to: torch.dtype | None = None) -> Any:
+        """One of those that `tensors` gives, by its name."""
+        if self.format == "pickle":
+            return self._unpickled(self.stored[name].file)[name]
+        import torch
+        packed = self.packed.get(name)
+        if packed is None:
+            return self._tensor(name)
+        return packed.unpack(self._tensor(packed.numbers), self._tensor(packed.scales), unpack_to or torch.bfloat16)
 
     def release(self) -> None:
         """Gives back the memory of every mapped page; tensors still in use read theirs again. Not for tensors changed in place."""

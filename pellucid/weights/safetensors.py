@@ -1,7 +1,8 @@
 """Tensors of a safetensors file as views of a memory map: nothing is read before it is used."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pellucid.errors import UnsupportedModel
+from pellucid.weights.drafts import Draft, Planned
 from pellucid.weights.header import Header, read_header
 from pellucid.weights.mapped import MappedFile
 
@@ -43,3 +45,23 @@ class SafetensorsFile(MappedFile):
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes one safetensors file. `format: pt` is what transformers asks for before it reads one."""
     save_file(dict(tensors), path, metadata={"format": "pt", **(metadata or {})})
+
+
+def write_planned(draft: Draft, tensors: Sequence[Planned], metadata: Mapping[str, str] | None = None) -> None:
+    """The same, one tensor at a time. Wider numbers come first, so that each begins at a multiple of its size."""
+    tensors = sorted(tensors, key=lambda tensor: -DTYPES[tensor.type].itemsize)
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    at = 0
+    for tensor in tensors:
+        header[tensor.name] = {"dtype": tensor.type, "shape": tensor.shape, "data_offsets": (at, at + tensor.n_bytes)}
+        at += tensor.n_bytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    draft.write(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors:
+        draft.write_tensor(tensor)
+
+
+def raw(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in memory."""
+    return tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data

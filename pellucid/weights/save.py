@@ -5,36 +5,51 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from pellucid.errors import BadRequest
+from pellucid.records import sha256_of
 from pellucid.spec import DecoderSpec
 from pellucid.weights.assemble import joined, layout
 from pellucid.weights.checkpoint import CONFIG, GENERATION
+from pellucid.weights.drafts import Draft, Planned, Report, Written, room
 from pellucid.weights.names import NameTable, Place, Table, family_name
-from pellucid.weights.safetensors import write
+from pellucid.weights.safetensors import SPELLED, raw, write_planned
 
 MAX_SHARD_BYTES = 5 * 10**9  # what the hub recommends, and transformers writes
 
 
-def save_checkpoint(folder: str | Path, spec: DecoderSpec, table: Table, ours: Mapping[str, Tensor], config: Mapping[str, Any], *,
-                    generation: Mapping[str, Any] | None = None, beside: Iterable[Path] = (), max_shard_bytes: int = MAX_SHARD_BYTES,
-                    overwrite: bool = False) -> list[Path]:
-    """Writes a checkpoint and returns its files. `ours` are the decoder's tensors by our names, such as its state dict.
+Read = Callable[[Sequence[str]], Mapping[str, Tensor]]
+
+
+def save_checkpoint(folder: str | Path, spec: DecoderSpec, table: Table, ours: Mapping[str, Tensor], config: Mapping[str, Any], **how: Any) -> list[Path]:
+    """Writes a checkpoint and returns its files: see `save_files`."""
+    return sorted(written.path for written in save_files(folder, spec, table, ours, config, **how))
+
+
+def save_files(folder: str | Path, spec: DecoderSpec, table: Table, ours: Mapping[str, Tensor], config: Mapping[str, Any], *,
+               read: Read | None = None, generation: Mapping[str, Any] | None = None, beside: Sequence[Path] = (),
+               texts: Mapping[str, str | bytes] | None = None, max_shard_bytes: int = MAX_SHARD_BYTES, overwrite: bool = False,
+               report: Report = lambda n: None) -> tuple[Written, ...]:
+    """Writes a checkpoint and returns its files with their hashes. `ours` are the decoder's tensors by our names, such as its state dict.
 
     Args:
         table: the family's WEIGHTS; it decides names and layout in the files.
         config: config.json as it will stand, except `torch_dtype` and `dtype`, which follow the tensors in the dialect it has, and
             `quantization_config`, which is left out: the tensors are plain.
-        beside: files to copy along, such as the tokenizer's.
+        read: the tensors of these names, asked for when their turn comes, so that only those of one tensor of the files are in memory. `ours` then
+            says sizes and dtypes only, and may be on the meta device.
+        beside: files to copy along, such as the tokenizer's. texts: name -> content of files to write along.
         max_shard_bytes: a file holds no more than that, unless one tensor does.
         overwrite: replace a folder that is there; otherwise one that is there and not empty is BadRequest.
 
     Everything is written to a folder beside and renamed at the end, so that a crash leaves the old folder or none, never half of one.
+    Raises DiskFull before the first byte where there is no room.
     """
     folder = Path(folder)
     if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
@@ -45,24 +60,49 @@ def save_checkpoint(folder: str | Path, spec: DecoderSpec, table: Table, ours: M
     folder.parent.mkdir(parents=True, exist_ok=True)
     places = layout(NameTable(table), ours, spec)
     shards = _shards(places, ours, max_shard_bytes)
+    total = sum(_n_bytes(place, ours) for place in places.values())
+    objects = {CONFIG: _with_dtype(config, ours), **({GENERATION: generation} if generation else {})}
+    if len(shards) > 1:
+        weight_map = {name: file for file, names in shards.items() for name in names}
+        objects["model.safetensors.index.json"] = {"metadata": {"total_size": total}, "weight_map": weight_map}
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        for file, names in shards.items():  # one shard at a time: stacking and transposing copy
-            write(draft / file, {name: joined(ours, places[name], spec) for name in names})
-        if len(shards) > 1:
-            total = sum(_n_bytes(places[name], ours) for names in shards.values() for name in names)
-            index = {"metadata": {"total_size": total}, "weight_map": {name: file for file, names in shards.items() for name in names}}
-            _write_json(draft / "model.safetensors.index.json", index)
-        _write_json(draft / CONFIG, _with_dtype(config, ours))
-        if generation:
-            _write_json(draft / GENERATION, generation)
-        for path in beside:
-            shutil.copyfile(path, draft / path.name)
-        draft.chmod(0o777 & ~_umask())  # mkdtemp makes folders that only their owner may enter
-        _move(draft, folder)
+        with room(folder.parent, total + sum(path.stat().st_size for path in beside)):
+            written = [_write_shard(draft / file, [_planned(name, places[name], ours, read, spec) for name in names], report)
+                       for file, names in shards.items()]
+            for name, value in objects.items():
+                _write_json(draft / name, value)
+            for name, text in (texts or {}).items():
+                (draft / name).parent.mkdir(exist_ok=True)
+                (draft / name).write_bytes(text.encode() if isinstance(text, str) else text)
+            for path in beside:
+                shutil.copyfile(path, draft / path.name)
+            hashed = {file.path for file in written}
+            small = [path for path in sorted(draft.rglob("*")) if path.is_file() and path not in hashed]
+            written += [Written(path=path, n_bytes=path.stat().st_size, sha256=sha256_of(path)) for path in small]
+            draft.chmod(0o777 & ~_umask())  # mkdtemp makes folders that only their owner may enter
+            _move(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return sorted(folder.iterdir())
+    return tuple(replace(file, path=folder / file.path.relative_to(draft)) for file in written)
+
+
+def _write_shard(path: Path, tensors: Sequence[Planned], report: Report) -> Written:
+    shard = Draft(path, report)
+    try:
+        write_planned(shard, tensors)
+        written = shard.finish()
+        shard.place()
+        return written
+    finally:
+        shard.discard()
+
+
+def _planned(name: str, place: Place, ours: Mapping[str, Tensor], read: Read | None, spec: DecoderSpec) -> Planned:
+    """One tensor of the files, joined when its turn comes: stacking and transposing copy."""
+    like = joined({each: ours[each].to("meta") for each in place.names}, place, spec)
+    return Planned(name=name, type=SPELLED[like.dtype], shape=tuple(like.shape), n_bytes=like.nbytes,
+                   read=lambda: [raw(joined(ours if read is None else read(place.names), place, spec))])
 
 
 def _shards(places: Mapping[str, Place], ours: Mapping[str, Tensor], max_shard_bytes: int) -> dict[str, list[str]]:

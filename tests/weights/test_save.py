@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pellucid.errors import BadRequest
+from pellucid.errors import BadRequest, DiskFull
 from pellucid.families import family
 from pellucid.families._describe import describe
 from pellucid.model.load import load_decoder
@@ -128,7 +128,7 @@ def test_a_crash_leaves_what_was_there(tmp_path: Path, model: Any, monkeypatch: 
 
     monkeypatch.setattr(saving, "_write_json", full_disk)
     for folder in ("out", "new"):
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(DiskFull, match=r"It did not fit while it was written \(No space left on device\), and was taken away again"):
             save_checkpoint(tmp_path / folder, *model, CONFIG, overwrite=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "source"]
