@@ -12,6 +12,7 @@ from pellucid.ops.interface import Pages, Weight
 from pellucid.ops.packed import matmul_packed
 from pellucid.ops.unpack import unpack
 from pellucid.spec import Activation, Experts
+from pellucid.weights.group_rows import Reordered
 from pellucid.weights.packed_rows import PackedWeight
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -42,6 +43,8 @@ class Reference:
         return "reference: torch, every operation"
 
     def matmul(self, x_TD: Tensor, weight_FD: Weight, bias_F: Tensor | None = None) -> Tensor:
+        if isinstance(weight_FD, Reordered):  # the columns of x go where the weight's are, and any kernel can multiply
+            return self.matmul(x_TD.index_select(1, weight_FD.order), weight_FD.rows, bias_F)
         if isinstance(weight_FD, PackedWeight):
             return matmul_packed(x_TD, weight_FD, bias_F)
         return F.linear(x_TD, weight_FD, bias_F)

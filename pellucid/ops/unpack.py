@@ -14,8 +14,10 @@ from torch import Tensor
 from pellucid.errors import UnsupportedModel
 from pellucid.ops import codebooks
 from pellucid.ops.bits import bits, cut, half, planes
+from pellucid.ops.groups import put_back, unpack_groups
 from pellucid.weights.gguf import BY_NAME
-from pellucid.weights.packed_rows import PackedRows
+from pellucid.weights.group_rows import GroupRows, Reordered
+from pellucid.weights.packed_rows import PackedRows, PackedWeight
 
 # What four bits mean in MXFP4 and NVFP4, twice E2M1's values, so that they are whole; the scales are halved for it.
 _E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
@@ -24,8 +26,13 @@ _UE4M3 = tuple(0.0 if byte == 0x7F else math.ldexp(byte & 7, -10) if byte >> 3 &
                for byte in range(256))
 
 
-def unpack(rows: PackedRows) -> Tensor:
+def unpack(rows: PackedWeight) -> Tensor:
     """The numbers, float32, of the shape the rows say. Raises UnsupportedModel for a format that is not one of weights."""
+    if isinstance(rows, GroupRows):
+        return unpack_groups(rows)
+    if isinstance(rows, Reordered):
+        return put_back(unpack(rows.rows), rows.order)
+    assert isinstance(rows, PackedRows)
     if rows.format not in UNPACK:
         raise UnsupportedModel(f"weights in the format {rows.format} are not read (read: {', '.join(UNPACK)})")
     return UNPACK[rows.format](rows.bytes.reshape(-1, BY_NAME[rows.format].n_bytes)).reshape(rows.shape)

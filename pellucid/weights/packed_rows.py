@@ -1,6 +1,6 @@
 """Matrices that stay packed: no part of Pellucid expands one as a whole. ops/unpack.py says what the bytes mean.
 
-PackedRows are GGUF's: each row a whole number of blocks.
+PackedRows are GGUF's: each row a whole number of blocks. What other formats store is in group_rows.py.
 """
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from pellucid.weights.gguf import BY_NAME, Format
 
 
 class PackedWeight(ABC):
-    """Rows of numbers, packed. Cut and put in order by whole rows only.
-
-    dtype: what the model runs in, and so what a row becomes that is looked up.
-    """
+    """Rows of numbers, packed. Cut and put in order by whole rows only."""
 
     __slots__ = ()
-    dtype: torch.dtype
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """What the model runs in, and so what a row becomes that is looked up."""
 
     @property
     @abstractmethod
