@@ -29,10 +29,10 @@ from pellucid.weights.assemble import assemble
 from pellucid.weights.checkpoint import Checkpoint, open_checkpoint
 from pellucid.weights.names import LeftOut, family_name
 from pellucid.weights.packed_rows import PackedRows
+from pellucid.weights.room import ALIGNMENT, Room, taken
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 SHORT = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
-ALIGNMENT = 64  # bytes, a cache line: matrices that begin elsewhere take a third longer in prompts (docs/LOG.md), and safetensors aligns to 8
 _ALSO = {"fp32": "float32", "f32": "float32", "float": "float32", "bf16": "bfloat16", "f16": "float16", "fp16": "float16", "half": "float16", "f64": "float64"}
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
@@ -99,21 +99,27 @@ def _fill(decoder: Decoder, ours: dict[str, Weight], checkpoint: Checkpoint, dty
 
     align: copies what does not begin at a multiple of ALIGNMENT; packed rows stay where they are.
     """
+    if checkpoint.format == "gguf":
+        for name, weight in ours.items():
+            ours[name] = _packed(weight, matrix=_is_matrix(decoder, name), dtype=kept_in(name, dtype))
+    copied = {name: taken(weight, kept_in(name, dtype)) for name, weight in ours.items() if device.type == "cpu" and isinstance(weight, Tensor)
+              and weight.numel() and (weight.dtype != kept_in(name, dtype) or (align and weight.data_ptr() % ALIGNMENT))}
+    room = Room(sum(copied.values())) if copied else None
     for name in list(ours):
-        view = ours.pop(name)
+        view, wanted = ours.pop(name), kept_in(name, dtype)
         path, _, leaf = name.rpartition(".")
-        module = decoder.get_submodule(path)
-        if checkpoint.format == "gguf":
-            view = _packed(view, matrix=isinstance(module, Project | Embed) and leaf == "weight", dtype=kept_in(name, dtype))
-        tensor = view.to(device=device, dtype=kept_in(name, dtype))
-        if isinstance(view, Tensor):
-            if align and tensor is view and view.data_ptr() % ALIGNMENT:
-                tensor = view.clone()
-            if tensor is not view:
-                checkpoint.release()  # the pages just copied
-        hold(module, leaf, tensor)
+        tensor = room.copy(view, wanted) if room and name in copied else view.to(device=device, dtype=wanted)
+        if isinstance(view, Tensor) and tensor is not view:
+            checkpoint.release()  # the pages just copied
+        hold(decoder.get_submodule(path), leaf, tensor)
     if decoder.spec.tied:
         hold(decoder.unembed, "weight", decoder.embed.weight)
+
+
+def _is_matrix(decoder: Decoder, name: str) -> bool:
+    """Whether this is what `Project` multiplies by or `Embed` looks up."""
+    path, _, leaf = name.rpartition(".")
+    return leaf == "weight" and isinstance(decoder.get_submodule(path), Project | Embed)
 
 
 def _packed(weight: Weight, *, matrix: bool, dtype: torch.dtype) -> Weight:

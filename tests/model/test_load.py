@@ -24,9 +24,10 @@ from pellucid.errors import (
     UnknownTensors,
     UnsupportedModel,
 )
-from pellucid.model.load import ALIGNMENT, check_vocabulary, load_decoder
+from pellucid.model.load import check_vocabulary, load_decoder
 from pellucid.model.report import LoadReport, binary, count, size
 from pellucid.weights.checkpoint import open_checkpoint
+from pellucid.weights.room import ALIGNMENT
 from tests.weights.build import CONFIG, llama, write, write_config, write_shards
 
 
@@ -343,7 +344,7 @@ def test_what_show_and_plan_need_imports_no_torch(module: str) -> None:
 
 MEASURE = """
 import gc, resource, sys, torch
-from pellucid.model.load import ALIGNMENT, load_decoder
+from pellucid.model.load import load_decoder
 torch.set_num_threads(1)
 load_decoder(sys.argv[2]); gc.collect()  # what the first load of anything costs
 def now():

@@ -1,0 +1,41 @@
+"""Memory for weights that are copied."""
+from __future__ import annotations
+
+import mmap
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 64  # bytes, a cache line: matrices that begin elsewhere take a third longer in prompts (docs/LOG.md), and safetensors aligns to 8
+_HUGE = 2 << 20  # bytes of a large page of x86 and most others; where they are of another size nothing but speed is lost
+
+
+class Room:
+    """One region that tensors are copied to, one after another, in large pages where the system has them.
+
+    Weights are read through once a pass, and with pages of 4 KB finding them takes a tenth of a prompt (docs/LOG.md). Memory is taken as it is
+    written to, and given back when the last tensor is gone.
+    """
+
+    def __init__(self, n_bytes: int) -> None:
+        self._size = n_bytes
+        self._map = mmap.mmap(-1, n_bytes + _HUGE)  # from its first multiple of a large page on
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):  # a kernel built without them
+                self._map.madvise(mmap.MADV_HUGEPAGE)
+        self._at = -torch.frombuffer(self._map, dtype=torch.uint8).data_ptr() % _HUGE
+        self._end = self._at + n_bytes
+
+    def copy(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """The tensor's numbers in this dtype. Raises ValueError past the end."""
+        start, n_bytes = self._at, tensor.numel() * dtype.itemsize
+        if start + n_bytes > self._end:
+            raise ValueError(f"{n_bytes} bytes do not fit the {self._end - start} that are left of {self._size}")
+        self._at = start + taken(tensor, dtype)
+        return torch.frombuffer(self._map, dtype=dtype, count=tensor.numel(), offset=start).view(tensor.shape).copy_(tensor)
+
+
+def taken(tensor: Tensor, dtype: torch.dtype) -> int:
+    """Bytes of a room that a copy of the tensor takes, up to where the next one begins."""
+    return -(-tensor.numel() * dtype.itemsize // ALIGNMENT) * ALIGNMENT
