@@ -28,12 +28,13 @@ class Room:
         self._end = self._at + n_bytes
 
     def copy(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """The tensor's numbers in this dtype. Raises ValueError past the end."""
+        """The tensor's numbers in this dtype and in the order they lie in, as `clone` has it. Raises ValueError past the end."""
         start, n_bytes = self._at, tensor.numel() * dtype.itemsize
         if start + n_bytes > self._end:
             raise ValueError(f"{n_bytes} bytes do not fit the {self._end - start} that are left of {self._size}")
         self._at = start + taken(tensor, dtype)
-        return torch.frombuffer(self._map, dtype=dtype, count=tensor.numel(), offset=start).view(tensor.shape).copy_(tensor)
+        strides = torch.empty_like(tensor, device="meta").stride()
+        return torch.frombuffer(self._map, dtype=dtype, count=tensor.numel(), offset=start).as_strided(tensor.shape, strides).copy_(tensor)
 
 
 def taken(tensor: Tensor, dtype: torch.dtype) -> int:

@@ -19,6 +19,7 @@ def test_copies_hold_the_numbers_in_the_dtype_asked_for_at_whole_cache_lines() -
     for tensor, copy, dtype in zip(tensors, copies, wanted, strict=True):
         assert copy.dtype == dtype
         assert copy.equal(tensor.to(dtype))
+        assert copy.stride() == tensor.clone().stride()
         assert copy.data_ptr() % ALIGNMENT == 0
         assert copy.untyped_storage().nbytes() >= copy.nbytes
     copies[0].fill_(1)
