@@ -34,7 +34,15 @@ COUNTING = {None, "without embeddings", FURTHER, "the tied matrix twice", "with 
 NONE_FOUND = {
     "gemma4_unified_text": "it is the text_config inside gemma4_unified's, which is here",
     "granitemoeshared": "of ibm-research/moe-7b-1b-active-shared-experts, which transformers names, no config.json was found; the class's own is no 7B",
+    "pangu_pro_moe": "of ascend-tribe/pangu-pro-moe-model neither the config.json nor the license was found; its class's values are PANGU_PRO_MOE",
 }
+# configuration_pangu_moe.py of ascend-tribe/pangu-pro-moe-model, read 2026-11-22: the class has its one checkpoint's values as defaults.
+PANGU_PRO_MOE: dict[str, Any] = dict(
+    model_type="PanguProMoE", vocab_size=153_376, hidden_size=5120, num_hidden_layers=48, num_attention_heads=40, num_key_value_heads=8, hidden_act="silu",
+    max_position_embeddings=131_072, initializer_range=0.02, rms_norm_eps=1e-5, use_cache=True, tie_word_embeddings=False, rope_theta=16e6,
+    moe_intermediate_size=1344, shared_expert_intermediate_size=5376, num_experts_per_tok=8, num_experts=64, output_router_logits=False,
+    router_aux_loss_coef=0.001)
+NAMELESS = {"unknown", "custom", "other", "none", "license", "model license", "proprietary"}  # what listings say in place of a license's name
 UNITS = {"M": 10**6, "B": 10**9, "T": 10**12}
 
 
@@ -84,9 +92,21 @@ def test_an_entry_says_where_each_of_its_facts_was_read(path: Path) -> None:
         assert entry.get("counting") in COUNTING
 
 
+def test_every_entry_names_its_license_and_where_that_was_read() -> None:
+    nameless = {repo: entry["license"] for repo, entry in CHECKPOINTS.items() if entry["license"].lower() in NAMELESS}
+    assert not nameless, "a license is named by its text or its card: look there"
+    assert not {repo for repo, entry in CHECKPOINTS.items() if "not found" in entry["license_from"]}
+
+
 def test_every_family_reads_a_published_config_but_those_that_say_why_not() -> None:
     assert set(families.NAMES) - {path.stem for path in FOLDER.glob("*.json")} == set(NONE_FOUND)
     assert all(NONE_FOUND.values())
+
+
+def test_the_values_of_pangus_class_make_a_model_of_the_published_size() -> None:
+    described = describe(PANGU_PRO_MOE)
+    assert described.accepted == ()
+    assert fits("71.99B", cost.parameters(described.spec)), "https://arxiv.org/abs/2505.21411"
 
 
 def test_there_are_enough_of_them_and_none_twice() -> None:
@@ -170,4 +190,4 @@ def test_another_architecture_under_the_same_model_type_is_refused_by_its_own_ke
     """openPangu-R-72B calls itself PanguProMoE as well. Its config.json on the hub, read 2026-11-22, has these keys beside."""
     later = {"router_enable_expert_bias": True, "sandwich_norm": True, "param_sink_number": 128, "qk_nope_dim": 128, "qk_rope_dim": 64}
     with pytest.raises(PellucidError, match="param_sink_number=128, qk_nope_dim=128, qk_rope_dim=64"):
-        describe(CHECKPOINTS["ascend-tribe/pangu-pro-moe-model"]["config"] | later)
+        describe(PANGU_PRO_MOE | later)
