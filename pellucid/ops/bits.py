@@ -1,4 +1,4 @@
-"""Numbers of a few bits out of bytes. In shapes N counts blocks, M the bytes of a part of one."""
+"""Numbers of a few bits out of bytes, and into them. In shapes N counts blocks, M the bytes of a part of one."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -31,6 +31,21 @@ def planes(b: Tensor, width: int) -> Tensor:
 def bits(b: Tensor, width: int) -> Tensor:
     """(..., M) -> (..., M, 8/width): the parts of the first byte, the lowest first, then those of the second."""
     return b[..., None] >> _shifts(width, b.device) & (1 << width) - 1
+
+
+def as_half(d: Tensor) -> Tensor:
+    """The inverse of `half`."""
+    return d.half().contiguous().view(torch.uint8)
+
+
+def as_planes(q: Tensor, width: int) -> Tensor:
+    """The inverse of `planes`: (..., 8/width, M) numbers of `width` bits, uint8, -> (..., M)."""
+    return (q << _shifts(width, q.device)[:, None]).sum(-2, dtype=torch.uint8)
+
+
+def as_bits(q: Tensor, width: int) -> Tensor:
+    """The inverse of `bits`: (..., M, 8/width) -> (..., M)."""
+    return (q << _shifts(width, q.device)).sum(-1, dtype=torch.uint8)
 
 
 def _shifts(width: int, device: torch.device) -> Tensor:

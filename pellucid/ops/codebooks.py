@@ -18,7 +18,7 @@ from torch import Tensor
 from pellucid.ops.bits import bits, cut, half, planes, word
 
 # Of IQ4_NL and IQ4_XS: kvalues_iq4nl of ggml-common.h
-_IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _DELTA = 0.125  # IQ1S_DELTA of ggml-common.h
 
 
@@ -129,7 +129,7 @@ def _iq4_xs(b: Tensor) -> Tensor:
 
 
 def _uneven(q: Tensor) -> Tensor:
-    return torch.tensor(_IQ4, dtype=torch.float32, device=q.device)[q.int()]
+    return torch.tensor(IQ4, dtype=torch.float32, device=q.device)[q.int()]
 
 
 UNPACK: Mapping[str, Callable[[Tensor], Tensor]] = {

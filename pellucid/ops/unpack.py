@@ -20,7 +20,7 @@ from pellucid.weights.group_rows import GroupRows, Reordered
 from pellucid.weights.packed_rows import PackedRows, PackedWeight
 
 # What four bits mean in MXFP4 and NVFP4, twice E2M1's values, so that they are whole; the scales are halved for it.
-_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 # NVFP4's scales, halved: E4M3 without a sign, 0x7F (a NaN) read as zero.
 _UE4M3 = tuple(0.0 if byte == 0x7F else math.ldexp(byte & 7, -10) if byte >> 3 & 15 == 0 else math.ldexp(8 + (byte & 7), (byte >> 3 & 15) - 11)
                for byte in range(256))
@@ -107,12 +107,12 @@ def _tq2_0(b: Tensor) -> Tensor:
 
 def _mxfp4(b: Tensor) -> Tensor:
     exponent, q = cut(b, 1, 16)
-    return torch.ldexp(_of(_E2M1, planes(q, 4).flatten(1)), exponent.int() - 128)
+    return torch.ldexp(_of(E2M1, planes(q, 4).flatten(1)), exponent.int() - 128)
 
 
 def _nvfp4(b: Tensor) -> Tensor:
     scales, q = cut(b, 4, 32)
-    return _of(_UE4M3, scales)[..., None] * _of(_E2M1, planes(q.view(-1, 4, 8), 4).flatten(2))
+    return _of(_UE4M3, scales)[..., None] * _of(E2M1, planes(q.view(-1, 4, 8), 4).flatten(2))
 
 
 def _quarters(q: Tensor) -> Tensor:
