@@ -4,6 +4,10 @@
 #
 # Elsewhere than on a machine whose index has a CPU build of torch, one variable fetches it:
 #     make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#
+# The kernels for the CPU are built where a C++ compiler is: make test installs one, make demo goes on without. After a change to them alone, or in
+# a tree beside the one that was installed:
+#     make native
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,11 +16,13 @@ PYTEST_ARGS ?=
 PROMPT ?= It was a dark and stormy night, and
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# The variable, unlike -c, binds what builds the package too.
+PIP := PIP_CONSTRAINT='$(CURDIR)/constraints.txt' $(BIN)/python -m pip --disable-pip-version-check --quiet
+KERNELS := CMakeLists.txt $(wildcard pellucid/ops/cpu/*.cpp pellucid/ops/cpu/*.h pellucid/ops/cpu/*.cmake)
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint native clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pellucid run -p "$(PROMPT)" --max-tokens 120 --temperature 0.8 --top-p 0.95 --seed 7
@@ -34,15 +40,21 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "installing Debian's python3-venv"; $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq python3-venv; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.demo: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 	@echo "installing Pellucid into $(VENV) (about 1 GB with torch, a few minutes)"
-	$(PIP) install $(INDEX) -c constraints.txt -e '.[chat]'
+	$(PIP) install $(INDEX) -e '.[chat]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo
+	@command -v c++ >/dev/null && $(BIN)/python -c "import os, sysconfig; os.stat(os.path.join(sysconfig.get_path('include'), 'Python.h'))" 2>/dev/null || \
+		{ echo "installing Debian's g++ and python3-dev"; $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq g++ python3-dev; }
 	@echo "installing what the tests need into $(VENV)"
-	$(PIP) install $(INDEX) -c constraints.txt -e '.[chat,grammar,test]'
+	$(PIP) install $(INDEX) -e '.[chat,grammar,test]'
 	@touch $@
 
+native:
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/native -G Ninja -DPELLUCID_IN_TREE=ON -DPython_EXECUTABLE="$(abspath $(BIN))/python" >/dev/null
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/native
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist *.egg-info CMakeCache.txt CMakeFiles cmake_install.cmake build.ninja .ninja_deps .ninja_log *.a pellucid/ops/cpu/*.so

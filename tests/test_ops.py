@@ -346,5 +346,5 @@ def test_choose(name, expected):
 
 
 def test_choose_names_the_backends_there_are():
-    with pytest.raises(BadRequest, match=r"ops='metal' is not a backend \(auto, fused, reference\)"):
+    with pytest.raises(BadRequest, match=r"ops='metal' is not a backend \(auto, native, fused, reference\)"):
         choose("metal")

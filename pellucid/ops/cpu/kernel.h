@@ -1,0 +1,201 @@
+// The products, written once over a small set of vector operations V: see variant_*.cpp.
+//
+// V has kLanes lanes of 4 bytes in vectors F (float), I (int32) and U (uint32), and kTile, how many rows it multiplies at a time; kSigned, whether
+// its product of bytes wants the first factor signed. The order of floating point operations of one row and one number of the result is the
+// same in every tile, so rows do not depend on each other's company.
+#pragma once
+#include "variant.h"
+
+namespace pellucid {
+namespace {
+
+template <class V>
+typename V::U load(const uint8_t* p) {
+  typename V::U out;
+  __builtin_memcpy(&out, p, sizeof out);
+  return out;
+}
+
+// The eight quads of a block of 32 columns, this part's rows of the panel: 4 codes of a row in each lane.
+template <class V, int kFormat>
+void read_codes(const uint8_t* lines, typename V::U (&quads)[8]) {
+  constexpr Layout L = kLayouts[kFormat];
+  using U = typename V::U;
+  if constexpr (L.bits == 8) {
+    for (int j = 0; j < 8; ++j) quads[j] = load<V>(lines + kLine * j);
+  } else if constexpr (L.bits == 4) {
+    for (int j = 0; j < 4; ++j) {
+      const U line = load<V>(lines + kLine * j);
+      quads[j] = line & 0x0f0f0f0fu;
+      quads[j + 4] = line >> 4 & 0x0f0f0f0fu;
+    }
+  } else {
+    for (int i = 0; i < 2; ++i) {
+      const U line = load<V>(lines + kLine * i);
+      for (int j = 0; j < 4; ++j) quads[4 * i + j] = line >> 2 * j & 0x03030303u;
+    }
+  }
+  const uint8_t* high = lines + L.line_bytes();
+  if constexpr (L.high_bits == 1) {
+    const U line = load<V>(high);
+    for (int j = 0; j < 8; ++j) quads[j] |= (j < L.bits ? line << L.bits - j : line >> j - L.bits) & 0x01010101u * (1u << L.bits);
+  } else if constexpr (L.high_bits == 2) {
+    for (int j = 0; j < 8; ++j) {
+      const U line = load<V>(high + kLine * (j / 4));
+      const int at = 2 * (j % 4);
+      quads[j] |= (at < L.bits ? line << L.bits - at : line >> at - L.bits) & 0x03030303u * (1u << L.bits);
+    }
+  }
+  if constexpr (L.table != Table::none)
+    for (int j = 0; j < 8; ++j) quads[j] = V::look_up(quads[j], L.table == Table::iq4 ? kIq4 : kE2m1);
+}
+
+// M rows of activations times one part of a panel.
+template <class V, int kFormat, int M>
+void tile(const uint8_t* panel, int part, int64_t n_columns, const uint8_t* x, int n, int row, float* out, int64_t out_stride) {
+  constexpr Layout L = kLayouts[kFormat];
+  using F = typename V::F;
+  using I = typename V::I;
+  using U = typename V::U;
+  constexpr bool kWide = L.offset >= 128;  // codes of more than 7 bits
+  constexpr bool kShift = !(kWide && V::kSigned);  // the codes' offset is taken off by the sum of the activations
+  const int lane = part * V::kLanes;  // the part's first row of the panel
+  F sum[M] = {};
+  for (int64_t block = 0; block < n_columns / L.block; ++block) {
+    const uint8_t* head = panel;
+    panel += L.head_bytes();
+    F scale{}, minimum{};
+    if constexpr (L.scale == Scale::exponent) scale = V::exponents(head + lane);
+    else scale = V::halves(head + 2 * lane);
+    if constexpr (L.minimum) minimum = V::halves(head + 2 * kPanel + 2 * lane);
+    for (int i = 0; i < L.block / kColumns; ++i, panel += L.part_bytes(), x += n * kRowBytes) {
+      F scales[L.n_groups()], minima[L.n_groups()];
+      for (int g = 0; g < L.n_groups(); ++g) {
+        scales[g] = L.scale == Scale::codes ? V::bytes(panel + kPanel * g + lane) * scale : scale;
+        if constexpr (L.minimum) minima[g] = L.scale == Scale::codes ? V::bytes(panel + kPanel * (L.n_groups() + g) + lane) * minimum : minimum;
+      }
+      U quads[8];
+      read_codes<V, kFormat>(panel + L.code_bytes() + 4 * lane, quads);
+      if constexpr (kWide && V::kSigned)
+        for (U& quad : quads) quad ^= 0x80808080u;
+      const uint8_t* facts = x + n * kColumns + 4 * row;
+      for (int m = 0; m < M; ++m) {
+        const uint8_t* numbers = x + kColumns * (row + m);
+        const float scale_x = V::template read<float>(facts + 4 * m);
+        const int less = V::template read<int>(facts + 4 * (n + m));
+        if constexpr (L.group == kColumns) {
+          I dot = V::splat(kShift ? less : 0) * L.offset;
+          for (int j = 0; j < 8; ++j) dot = V::template dot<kWide>(dot, quads[j], numbers + 4 * j);
+          sum[m] = V::fma(V::to_float(dot) * scales[0], V::splat(scale_x), sum[m]);
+          if constexpr (L.minimum) sum[m] = V::fma(minima[0], V::splat(V::template read<float>(facts + 4 * (3 * n + m))), sum[m]);
+        } else {
+          const int less_first = V::template read<int>(facts + 4 * (2 * n + m));
+          I first = V::splat(less_first) * L.offset, second = V::splat(less - less_first) * L.offset;
+          for (int j = 0; j < 4; ++j) {
+            first = V::template dot<kWide>(first, quads[j], numbers + 4 * j);
+            second = V::template dot<kWide>(second, quads[j + 4], numbers + 16 + 4 * j);
+          }
+          F both = V::fma(V::to_float(second), scales[1], V::to_float(first) * scales[0]);
+          if constexpr (L.minimum) {
+            both = V::fma(minima[0], V::splat(static_cast<float>(less_first)), both);
+            both = V::fma(minima[1], V::splat(static_cast<float>(less - less_first)), both);
+          }
+          sum[m] = V::fma(both, V::splat(scale_x), sum[m]);
+        }
+      }
+    }
+  }
+  for (int m = 0; m < M; ++m) __builtin_memcpy(out + (row + m) * out_stride + lane, &sum[m], sizeof sum[m]);
+}
+
+template <class V, int kFormat, int M>
+void tiles(const uint8_t* panel, int64_t n_columns, const uint8_t* x, int n, int& row, float* out, int64_t out_stride) {
+  if constexpr (M <= V::kTile) {
+    for (; n - row >= M; row += M)
+      for (int part = 0; part < kPanel / V::kLanes; ++part) tile<V, kFormat, M>(panel, part, n_columns, x, n, row, out, out_stride);
+  }
+}
+
+template <class V, int kFormat>
+void multiply_panels(const uint8_t* panels, int64_t n_columns, int64_t first, int64_t last, const uint8_t* x, int n, float* out, int64_t out_stride) {
+  constexpr Layout L = kLayouts[kFormat];
+  const int64_t panel_bytes = n_columns / L.block * L.panel_bytes();
+  for (int64_t i = first; i < last; ++i) {
+    int row = 0;
+    tiles<V, kFormat, 16>(panels + i * panel_bytes, n_columns, x, n, row, out + kPanel * i, out_stride);
+    tiles<V, kFormat, 8>(panels + i * panel_bytes, n_columns, x, n, row, out + kPanel * i, out_stride);
+    tiles<V, kFormat, 4>(panels + i * panel_bytes, n_columns, x, n, row, out + kPanel * i, out_stride);
+    tiles<V, kFormat, 2>(panels + i * panel_bytes, n_columns, x, n, row, out + kPanel * i, out_stride);
+    tiles<V, kFormat, 1>(panels + i * panel_bytes, n_columns, x, n, row, out + kPanel * i, out_stride);
+  }
+}
+
+// What is smaller than this is nothing: its inverse might not be finite. Not finite numbers make the block's scale a NaN, and so the row's results.
+constexpr float kLeast = 0x1p-100f;
+
+template <class V>
+void quantize_rows(const float* x, int n, int64_t n_columns, uint8_t* out) {
+  for (int64_t block = 0; block < n_columns / kColumns; ++block, out += n * kRowBytes) {
+    for (int m = 0; m < n; ++m) {
+      const float* from = x + m * n_columns + block * kColumns;
+      uint32_t bits[kColumns], largest = 0;
+      __builtin_memcpy(bits, from, sizeof bits);
+      for (uint32_t b : bits) largest = (b & 0x7fffffffu) > largest ? (b & 0x7fffffffu) : largest;  // numbers without a sign are in the order of their bits
+      const bool finite = largest < 0x7f800000u;
+      float most;
+      __builtin_memcpy(&most, &largest, sizeof most);
+      const float factor = finite && most >= kLeast ? 127.0f / most : 0.0f, scale = !finite ? __builtin_nanf("") : most >= kLeast ? most / 127.0f : 0.0f;
+      int8_t numbers[kColumns] = {};
+      if (finite)
+        for (int k = 0; k < kColumns; ++k) numbers[k] = static_cast<int8_t>(static_cast<int>(__builtin_rintf(from[k] * factor)));
+      int first = 0, second = 0;
+      for (int k = 0; k < kColumns / 2; ++k) first -= numbers[k], second -= numbers[k + kColumns / 2];
+      const int all = first + second;
+      const float shift = scale * static_cast<float>(all);
+      __builtin_memcpy(out + m * kColumns, numbers, sizeof numbers);
+      uint8_t* facts = out + n * kColumns + 4 * m;
+      __builtin_memcpy(facts, &scale, 4);
+      __builtin_memcpy(facts + 4 * n, &all, 4);
+      __builtin_memcpy(facts + 8 * n, &first, 4);
+      __builtin_memcpy(facts + 12 * n, &shift, 4);
+    }
+  }
+}
+
+template <class V, int kFormat = 0>
+constexpr void fill(Variant& variant) {
+  variant.multiply[kFormat] = multiply_panels<V, kFormat>;
+  if constexpr (kFormat + 1 < kFormats) fill<V, kFormat + 1>(variant);
+}
+
+template <class V>
+constexpr Variant make(const char* name) {
+  Variant variant{name, {}, quantize_rows<V>};
+  fill<V>(variant);
+  return variant;
+}
+
+// float16 without the processor's help: an exponent of its own, and 2^112 makes up for the two biases' difference, exactly.
+inline float half(uint16_t bits) {
+  uint32_t wide = static_cast<uint32_t>(bits & 0x7fff) << 13;
+  float out;
+  if (wide >= 0x0f800000u) {
+    wide |= 0x7f800000u;
+    __builtin_memcpy(&out, &wide, 4);
+  } else {
+    __builtin_memcpy(&out, &wide, 4);
+    out *= 0x1p112f;
+  }
+  return bits & 0x8000 ? -out : out;
+}
+
+// 2^(e - 128), half of what E8M0 means: the tables hold twice the values.
+inline float half_power(uint8_t e) {
+  const uint32_t bits = e < 2 ? 0x00200000u << e : static_cast<uint32_t>(e - 1) << 23;
+  float out;
+  __builtin_memcpy(&out, &bits, 4);
+  return out;
+}
+
+}  // namespace
+}  // namespace pellucid

@@ -1,0 +1,15 @@
+// What this machine's processor can do, asked at run time.
+#pragma once
+
+namespace pellucid {
+
+struct Features {
+  bool avx2, avx512_vnni, neon_dot;
+};
+
+const Features& features();
+
+// Processors this process may run on; at least 1.
+int usable_cores();
+
+}  // namespace pellucid

@@ -1,0 +1,23 @@
+// The kernels of one instruction set. Each is compiled in a file of its own, with flags of its own: nothing there may be shared with another file
+// by the linker, which would keep one copy, so kernel.h is all templates over a type of the file's unnamed namespace.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "packed.h"
+
+namespace pellucid {
+
+struct Variant {
+  const char* name;
+  // Row group `x` of n <= 16 quantized rows times panels [first, last) -> out[row * out_stride + 16 * panel ...]; `panels` is panel 0's first byte.
+  using Multiply = void (*)(const uint8_t* panels, int64_t n_columns, int64_t first, int64_t last, const uint8_t* x, int n, float* out, int64_t out_stride);
+  Multiply multiply[kFormats];
+  // One row group: n <= 16 rows of floats.
+  void (*quantize)(const float* x, int n, int64_t n_columns, uint8_t* out);
+};
+
+// Those that this processor runs, the best first; the last one, portable, runs everywhere. All are constants: making them runs no code.
+const std::vector<const Variant*>& variants();
+
+}  // namespace pellucid

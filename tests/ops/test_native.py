@@ -1,0 +1,79 @@
+"""The CPU's kernels: every format by every variant this processor runs, against the reference; rows that do not depend on their company."""
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from pellucid.errors import BadRequest
+from pellucid.ops.choose import choose
+from pellucid.ops.native import Native
+from pellucid.ops.panels import Panels, native
+from pellucid.ops.unpack import unpack
+from pellucid.weights.gguf import BY_NAME
+from pellucid.weights.packed_rows import PackedRows
+from tests.ops import test_packed
+
+SHAPES = [(1, 256), (16, 512), (37, 768), (100, 256)]  # one row; a whole panel; ragged ones; several chunks of work
+
+
+def weights(name: str, F: int, D: int, monkeypatch: pytest.MonkeyPatch) -> PackedRows:
+    monkeypatch.setattr(test_packed, "D", D)
+    return test_packed.weights(name, F)
+
+
+def rounded(x_TD: Tensor) -> Tensor:
+    """Activations as the kernels see them: each 32 numbers whole numbers up to 127 times a scale."""
+    x = x_TD.unflatten(-1, (-1, 32))
+    most = x.abs().amax(-1, keepdim=True)
+    return ((x * most.new_tensor(127).div(most)).round() * (most / 127)).flatten(-2)  # 127 / most would be 127 times an inverse
+
+
+@pytest.mark.parametrize("variant", native.variants())
+@pytest.mark.parametrize("name", native.formats())
+def test_every_shape_is_the_reference_on_rounded_activations(name: str, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ops, noise = Native(variant), torch.Generator().manual_seed(0)
+    for F, D in SHAPES:
+        packed = weights(name, F, D, monkeypatch)
+        panels, x_TD, bias_F = ops.prepare(packed), torch.randn(21, D, generator=noise), torch.randn(F, generator=noise)
+        assert isinstance(panels, Panels)
+        assert torch.equal(ops.unpack(panels, torch.float32), unpack(packed))
+        expected = rounded(x_TD).double() @ unpack(packed).double().T + bias_F
+        out = ops.matmul(x_TD, panels, bias_F)
+        assert (out - expected).abs().max() < 2e-6 * expected.abs().max()
+        for start, stop in ((0, 1), (3, 5), (2, 18), (1, 21)):
+            assert torch.equal(ops.matmul(x_TD[start:stop], panels, bias_F), out[start:stop])
+
+
+def test_the_number_of_threads_moves_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    ops, x_TD = Native(), torch.randn(40, 512, generator=torch.Generator().manual_seed(1))
+    panels, found = ops.prepare(weights("Q8_0", 999, 512, monkeypatch)), []
+    for n in (1, 2, 5):
+        monkeypatch.setattr("pellucid.ops.native.n_threads", lambda n=n: n)
+        found.append(ops.matmul(x_TD, panels))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_asking_for_what_is_not_there_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadRequest, match=r"variant='sse9' does not run on this processor \(.*portable\)"):
+        Native("sse9")
+    monkeypatch.setattr("pellucid.ops.native.native", None)
+    monkeypatch.setattr("pellucid.ops.native.why_not", "No module named '_native'")
+    with pytest.raises(BadRequest, match=r"ops='native' is not installed \(No module named '_native'\)\. Install a C\+\+ compiler .*make native"):
+        choose("native")
+
+
+def test_rows_there_are_not_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    panels = Panels.of(weights("Q8_0", 5, 256, monkeypatch))
+    for row in (-1, 5):
+        with pytest.raises(IndexError, match=f"rows {min(row, 0)} to {max(row, 0)} were asked for, of 5"):
+            panels.numbers(torch.tensor([0, row]))
+    with pytest.raises(ValueError, match="rows of 255 numbers times a matrix of 5 x 256"):
+        Native().matmul(torch.zeros(2, 255), panels)
+
+
+def test_blocks_are_those_of_the_files() -> None:
+    assert set(native.formats()) <= BY_NAME.keys()
+    for name in native.formats():
+        assert native.packed_bytes(name, 16, 256) >= 16 * 256 // BY_NAME[name].n_numbers * BY_NAME[name].n_bytes
