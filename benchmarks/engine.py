@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -26,12 +27,14 @@ import llama_file
 from engine_work import WORK
 from speed import RANDOM, common_prefix, find, versions
 
+FEW = 64  # compiled products, more than one step's
 BETTER = {"output_tokens_per_second": True, "first_token_seconds": False, "token_ms": False, "peak_memory_mb": False}  # whether more is better
 
 
-def work(name: str, path: Path, **job: object) -> dict:
-    """What a fresh process measured."""
-    done = subprocess.run([sys.executable, __file__, "--work", json.dumps(dict(job, name=name, path=str(path)))], capture_output=True, text=True, check=False)
+def work(name: str, path: Path, env: dict[str, str] | None = None, **job: object) -> dict:
+    """What a fresh process measured, with these variables in its environment."""
+    done = subprocess.run([sys.executable, __file__, "--work", json.dumps(dict(job, name=name, path=str(path)))], capture_output=True, text=True, check=False,
+                          env=os.environ | (env or {}))
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -159,16 +162,26 @@ def show_overhead(out: dict, args: argparse.Namespace) -> str:
 # Ten thousand short requests
 
 def flat(args: argparse.Namespace, path: Path) -> dict:
-    """Memory and speed on the way; the cache is small enough to be full, and so to forget, from the beginning."""
-    return work("flat", path, threads=args.threads, cache_bytes=args.cache_mb << 20, n=args.requests, prompt=args.prompt, answer=args.answer, ahead=args.ahead)
+    """Memory and speed on the way; the cache is small enough to be full, and so to forget, from the beginning.
+
+    Twice: as torch comes, which keeps compiled products of oneDNN in two caches, and with room for FEW in each, so that what grows with them can be
+    told from what the engine keeps.
+    """
+    job = dict(threads=args.threads, cache_bytes=args.cache_mb << 20, n=args.requests, prompt=args.prompt, answer=args.answer, ahead=args.ahead)
+    few = dict.fromkeys(("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"), str(FEW))
+    return {"as torch comes": work("flat", path, **job), f"{FEW} products kept": work("flat", path, env=few, **job)}
 
 
 def show_flat(out: dict, args: argparse.Namespace) -> str:
-    memory = " · ".join(f"{share} % {mb:,.0f}" for share, mb in zip(range(0, 101, 10), out["memory_mb"], strict=True))
-    return (f"{args.requests:,} requests of {args.prompt} + {args.answer} tokens, at most {args.ahead} submitted at a time, pages of {args.cache_mb} MiB: "
-            f"{out['requests_per_second']:,.0f} requests/s, {out['output_tokens_per_second']:,.0f} output tok/s.\n"
-            f"Resident memory in MB, each tenth of the way: {memory}.\n"
-            f"At the end {out['pages_used']} of {out['pages']:,} pages are used, {out['pages_missing']} are missing, {out['n_failed']} requests failed.")
+    lines = [f"{args.requests:,} requests of {args.prompt} + {args.answer} tokens, at most {args.ahead} submitted at a time, pages of {args.cache_mb} MiB.", "",
+             "| | " + " | ".join(f"{share} %" for share in range(0, 101, 10)) + " | trimmed |", "| --- " * 13 + "|"]
+    for kept, told in out.items():
+        lines.append(f"| {kept}: resident, MB | " + " | ".join(f"{mb:,.0f}" for mb in told["memory_mb"]) + f" | {told['trimmed_mb']:,.0f} |")
+        lines.append("| malloc has given out, MB | " + " | ".join(f"{mb:,.1f}" for mb in told["in_use_mb"]) + " | |")
+        lines.append("| Python's blocks, thousands | " + " | ".join(f"{n / 1e3:,.0f}" for n in told["python_blocks"]) + " | |")
+    lines += ["", *(f"{kept}: {r['requests_per_second']:,.0f} requests/s, {r['output_tokens_per_second']:,.0f} output tok/s; at the end {r['pages_used']} of "
+                    f"{r['pages']:,} pages are used, {r['pages_missing']} are missing, {r['n_failed']} requests failed." for kept, r in out.items())]
+    return "\n".join(lines)
 
 
 # Exactness and int8

@@ -1,8 +1,11 @@
 """What benchmarks/engine.py measures inside a process of its own. Each function returns plain numbers."""
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,21 @@ def peak_mb() -> float:
 
 def resident_mb() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+class Mallinfo(ctypes.Structure):
+    """glibc's struct mallinfo2, https://man7.org/linux/man-pages/man3/mallinfo.3.html"""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in
+                ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")]
+
+
+def in_use_mb() -> float:
+    """What malloc has given out and not got back; what lies free in its own lists is resident memory too, and is not in it."""
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = Mallinfo
+    told = libc.mallinfo2()
+    return (told.uordblks + told.hblkhd) / 2**20
 
 
 def request(ids: list[int], n: int, *, reuse: bool = False, temperature: float = 0.0):
@@ -157,12 +175,17 @@ def flat(path: str, threads: int, n: int, prompt: int, answer: int, ahead: int, 
     engine, n_vocab = Engine(model.decoder, cache_bytes=cache_bytes), model.spec.n_vocab
     n_pages = sum(g.n_pages for g in engine.cache.groups)
     engine.run([request(random_ids(-row, prompt, n_vocab), answer) for row in range(n_pages)])  # every page has been written to
-    memory, waiting, submitted = [], [], 0
+    way: dict[str, list[float]] = dict(memory_mb=[], in_use_mb=[], python_blocks=[])
+
+    def note() -> None:
+        for row, value in zip(way.values(), (resident_mb(), in_use_mb(), sys.getallocatedblocks()), strict=True):
+            row.append(value)
+    waiting, submitted = [], 0
     start, before = time.perf_counter(), engine.report()
     while submitted < n or waiting:
         while submitted < n and len(waiting) < ahead:
             if submitted % (n // 10) == 0:
-                memory.append(resident_mb())
+                note()
             row = submitted if submitted % 4 else 0
             waiting.append(engine.submit(request(random_ids(row, prompt, n_vocab), answer, reuse=True, temperature=0.8)))
             submitted += 1
@@ -171,11 +194,13 @@ def flat(path: str, threads: int, n: int, prompt: int, answer: int, ahead: int, 
         engine.step()
         waiting = [generation for generation in waiting if not generation.finished]
     seconds, after = time.perf_counter() - start, engine.report()
-    memory.append(resident_mb())
+    gc.collect()
+    note()
+    ctypes.CDLL(None).malloc_trim(0)
     groups = engine.cache.groups
-    return dict(memory_mb=memory, requests_per_second=n / seconds, output_tokens_per_second=(after.n_output_tokens - before.n_output_tokens) / seconds,
-                pages=n_pages, pages_used=sum(sum(g.users) for g in groups),
-                pages_missing=sum(g.n_pages - g.n_available for g in groups), n_failed=after.n_failed)
+    return dict(way, trimmed_mb=resident_mb(), requests_per_second=n / seconds,
+                output_tokens_per_second=(after.n_output_tokens - before.n_output_tokens) / seconds, pages=n_pages,
+                pages_used=sum(sum(g.users) for g in groups), pages_missing=sum(g.n_pages - g.n_available for g in groups), n_failed=after.n_failed)
 
 
 def mode(path: str, threads: int, mode: str, prompt: int, tokens: int, batch: int, repeats: int) -> dict:
