@@ -2,14 +2,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pellucid.errors import BadConfig, BadRequest, UnsupportedModel, did_you_mean, nearest
 from pellucid.families import family
 from pellucid.families._buffers import MTP_LAYERS
 from pellucid.families._config import Config
-from pellucid.families._gguf import translate
+from pellucid.families._gguf import NEXTN, check, config, facts_of_file, numbers
 from pellucid.families._kinds import check_kinds
 from pellucid.families._resemble import likeness
 from pellucid.spec import Attention, DecoderSpec, Dynamic
@@ -29,6 +29,7 @@ class Description:
     config: of the model that is run, whole by itself: of a wrapper the text part, with what it leaves to its class and to the outer file.
     weights: the table of the files; `names`: compiled for this config. Saving writes `config` with the table of `spec.family`.
     accepted: keys that nobody read and the user vouched for.
+    numbers: what a GGUF file's metadata has in place of tensors, by the name that `names` places.
     """
 
     model_type: str
@@ -38,6 +39,7 @@ class Description:
     names: NameTable
     accepted: tuple[str, ...]
     notes: tuple[str, ...]
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
 def describe(raw: Mapping[str, Any], *, accept_unread: Iterable[str] = (), where: str = "config.json", stored: Iterable[str] = ()) -> Description:
@@ -87,9 +89,13 @@ def describe_checkpoint(checkpoint: Checkpoint, accept_unread: Iterable[str] = (
     """What a checkpoint's config.json describes, or the metadata of its GGUF files. Raises what `describe` and `translate` raise."""
     if checkpoint.gguf is None:
         return describe(checkpoint.config, accept_unread=accept_unread, where=f"config.json of {checkpoint.name!r}", stored=checkpoint.unpacked)
-    raw, architecture = translate(checkpoint.gguf)
+    facts = facts_of_file(checkpoint.gguf)
+    raw, architecture = config(facts)
     described = describe(raw, accept_unread=accept_unread, where=f"the metadata of {checkpoint.name!r}")
-    return replace(described, names=NameTable(architecture.tensors))
+    check(facts, architecture, described.spec)
+    n, n_more = len(described.spec.layers), facts.said.get(NEXTN, 0)
+    names = NameTable(architecture.table, past_last=(n, n_more, MTP_LAYERS) if n_more else None, spare=_spare(described.spec))
+    return replace(described, names=names, weights=architecture.table, numbers=numbers(facts, architecture, n))
 
 
 def _context(spec: DecoderSpec) -> int:

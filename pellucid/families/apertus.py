@@ -1,6 +1,7 @@
 """Apertus: Llama with norms on queries and keys, and a feed-forward without gate under xIELU. https://arxiv.org/abs/2509.14233"""
-from pellucid.families import _parts, qwen3
+from pellucid.families import _gguf, _parts, qwen3
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import QK_NORMS, TENSORS, without
 from pellucid.spec import DecoderSpec, Layer, Norm
 from pellucid.weights.names import Rule
 
@@ -9,6 +10,8 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in qwen3.WEIGHTS.items() if "layernorm
     "model.layers.{i}.feedforward_layernorm.weight": "blocks.{i}.mlp_norm.weight",
     **{f"model.layers.{{i}}.mlp.act_fn.{x}": f"blocks.{{i}}.mlp.xielu.{x}" for x in ("alpha_p", "alpha_n", "beta", "eps")},
 }
+GGUF = _gguf.Architecture(name="apertus", tensors=without(TENSORS, "ffn_gate") | QK_NORMS, present={"attention_bias": "blk.0.attn_q.bias"},
+                          numbers={f"xielu.{x}": f"blocks.{{i}}.mlp.xielu.{x}" for x in ("alpha_p", "alpha_n", "beta", "eps")})
 
 
 def spec(c: Config) -> DecoderSpec:

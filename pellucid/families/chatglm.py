@@ -2,7 +2,10 @@
 
 transformers does not have it under these names: modeling_chatglm.py of the ChatGLM3 and GLM-4 repositories is the source.
 """
+from dataclasses import replace
+
 from pellucid.errors import UnsupportedModel
+from pellucid.families import glm
 from pellucid.families._config import Config
 from pellucid.spec import Attention, DecoderSpec, FeedForward, Layer, Norm
 from pellucid.weights.names import Rule, left_out, to
@@ -20,6 +23,7 @@ WEIGHTS: dict[str, Rule] = {
     "transformer.encoder.final_layernorm.weight": "final_norm.weight",
     "transformer.output_layer.weight": "unembed.weight",
 }
+GGUF = replace(glm.GGUF, when=None)
 
 
 def spec(c: Config) -> DecoderSpec:

@@ -2,8 +2,9 @@
 
 https://huggingface.co/CohereLabs/c4ai-command-r-v01
 """
-from pellucid.families import _parts, llama
+from pellucid.families import _gguf, _parts, llama
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import QK_NORMS, TENSORS, without
 from pellucid.spec import DecoderSpec, Layer, Norm
 from pellucid.weights.names import Rule
 
@@ -13,6 +14,10 @@ WEIGHTS: dict[str, Rule] = {
     # where use_qk_norm says so: Command R+
     f"model.layers.{{i}}.self_attn.{x}_norm.weight": f"blocks.{{i}}.attn.{x}_norm.weight" for x in "qk"
 }
+GGUF = _gguf.Architecture(name="command-r", tensors=without(TENSORS, "ffn_norm") | QK_NORMS,
+                          reads=_gguf.reads({"logit_scale": "logit_scale"}, eps="layer_norm_eps"),
+                          derive=lambda facts, raw: {"logit_scale": raw.get("logit_scale", 1.0)}, of={"logit_scale": lambda s: s.logit_scale},
+                          present={"use_qk_norm": "blk.0.attn_q_norm.weight", "attention_bias": "blk.0.attn_q.bias"})
 
 
 def spec(c: Config) -> DecoderSpec:

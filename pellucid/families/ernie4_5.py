@@ -1,9 +1,10 @@
 """ERNIE 4.5, dense: Llama with rotary on adjacent pairs. https://yiyan.baidu.com/blog/publication/ERNIE_Technical_Report.pdf"""
-from pellucid.families import _parts, llama
+from pellucid.families import _gguf, _parts, llama
 from pellucid.families._config import Config
 from pellucid.spec import DecoderSpec, Layer
 
 WEIGHTS = llama.WEIGHTS
+GGUF = _gguf.Architecture(name="ernie4_5", present={"use_bias": "blk.0.attn_q.bias"})
 
 
 def spec(c: Config) -> DecoderSpec:

@@ -1,10 +1,12 @@
 """Gemma 1: embeddings times sqrt(d_model), gains of 1 + weight, gated gelu. https://arxiv.org/abs/2403.08295"""
 from pellucid.errors import BadConfig
-from pellucid.families import _parts, llama
+from pellucid.families import _gguf, _parts, llama
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import TENSORS, raised
 from pellucid.spec import DecoderSpec, Layer, Norm
 
 WEIGHTS = llama.WEIGHTS
+GGUF = _gguf.Architecture(name="gemma", tensors=raised(TENSORS))
 
 
 def spec(c: Config) -> DecoderSpec:

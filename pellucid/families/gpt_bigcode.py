@@ -2,7 +2,7 @@
 
 Facts: https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/models/gpt_bigcode/modeling_gpt_bigcode.py
 """
-from pellucid.families import _buffers
+from pellucid.families import _buffers, _gguf, gpt2
 from pellucid.families._config import Config
 from pellucid.spec import Attention, DecoderSpec, FeedForward, Layer, Norm
 from pellucid.weights.names import Rule, to
@@ -24,6 +24,8 @@ WEIGHTS |= {f"transformer.{theirs}.{p}": f"{ours}.{p}" for p in ("weight", "bias
 WEIGHTS |= {f"transformer.h.{{i}}.attn.c_attn.{p}": to(*(f"blocks.{{i}}.attn.{x}.{p}" for x in "qkv"), stacked="by_kv_head")
             for p in ("weight", "bias")}
 WEIGHTS |= _buffers.MASKS
+GGUF = _gguf.Architecture(name="starcoder", tensors=gpt2.TENSORS, reads=gpt2.GGUF.reads, also=("attention.head_count_kv",),
+                          derive=lambda facts, raw: {"multi_query": facts.take("attention.head_count_kv", raw["n_head"]) != raw["n_head"]})
 
 
 def spec(c: Config) -> DecoderSpec:

@@ -1,6 +1,7 @@
 """Granite 3 MoE: Granite's multipliers over a mixture of small experts. https://huggingface.co/ibm-granite/granite-3.0-1b-a400m-base"""
-from pellucid.families import _parts, llama
+from pellucid.families import _gguf, _parts, granite, llama
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import EXPERTS, MLP, PAIRED, TENSORS, without
 from pellucid.spec import DecoderSpec, Layer
 from pellucid.weights.names import Rule, to
 
@@ -10,6 +11,10 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if ".mlp." no
                                                                 all_experts=True),
     "model.layers.{i}.block_sparse_moe.output_linear.weight": to("blocks.{i}.mlp.experts.{e}.down.weight", all_experts=True),
 }
+GGUF = _gguf.Architecture(
+    name="granitemoe", tensors=without(TENSORS | PAIRED, *MLP) | EXPERTS, of=granite.GGUF.of, derive=granite.GGUF.derive,
+    reads=_gguf.reads(granite.MULTIPLIERS | {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}),
+    present={"attention_bias": "blk.0.attn_q.bias"}, when=lambda facts: not facts.said.get("expert_shared_feed_forward_length"))
 
 
 def spec(c: Config) -> DecoderSpec:

@@ -1,6 +1,9 @@
 """Granite MoE with a shared expert, as transformers has it: granitemoe and one feed-forward that every token passes."""
+from dataclasses import replace
+
 from pellucid.families import _parts, granitemoe
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import SHARED
 from pellucid.spec import DecoderSpec, Layer
 from pellucid.weights.names import Rule, to
 
@@ -8,6 +11,8 @@ WEIGHTS: dict[str, Rule] = granitemoe.WEIGHTS | {
     "model.layers.{i}.shared_mlp.input_linear.weight": to("blocks.{i}.mlp.shared.gate.weight", "blocks.{i}.mlp.shared.up.weight"),
     "model.layers.{i}.shared_mlp.output_linear.weight": "blocks.{i}.mlp.shared.down.weight",
 }
+GGUF = replace(granitemoe.GGUF, tensors={**granitemoe.GGUF.tensors, **SHARED}, when=lambda facts: bool(facts.said.get("expert_shared_feed_forward_length")),
+               reads={**granitemoe.GGUF.reads, "expert_shared_feed_forward_length": "shared_intermediate_size"})
 
 
 def spec(c: Config) -> DecoderSpec:

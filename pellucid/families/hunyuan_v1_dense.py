@@ -1,6 +1,7 @@
 """Hunyuan 0.5B to 7B: Llama with norms on queries and keys after they rotated; a base stretched once by alpha. https://github.com/Tencent-Hunyuan"""
-from pellucid.families import _hunyuan, _parts, llama
+from pellucid.families import _gguf, _hunyuan, _parts, llama
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import QK_NORMS, TENSORS
 from pellucid.spec import DecoderSpec, Layer, Norm
 from pellucid.weights.names import Rule
 
@@ -8,6 +9,7 @@ WEIGHTS: dict[str, Rule] = llama.WEIGHTS | {
     "model.layers.{i}.self_attn.query_layernorm.weight": "blocks.{i}.attn.q_norm.weight",
     "model.layers.{i}.self_attn.key_layernorm.weight": "blocks.{i}.attn.k_norm.weight",
 }
+GGUF = _gguf.Architecture(name="hunyuan-dense", tensors=TENSORS | QK_NORMS, present={"attention_bias": "blk.0.attn_q.bias"})
 
 
 def spec(c: Config) -> DecoderSpec:

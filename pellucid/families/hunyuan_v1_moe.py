@@ -1,6 +1,7 @@
 """Hunyuan-A13B: hunyuan_v1_dense with a mixture beside a shared expert in every layer. https://github.com/Tencent-Hunyuan/Hunyuan-A13B"""
-from pellucid.families import _hunyuan, _parts, hunyuan_v1_dense, qwen3_moe
+from pellucid.families import _gguf, _hunyuan, _parts, hunyuan_v1_dense, qwen3_moe
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import EXPERTS, MLP, QK_NORMS, SHARED, TENSORS, without
 from pellucid.spec import DecoderSpec, Experts, Layer, Norm
 from pellucid.weights.names import Rule
 
@@ -9,6 +10,10 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in hunyuan_v1_dense.WEIGHTS.items() if
     "model.layers.{i}.mlp.gate.wg.weight": "blocks.{i}.mlp.router.weight",
     **{f"model.layers.{{i}}.mlp.shared_mlp.{x}_proj.weight": f"blocks.{{i}}.mlp.shared.{x}.weight" for x in ("gate", "up", "down")},
 }
+GGUF = _gguf.Architecture(
+    name="hunyuan-moe", tensors=without(TENSORS, *MLP) | QK_NORMS | EXPERTS | SHARED, present={"attention_bias": "blk.0.attn_q.bias"},
+    reads=_gguf.reads({"expert_count": "num_experts", "expert_used_count": "moe_topk", "expert_feed_forward_length": "moe_intermediate_size"}),
+    also=("expert_shared_feed_forward_length", "expert_shared_count"))
 
 
 def spec(c: Config) -> DecoderSpec:

@@ -2,8 +2,9 @@
 
 transformers does not have it: modeling_internlm2.py of the InternLM2 repositories is the source.
 """
-from pellucid.families import _buffers, _parts
+from pellucid.families import _buffers, _gguf, _parts
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import PAIRED, TENSORS
 from pellucid.spec import DecoderSpec, Layer
 from pellucid.weights.names import Rule, to
 
@@ -19,6 +20,7 @@ WEIGHTS: dict[str, Rule] = _buffers.ROTARY | {
     "model.norm.weight": "final_norm.weight",
     "output.weight": "unembed.weight",
 }
+GGUF = _gguf.Architecture(name="internlm2", tensors=TENSORS | PAIRED, present={"bias": "blk.0.attn_q.bias"}, reads=_gguf.reads(less=("attention.key_length",)))
 
 
 def spec(c: Config) -> DecoderSpec:

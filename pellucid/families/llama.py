@@ -1,6 +1,7 @@
 """Llama 1-3, and the many families that kept its block. https://arxiv.org/abs/2302.13971"""
 from pellucid.families import _buffers, _gguf, _parts
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import PAIRED, TENSORS
 from pellucid.spec import DecoderSpec, Layer
 from pellucid.weights.names import Rule
 
@@ -21,7 +22,7 @@ WEIGHTS: dict[str, Rule] = _buffers.ROTARY | {
     "lm_head.weight": "unembed.weight",
 }
 
-GGUF = _gguf.Architecture(name="llama", tensors=_gguf.TENSORS | _gguf.PAIRED, fixed={"expert_count": 0, "expert_used_count": 0},
+GGUF = _gguf.Architecture(name="llama", tensors=TENSORS | PAIRED, when=lambda facts: not facts.said.get("expert_count"),
                           present={"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_gate.bias"})
 
 

@@ -2,14 +2,18 @@
 
 https://huggingface.co/MiniMaxAI/MiniMax-M2
 """
-from pellucid.families import _parts, mixtral, olmoe
+from pellucid.families import _gguf, _parts, mixtral, olmoe
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import CORRECTION, EXPERTS, MLP, QK_NORMS, TENSORS, without
 from pellucid.spec import DecoderSpec, Layer, Norm
 from pellucid.weights.names import Rule
 
 WEIGHTS: dict[str, Rule] = {k: v for k, v in olmoe.WEIGHTS.items() if ".mlp." not in k} | mixtral.WEIGHTS | {
     "model.layers.{i}.block_sparse_moe.e_score_correction_bias": "blocks.{i}.mlp.router.correction",
 }
+GGUF = _gguf.Architecture(
+    name="minimax-m2", tensors=without(TENSORS, *MLP) | QK_NORMS | EXPERTS | CORRECTION, also=("expert_feed_forward_length", "expert_gating_func"),
+    reads=_gguf.reads({"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok", "rope.dimension_count": "rotary_dim"}))
 
 
 def spec(c: Config) -> DecoderSpec:

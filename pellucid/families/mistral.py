@@ -1,9 +1,12 @@
 """Mistral 7B: Llama with a sliding window, in version 0.1 only. https://arxiv.org/abs/2310.06825"""
+from dataclasses import replace
+
 from pellucid.families import _parts, llama
 from pellucid.families._config import Config
 from pellucid.spec import DecoderSpec, Layer
 
 WEIGHTS = llama.WEIGHTS
+GGUF = replace(llama.GGUF, when=None)
 
 
 def spec(c: Config) -> DecoderSpec:

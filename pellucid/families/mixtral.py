@@ -1,6 +1,7 @@
 """Mixtral: Mistral's block with 8 experts, 2 active. https://arxiv.org/abs/2401.04088"""
-from pellucid.families import _parts, llama
+from pellucid.families import _gguf, _parts, llama
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import EXPERTS, PAIRED, TENSORS, without
 from pellucid.spec import DecoderSpec, Layer
 from pellucid.weights.names import Rule
 
@@ -10,6 +11,9 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if ".mlp." no
     "model.layers.{i}.block_sparse_moe.experts.{e}.w3.weight": "blocks.{i}.mlp.experts.{e}.up.weight",
     "model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight": "blocks.{i}.mlp.experts.{e}.down.weight",
 }
+GGUF = _gguf.Architecture(name="llama", tensors=without(TENSORS | PAIRED, "ffn_gate", "ffn_up", "ffn_down") | EXPERTS,
+                          reads=_gguf.reads({"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}),
+                          when=lambda facts: bool(facts.said.get("expert_count")))
 
 
 def spec(c: Config) -> DecoderSpec:

@@ -1,10 +1,13 @@
 """OLMo 1: LayerNorm without parameters; the 7B clips q, k and v. https://arxiv.org/abs/2402.00838"""
-from pellucid.families import _parts, llama
+from pellucid.families import _gguf, _parts, llama
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import PAIRED, TENSORS, without
 from pellucid.spec import DecoderSpec, Layer, Norm
 from pellucid.weights.names import Rule
 
 WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if "norm" not in k}
+GGUF = _gguf.Architecture(name="olmo", tensors=without(TENSORS | PAIRED, "norm"), also=("attention.layer_norm_epsilon",),
+                          reads=_gguf.reads({"attention.clamp_kqv": "clip_qkv"}, less=("attention.layer_norm_rms_epsilon",)))
 
 
 def spec(c: Config) -> DecoderSpec:

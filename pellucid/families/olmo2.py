@@ -1,6 +1,7 @@
 """OLMo 2: norms after each sublayer instead of before, and on whole queries and keys. https://arxiv.org/abs/2501.00656"""
-from pellucid.families import _parts, qwen3
+from pellucid.families import _gguf, _parts, qwen3
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import ALSO_QKV, ATTN, ENDS, MLP, OUT_NORMS, QK_NORMS
 from pellucid.spec import DecoderSpec, Layer, Norm
 from pellucid.weights.names import Rule
 
@@ -8,6 +9,8 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in qwen3.WEIGHTS.items() if "layernorm
     "model.layers.{i}.post_attention_layernorm.weight": "blocks.{i}.attn_out_norm.weight",
     "model.layers.{i}.post_feedforward_layernorm.weight": "blocks.{i}.mlp_out_norm.weight",
 }
+TENSORS = ENDS | ATTN | MLP | ALSO_QKV | QK_NORMS | OUT_NORMS
+GGUF = _gguf.Architecture(name="olmo2", tensors=TENSORS, when=lambda facts: not facts.said.get("attention.sliding_window"))
 
 
 def spec(c: Config) -> DecoderSpec:

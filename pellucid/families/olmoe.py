@@ -1,9 +1,12 @@
 """OLMoE 1B-7B: 64 experts, 8 active, norms over whole queries and keys. https://arxiv.org/abs/2409.02060"""
-from pellucid.families import _parts, qwen3_moe
+from pellucid.families import _gguf, _parts, qwen3_moe
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import EXPERTS, MLP, QK_NORMS, TENSORS, without
 from pellucid.spec import DecoderSpec, Layer, Norm
 
 WEIGHTS = qwen3_moe.WEIGHTS
+GGUF = _gguf.Architecture(name="olmoe", tensors=without(TENSORS, *MLP) | QK_NORMS | EXPERTS, given={"norm_topk_prob": False},
+                          reads=_gguf.reads({"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok"}))
 
 
 def spec(c: Config) -> DecoderSpec:

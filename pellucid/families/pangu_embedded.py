@@ -2,12 +2,13 @@
 
 transformers does not have it: modeling_openpangu_dense.py of openPangu-Embedded-7B-V1.1 is the source.
 """
-from pellucid.families import _parts, llama
+from pellucid.families import _gguf, _parts, llama
 from pellucid.families._config import Config
 from pellucid.spec import DecoderSpec, Layer
 from pellucid.weights.names import Rule
 
 WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if ".mlp." not in k or k.endswith(".weight")}
+GGUF = _gguf.Architecture(name="pangu-embedded", present={"bias": "blk.0.attn_q.bias"}, also=("rope.dimension_count",))
 
 
 def spec(c: Config) -> DecoderSpec:

@@ -1,6 +1,7 @@
 """Phi-1, 1.5 and 2: parallel block sharing one LayerNorm, biases everywhere, part of each head rotates. https://arxiv.org/abs/2309.05463"""
-from pellucid.families import _buffers, _parts
+from pellucid.families import _buffers, _gguf, _parts
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import FINAL_BIAS, TENSORS, without
 from pellucid.spec import DecoderSpec, Layer, Norm
 from pellucid.weights.names import Rule
 
@@ -16,6 +17,9 @@ WEIGHTS |= {f"{theirs}.{p}": f"{ours}.{p}" for p in ("weight", "bias") for their
     "lm_head": "unembed",
 }.items()}
 WEIGHTS |= _buffers.ROTARY
+GGUF = _gguf.Architecture(name="phi2", tensors=without(TENSORS, "ffn_norm", "ffn_gate") | FINAL_BIAS | {"output.bias": "unembed.bias"},
+                          reads=_gguf.reads(eps="layer_norm_eps"), also=("rope.dimension_count",),
+                          derive=lambda facts, raw: {"partial_rotary_factor": _gguf.turning(facts, raw)})
 
 
 def spec(c: Config) -> DecoderSpec:

@@ -1,13 +1,19 @@
 """Qwen1.5-MoE and Qwen2-57B-A14B: many small experts beside a shared one behind a gate. https://arxiv.org/abs/2407.10671"""
-from pellucid.families import _parts, qwen2, qwen3_moe
+from pellucid.families import _gguf, _parts, qwen2, qwen3_moe
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import EXPERTS, MLP, SHARED, TENSORS, without
 from pellucid.spec import DecoderSpec, Layer
-from pellucid.weights.names import Rule
+from pellucid.weights.names import Rule, to
 
 WEIGHTS: dict[str, Rule] = qwen2.WEIGHTS | {name: rule for name, rule in qwen3_moe.WEIGHTS.items() if ".mlp." in name} | {
     "model.layers.{i}.mlp.shared_expert_gate.weight": "blocks.{i}.mlp.shared_gate.weight",
     **{f"model.layers.{{i}}.mlp.shared_expert.{x}_proj.weight": f"blocks.{{i}}.mlp.shared.{x}.weight" for x in ("gate", "up", "down")},
 }
+GGUF = _gguf.Architecture(
+    name="qwen2moe", tensors=without(TENSORS, *MLP) | EXPERTS | SHARED | {
+        "blk.{i}.ffn_gate_inp_shexp.weight": to("blocks.{i}.mlp.shared_gate.weight", flat=True)},
+    reads=_gguf.reads(_gguf.EXPERTS | {"expert_shared_feed_forward_length": "shared_expert_intermediate_size"}),
+    present={"qkv_bias": "blk.0.attn_q.bias"}, given={"norm_topk_prob": False})
 
 
 def spec(c: Config) -> DecoderSpec:

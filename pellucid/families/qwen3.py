@@ -1,6 +1,7 @@
 """Qwen3 dense: RMSNorm on each query and key head in place of the biases. https://arxiv.org/abs/2505.09388"""
 from pellucid.families import _gguf, _parts, llama
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import QK_NORMS, TENSORS
 from pellucid.spec import DecoderSpec, Layer, Norm
 from pellucid.weights.names import Rule
 
@@ -8,7 +9,7 @@ WEIGHTS: dict[str, Rule] = llama.WEIGHTS | {
     "model.layers.{i}.self_attn.q_norm.weight": "blocks.{i}.attn.q_norm.weight",
     "model.layers.{i}.self_attn.k_norm.weight": "blocks.{i}.attn.k_norm.weight",
 }
-GGUF = _gguf.Architecture(name="qwen3", tensors=_gguf.TENSORS | {f"blk.{{i}}.attn_{x}_norm.weight": f"blocks.{{i}}.attn.{x}_norm.weight" for x in "qk"})
+GGUF = _gguf.Architecture(name="qwen3", tensors=TENSORS | QK_NORMS)
 
 
 def spec(c: Config) -> DecoderSpec:

@@ -1,6 +1,7 @@
 """Qwen3 mixture of experts: some layers may be dense. https://arxiv.org/abs/2505.09388"""
-from pellucid.families import _parts, qwen3
+from pellucid.families import _gguf, _parts, qwen3
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import EXPERTS, MLP, QK_NORMS, TENSORS, without
 from pellucid.spec import DecoderSpec, Layer, Norm
 from pellucid.weights.names import Rule
 
@@ -9,6 +10,8 @@ WEIGHTS: dict[str, Rule] = qwen3.WEIGHTS | {
     **{f"model.layers.{{i}}.mlp.experts.{{e}}.{x}_proj.weight": f"blocks.{{i}}.mlp.experts.{{e}}.{x}.weight"
        for x in ("gate", "up", "down")},
 }
+GGUF = _gguf.Architecture(name="qwen3moe", tensors=without(TENSORS, *MLP) | QK_NORMS | EXPERTS, reads=_gguf.reads(_gguf.EXPERTS),
+                          given={"norm_topk_prob": True}, present={"attention_bias": "blk.0.attn_q.bias"})
 
 
 def spec(c: Config) -> DecoderSpec:

@@ -1,9 +1,12 @@
 """Seed-OSS 36B: Llama with biases on q, k and v, and heads of a width of their own. https://huggingface.co/ByteDance-Seed/Seed-OSS-36B-Instruct"""
-from pellucid.families import _parts, llama
+from pellucid.families import _gguf, _parts, llama
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import TENSORS, block, without
 from pellucid.spec import DecoderSpec, Layer
 
 WEIGHTS = llama.WEIGHTS
+GGUF = _gguf.Architecture(name="seed_oss", tensors=without(TENSORS, "ffn_norm") | block({"post_attention_norm": "mlp_norm"}), present={
+    "attention_bias": "blk.0.attn_q.bias", "attention_out_bias": "blk.0.attn_output.bias", "mlp_bias": "blk.0.ffn_gate.bias"})
 
 
 def spec(c: Config) -> DecoderSpec:

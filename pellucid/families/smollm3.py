@@ -2,11 +2,13 @@
 from dataclasses import replace
 
 from pellucid.errors import BadConfig
-from pellucid.families import _parts, llama
+from pellucid.families import _gguf, _parts, llama
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import PAIRED, TENSORS
 from pellucid.spec import DecoderSpec, Layer
 
 WEIGHTS = llama.WEIGHTS
+GGUF = _gguf.Architecture(name="smollm3", tensors=TENSORS | PAIRED, present=llama.GGUF.present)
 
 
 def spec(c: Config) -> DecoderSpec:

@@ -1,6 +1,7 @@
 """StarCoder2: LayerNorm, biases everywhere, a plain GELU feed-forward, a window over all layers. https://arxiv.org/abs/2402.19173"""
-from pellucid.families import _buffers, _parts
+from pellucid.families import _buffers, _gguf, _parts
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import FINAL_BIAS, TENSORS, without
 from pellucid.spec import DecoderSpec, Layer, Norm
 from pellucid.weights.names import Rule
 
@@ -14,6 +15,8 @@ WEIGHTS |= {f"{theirs}.{p}": f"{ours}.{p}" for p in ("weight", "bias") for their
     "model.norm": "final_norm",
 }.items()}
 WEIGHTS |= _buffers.ROTARY
+GGUF = _gguf.Architecture(name="starcoder2", tensors=without(TENSORS, "ffn_gate") | FINAL_BIAS, reads=_gguf.reads(eps="norm_epsilon"),
+                          present={"use_bias": "blk.0.attn_q.bias"})
 
 
 def spec(c: Config) -> DecoderSpec:

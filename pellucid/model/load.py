@@ -9,6 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -67,8 +68,9 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
         decoder = Decoder(described.spec, backend, deterministic=deterministic)
     shapes = {name: tuple(p.shape) for name, p in decoder.named_parameters()}
     tensors = checkpoint.tensors(release=True, unpack_to=chosen, used=lambda name: not isinstance(described.names.place(name), LeftOut))
+    numbers = ((name, torch.tensor(number)) for name, number in described.numbers.items())
     try:
-        ours, left_out = assemble(described.names, tensors, shapes, described.spec)
+        ours, left_out = assemble(described.names, chain(tensors, numbers), shapes, described.spec)
     except BadCheckpoint as e:  # assembling speaks of config.json, and a GGUF file has none
         if checkpoint.format != "gguf":
             raise

@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -75,8 +76,12 @@ def joined(ours: Mapping[str, Tensor], place: Place, spec: DecoderSpec) -> Tenso
     if rule.all_experts:
         each = [joined(ours, one, spec) for one in _experts(place)]
         return torch.cat(each) if rule.all_experts == "rows" else torch.stack(each)
-    if rule.paired:
-        return parts[0][_halves(place, spec, parts[0].shape[0]).argsort()]
+    if rule.offset:
+        return parts[0].float() + rule.offset  # whose last bits a short float would lose
+    if rule.by_head:
+        heads = _shared(parts[0], _mixer(place, spec).n_heads)
+        return (heads.transpose(1, 2) if rule.by_head == "turned" else heads).contiguous()
+    parts = [part[_halves(place, spec, part.shape[0]).argsort()] if i < rule.paired else part for i, part in enumerate(parts)]
     if rule.stacked == "interleaved":
         t = torch.stack(parts, 1).flatten(0, 1)
     elif rule.stacked != "whole" and len(parts) > 1:
@@ -129,25 +134,53 @@ def _parts(theirs: str, tensor: Tensor, place: Place, shapes: Mapping[str, Shape
             tensor = _shared(tensor, len(experts))
         if tensor.shape[0] != len(experts):
             raise MisshapenTensor(f"{theirs} holds {tensor.shape[0]} experts, and config.json counts {len(experts)}. Do they belong together?")
-        return {name: part for t, one in zip(tensor, experts, strict=True) for name, part in _parts(theirs, t, one, shapes, spec).items()}
+        return {name: part for i, one in enumerate(experts) for name, part in _parts(theirs, tensor[i], one, shapes, spec).items()}
+    shape = shapes[place.names[0]]
     if rule.lone:
-        tensor = _checked(theirs, tensor, (1, *shapes[place.names[0]]), place.names[0])[0]
-    if not shapes[place.names[0]]:
+        tensor = _checked(theirs, tensor, (1, *shape), place.names[0])[0]
+    if rule.flat and isinstance(tensor, Tensor) and [n for n in tensor.shape if n > 1] == [n for n in shape if n > 1]:
+        tensor = tensor.reshape(shape)
+    if not shape:
         return {place.names[0]: _checked(theirs, tensor, (), place.names[0])}  # a single number
+    if rule.by_head:
+        return {place.names[0]: _from_heads(theirs, tensor, place, shape, spec)}
     rows = [shapes[name][0] for name in place.names]
     whole = (sum(rows), *shapes[place.names[0]][1:])
     t = _checked(theirs, tensor.T if rule.transpose else tensor, whole, place.names[0])
-    if len(rows) == 1:
-        return {place.names[0]: t[_halves(place, spec, rows[0]).to(t.device)] if rule.paired else t}
-    assert not isinstance(t, PackedRows)  # no architecture that is read stacks them
+    if rule.offset:
+        t = t.float() - rule.offset
+    if rule.stacked == "whole" or len(rows) == 1:
+        parts = [t[start:stop] for start, stop in pairwise(accumulate(rows, initial=0))] if len(rows) > 1 else [t]
+        return {name: part[_halves(place, spec, part.shape[0]).to(part.device)] if i < rule.paired else part
+                for i, (name, part) in enumerate(zip(place.names, parts, strict=True))}
+    if isinstance(t, PackedRows):
+        return dict(zip(place.names, _picked(t, rows, place, spec), strict=True))
     if rule.stacked == "interleaved":
         # Of a transposed tensor every other row has no two numbers side by side, and each matmul would copy it again: copied once, here.
         return {name: t[i :: len(rows)] if t.stride(-1) == 1 else t[i :: len(rows)].contiguous() for i, name in enumerate(place.names)}
-    if rule.stacked == "whole":
-        return dict(zip(place.names, torch.split(t, rows), strict=True))
     n = _shares(place, spec)
     groups = torch.split(_shared(t, n), [r // n for r in rows], 1)
     return {name: part.flatten(0, 1) for name, part in zip(place.names, groups, strict=True)}
+
+
+def _from_heads(theirs: str, t: Tensor, place: Place, shape: Shape, spec: DecoderSpec) -> Tensor:
+    """The rows of all heads, one head after another. Packed rows of turned matrices stay as they are stored, and that is how the decoder's own part
+    for them reads them: a row cannot be turned without being unpacked."""
+    heads, turned = _mixer(place, spec).n_heads, place.rule.by_head == "turned"
+    width = shape[0] // heads
+    t = _checked(theirs, t, (heads, shape[1], width) if turned else (heads, width, shape[1]), place.names[0])
+    if isinstance(t, PackedRows):
+        return t if turned else t.flat()
+    return (t.transpose(1, 2) if turned else t).flatten(0, 1)
+
+
+def _picked(t: PackedRows, rows: Sequence[int], place: Place, spec: DecoderSpec) -> list[PackedRows]:
+    """Packed rows of each part where the parts' rows alternate: copies, since only rows that lie in order can be a view."""
+    at = torch.arange(sum(rows))
+    if place.rule.stacked == "interleaved":
+        return [t[at[i :: len(rows)]] for i in range(len(rows))]
+    n = _shares(place, spec)
+    return [t[part.flatten()] for part in torch.split(at.view(n, -1), [r // n for r in rows], 1)]
 
 
 def _with_experts(place: Place | LeftOut | None, spec: DecoderSpec) -> Place | LeftOut | None:
@@ -175,14 +208,18 @@ def _shares(place: Place, spec: DecoderSpec) -> int:
     """Into how many equal parts the rows are cut: shards, or key/value heads of the layer of this place."""
     if isinstance(place.rule.stacked, int):
         return place.rule.stacked
+    return _mixer(place, spec).n_kv_heads
+
+
+def _mixer(place: Place, spec: DecoderSpec) -> Attention | LatentAttention:
     mixer = spec.layers[int(place.names[0].split(".")[1])].mixer
     assert isinstance(mixer, Attention | LatentAttention)  # the names are those of its tensors
-    return mixer.n_kv_heads
+    return mixer
 
 
 def _halves(place: Place, spec: DecoderSpec, n_rows: int) -> Tensor:
     """Where in the file each row lies whose head alternates between its halves: (n_rows,)."""
-    mixer = spec.layers[int(place.names[0].split(".")[1])].mixer
+    mixer = _mixer(place, spec)
     assert isinstance(mixer, Attention)
     return torch.arange(n_rows).view(-1, mixer.d_head // 2, 2).transpose(1, 2).flatten()
 

@@ -33,7 +33,11 @@ class To:
                  next one, so that one expert's rows follow the last one's.
     index:       for a pattern with {h}: this checkpoint tensor is row h of ours (a gain a head, saved head by head).
     lone:        stored with one axis more, of length one, before those of ours.
-    paired:      the rows of each head alternate between its first half and its second, as GGUF's llama has queries and keys.
+    paired:      of so many of ours, the first ones, the rows of each head alternate between its first half and its second, as GGUF's llama has queries
+                 and keys.
+    offset:      stored with so much added to every number: a gain without the one that the norm adds.
+    by_head:     stored (heads, rows of a head, columns); "turned": each head's matrix transposed, as GGUF's deepseek2 has what brings latents to keys.
+    flat:        stored with its axes of length one or without them; written with them.
     written:     saving uses this name; false for other spellings of a name that the table has already.
     when:        the specs whose checkpoints use this name, where a family calls one tensor by several; None = all.
     """
@@ -44,7 +48,10 @@ class To:
     all_experts: Literal[False, True, "rows"] = False
     index: bool = False
     lone: bool = False
-    paired: bool = False
+    paired: int = 0
+    offset: float = 0.0
+    by_head: Literal[False, True, "turned"] = False
+    flat: bool = False
     written: bool = True
     when: Callable[[DecoderSpec], bool] | None = None
 
@@ -64,8 +71,9 @@ Table = Mapping[str, Rule]
 
 
 def to(*names: str, transpose: bool = False, stacked: Stacked = "whole", all_experts: Literal[False, True, "rows"] = False, index: bool = False,
-       lone: bool = False, paired: bool = False, when: Callable[[DecoderSpec], bool] | None = None) -> To:
-    return To(names, transpose, stacked, all_experts, index, lone, paired, when=when)
+       lone: bool = False, paired: int = 0, offset: float = 0.0, by_head: Literal[False, True, "turned"] = False, flat: bool = False,
+       when: Callable[[DecoderSpec], bool] | None = None) -> To:
+    return To(names, transpose, stacked, all_experts, index, lone, paired, offset, by_head, flat, when=when)
 
 
 def left_out(why: str) -> LeftOut:
@@ -156,7 +164,7 @@ class NameTable:
         return None
 
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blk)\.(\d+)\.")
 
 
 def _filled(rule: To, coordinates: Iterable[Mapping[str, str]]) -> Iterator[tuple[Mapping[str, str], tuple[str, ...]]]:

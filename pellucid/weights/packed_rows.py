@@ -77,8 +77,13 @@ class PackedRows(PackedWeight):
     def nbytes(self) -> int:
         return self.bytes.nbytes
 
-    def __getitem__(self, rows: slice | Tensor) -> Self:
-        return replace(self, bytes=self.bytes[rows] if isinstance(rows, slice) else self.bytes.index_select(0, rows))
+    def __getitem__(self, rows: int | slice | Tensor) -> Self:
+        """Of several matrices one is taken by its number, a view."""
+        return replace(self, bytes=self.bytes.index_select(0, rows) if isinstance(rows, Tensor) else self.bytes[rows])
+
+    def flat(self) -> Self:
+        """The rows of several matrices as those of one, a view."""
+        return replace(self, bytes=self.bytes.flatten(0, -2))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         return replace(self, bytes=self.bytes.to(device), dtype=dtype)

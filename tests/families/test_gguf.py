@@ -191,7 +191,8 @@ def fails(path: Path, error: type[PellucidError], change: Callable[[gguf.GGUFWri
 
 
 WRONG: list[tuple[Callable[[gguf.GGUFWriter], None], type[PellucidError], str]] = [
-    (lambda w: w.add_uint32("llama.expert_count", 8), UnsupportedModel, "a setting this family does not implement: llama.expert_count=8 (only 0)"),
+    (lambda w: w.add_uint32("llama.expert_count", 8), BadConfig, "m.gguf has no llama.expert_used_count, which architecture 'llama' needs"),
+    (lambda w: w.add_uint32("llama.expert_used_count", 8), BadConfig, "m.gguf says llama.expert_used_count=8, and the rest of its metadata makes it None."),
     (lambda w: w.add_uint32("llama.foo", 8), BadConfig, "1 key that family 'llama' does not read: llama.foo=8. Running anyway could"),
     (lambda w: w.add_type("adapter"), UnsupportedModel, "m.gguf is of general.type 'adapter', and only a 'model' is loaded by itself"),
     (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE), BadConfig, "longrope"),
@@ -213,7 +214,7 @@ def test_keys_that_are_missing_or_contradict(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     assert fails(path, BadConfig, without=("block_count", "context_length")).startswith(
         "m.gguf has no llama.context_length and no llama.block_count, which architecture 'llama' needs. Is the file whole?")
-    assert "llama.rope.dimension_count is 16, and a head has 32 channels" in fails(
+    assert "m.gguf says llama.rope.dimension_count=16, and the rest of its metadata makes it 32. Which is right?" in fails(
         path, BadConfig, lambda w: w.add_rope_dimension_count(16), without=("rope_dimension_count",))
     assert "llama.feed_forward_length differs from layer to layer ([1, 2])" in fails(
         path, UnsupportedModel, lambda w: w.add_feed_forward_length([1, 2]), without=("feed_forward_length",))
@@ -221,12 +222,13 @@ def test_keys_that_are_missing_or_contradict(tmp_path: Path) -> None:
         path, MisshapenTensor, lambda w: w.add_feed_forward_length(128), without=("feed_forward_length",))
     assert "llama.attention.head_count is 'four'" in fails(
         path, BadConfig, lambda w: w.add_string("llama.attention.head_count", "four"), without=("head_count",))
-    assert "llama.attention.key_length is 0.5, and how many channels a head has was expected" in fails(
+    assert "llama.attention.key_length is 0.5, and a count was expected" in fails(
         path, BadConfig, lambda w: w.add_float32("llama.attention.key_length", 0.5), without=("key_length",))
     assert "m.gguf says llama.block_count=3, and holds the tensors of 2 blocks. Is a part missing?" in fails(
         path, BadConfig, lambda w: w.add_block_count(3), without=("block_count",))
-    assert "rope_freqs.weight holds [1.0, 1.0, 1.0], and 16 positive numbers were expected" in fails(
-        path, BadConfig, lambda w: w.add_tensor("rope_freqs.weight", np.ones(3, np.float32)))
+    assert "3 short and 3 long factors are not those of 16 pairs" in fails(path, BadConfig, lambda w: w.add_tensor("rope_freqs.weight", np.ones(3, np.float32)))
+    assert "rope_freqs.weight holds [0.0, 0.0, 0.0], and positive numbers were expected, one a pair of channels" in fails(
+        path, BadConfig, lambda w: w.add_tensor("rope_freqs.weight", np.zeros(3, np.float32)))
     assert "rope_freqs.weight is F16, and F32 was expected" in fails(path, BadHeader, lambda w: w.add_tensor("rope_freqs.weight", np.ones(16, np.float16)))
     assert "token_embd.weight in m.gguf is I8, which weights are not read in (read: F32, F16, BF16, Q4_0" in fails(
         path, UnsupportedModel, lambda w: w.add_tensor("token_embd.weight", np.ones((96, 64), np.int8)), without=("token_embd.weight",))
@@ -264,5 +266,5 @@ def test_an_architecture_nobody_knows(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(UnsupportedModel, match=r"m\.gguf is of architecture 'qwen33', whose .* \(reads: llama, qwen2, qwen3\)\. Did you mean qwen3"):
+    with pytest.raises(UnsupportedModel, match=r"m\.gguf is of architecture 'qwen33', whose .* \(reads: apertus, .*, starcoder2\)\. Did you mean qwen3"):
         load_decoder(tmp_path / "m.gguf")

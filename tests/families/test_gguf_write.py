@@ -1,0 +1,73 @@
+"""Metadata written from a spec and read again: the same spec, or a refusal that names the fact which GGUF cannot say."""
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from pellucid import families
+from pellucid.errors import UnknownTensors, UnsupportedModel
+from pellucid.families._gguf import of_family
+from pellucid.families._gguf_write import architecture_of, factors, metadata
+from pellucid.spec import DecoderSpec
+from pellucid.weights.assemble import disassemble
+from pellucid.weights.names import NameTable
+from tests.families.build import build
+from tests.families.case import Case
+from tests.families.cases import CASES
+
+HAVE = [case for case in CASES if of_family(families.family(case.model_type))]
+# What no key or tensor of the architecture says, and the cases that have it; every other case must come back as it was.
+CANNOT: dict[str, str] = {case: fact for fact, cases in {
+    ".act=": "llama-biases llama-act_gelu_pytorch_tanh llama-act_quick_gelu llama-act_relu2 llama-act_relu6 llama-act_leaky_relu "
+            "llama-act_hardswish llama-act_laplace llama-act_sqrtsoftplus llama-act_tanh llama-act_sigmoid llama-act_mish llama-act_linear "
+            "gpt2-by_depth gpt_neox-redpajama gpt_neox-yarn phi3-phi4 stablelm-1_6b starcoder2-no_bias cohere-command_r_plus nemotron-biases "
+            "granite-biases glm4-32b hunyuan_v1_dense-biases apertus-biases glm-no_bias granitemoe-biases minimax_m2-yarn exaone4-layer_types ernie4_5-biases "
+            "seed_oss-biases",
+    "layers.0.mixer.rope.scaling.whole_pairs=False": "llama-yarn_mscale",
+    "layers.0.mixer.rope.scaling=Dynamic": "llama-dynamic llama-dynamic_past hunyuan_v1_dense-dynamic internlm2-dynamic",
+    "layers.0.mixer.window=11": "mistral-window mixtral-window qwen2-layer_types starcoder2-released",
+    "layers.2.mixer.window=11": "qwen2-late_windows dots1-groups",
+    "layers.0.mixer.qkv_bias=True": "qwen3-biases olmo-clip olmo2-biases olmoe-clip gemma-biases olmo3-long",
+    "layers.0.mixer.scale=0.2041241452319315": "gemma2-caps gemma2-no_caps",
+    "layers.2.mixer.rope=None": "smollm3-interval",
+    "layers.1.mixer.rope=None": "smollm3-windows",
+    "layers.0.mixer.scale=1.0": "gpt2-unscaled gpt_bigcode-every_head",
+    "layers.0.mixer.rope=None": "cohere2-mixed",
+    "layers.0.mixer.rope.theta=90.0": "olmo3-two_bases",
+    "layers.0.mlp.each.limit=1.3": "gpt_oss-released",
+    "layers.0.mixer.window=None": "gpt_oss-switched",
+    "norm_in=False": "bloom-power_of_two",
+    "no checkpoint name": "qwen3_moe-some_dense phi-qk_layernorm qwen2_moe-windows qwen2_moe-layer_types",
+    "expert_used_count differs from layer to layer ([2, 3])": "hunyuan_v1_moe-lists",
+}.items() for case in cases.split()}
+
+
+def written(case: Case) -> tuple[DecoderSpec, dict[str, object]]:
+    """The spec of a case and its metadata, read back on the way."""
+    built = build(case)
+    table = NameTable(architecture_of(built.spec).table)
+    shapes = {name: tuple(tensor.shape) for name, tensor in disassemble(table, built.tensors, built.spec).items()}
+    shapes |= {name: (len(values),) for name, values in factors(built.spec).items()}
+    numbers = {name: float(tensor) for name, tensor in built.tensors.items() if tensor.numel() == 1}
+    return built.spec, metadata(built.spec, shapes, numbers)
+
+
+@pytest.mark.parametrize("case", [case for case in HAVE if str(case) not in CANNOT], ids=str)
+def test_a_spec_comes_back(case: Case) -> None:
+    spec, said = written(case)  # raises where what is read back differs
+    name = said["general.architecture"]
+    assert said[f"{name}.block_count"] == len(spec.layers)
+    assert said[f"{name}.embedding_length"] == spec.d_model
+
+
+@pytest.mark.parametrize("case", [case for case in HAVE if str(case) in CANNOT], ids=str)
+def test_what_the_architecture_cannot_say_is_named(case: Case) -> None:
+    with pytest.raises((UnsupportedModel, UnknownTensors), match=re.escape(CANNOT[str(case)])):
+        written(case)
+
+
+def test_a_family_without_architecture_is_refused_by_name() -> None:
+    built = build(next(case for case in CASES if case.family == "opt"))
+    with pytest.raises(UnsupportedModel, match=r"family 'opt' has no architecture in GGUF files that llama\.cpp would read .* Save it as safetensors"):
+        metadata(built.spec, {})
