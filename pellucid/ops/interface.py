@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Literal, Protocol
 
 import torch
@@ -52,6 +53,20 @@ class Pages:
                 self.scratch[name] = held = pool_PN.new_empty(size)
         out = held[:size].view(B * n, N, *shape)
         return torch.index_select(pool_PN, 0, pages_Bn.flatten(), out=out).view(B, n * N, *shape)
+
+    @cached_property
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """For native kernels: of each row where its table begins, 0, its offset, keys, queries and first query, (B, 6); all tables in one, int32."""
+        places, queries = list(accumulate(map(len, self.tables), initial=0)), accumulate(self.q_lengths, initial=0)
+        rows = [(place, 0, *facts) for place, *facts in zip(places, self.offsets, self.lengths, self.q_lengths, queries, strict=False)]
+        return torch.tensor(rows).view(-1, 6), torch.tensor([page for table in self.tables for page in table], dtype=torch.int32)
+
+    @cached_property
+    def last(self) -> int:
+        """The highest page of any row; -1 where a row needs more than its table has, has fewer keys than queries, or a number is no page."""
+        enough = all(offset >= 0 and n <= length and offset + length <= len(table) * self.size for table, offset, length, n in zip(
+            self.tables, self.offsets, self.lengths, self.q_lengths, strict=True))
+        return max(map(max, self.tables)) if enough and all(min(table) >= 0 for table in self.tables) else -1
 
     def gather(self, pool: Tensor) -> Tensor:
         """The rows' keys or values one after another, (S, ...). Pages that lie one after another are not copied, if there is one row."""

@@ -1,12 +1,15 @@
-"""The CPU's own kernels for packed weights: C++ in ops/cpu, for the best instructions this processor has. The rest is torch's."""
+"""The CPU's own kernels for packed weights and attention: C++ in ops/cpu, for the best instructions this processor has. The rest is torch's."""
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pellucid.errors import BadRequest
+from pellucid.ops import attention
 from pellucid.ops.fused import Fused
-from pellucid.ops.interface import Weight
+from pellucid.ops.interface import Pages, Weight
 from pellucid.ops.panels import Panels, n_threads, native, why_not
 from pellucid.weights.packed_rows import PackedRows
 
@@ -29,7 +32,7 @@ class Native(Fused):
         self.variant: str = variant or there[0]
 
     def describe(self) -> str:
-        return f"matmul of packed weights native ({self.variant}) · the rest {super().describe()}"
+        return f"attend, matmul of packed weights native ({self.variant}) · the rest {super().describe()}"
 
     def prepare(self, weight_FD: Weight) -> Weight:
         """The weight as `matmul` wants it: packed rows of a format that there are kernels for are put in panels, anything else is left as it is."""
@@ -49,6 +52,16 @@ class Native(Fused):
         native.matmul(self.variant, weight_FD.format, weight_FD.bytes.data_ptr(), F, D, x.data_ptr(), T, 0 if bias is None else bias.data_ptr(),
                       out_TF.data_ptr())
         return out_TF.to(x_TD.dtype)
+
+    def attend(self, q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, **how: Any) -> Tensor:
+        if not attention.fits(q_THC, k_SKC, v_SKC):
+            return super().attend(q_THC, k_SKC, v_SKC, **how)
+        return attention.attend(self.variant, q_THC, k_SKC, v_SKC, **how)
+
+    def attend_pages(self, q_THC: Tensor, k_PNKC: Tensor, v_PNKC: Tensor, pages: Pages, **how: Any) -> Tensor:
+        if not attention.fits(q_THC, k_PNKC, v_PNKC):
+            return super().attend_pages(q_THC, k_PNKC, v_PNKC, pages, **how)
+        return attention.attend_pages(self.variant, q_THC, k_PNKC, v_PNKC, pages, **how)
 
     def embed(self, weight_VD: Weight, tokens_T: Tensor) -> Tensor:
         if isinstance(weight_VD, Panels):

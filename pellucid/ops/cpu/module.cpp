@@ -20,6 +20,9 @@
 namespace nb = nanobind;
 using namespace nb::literals;
 namespace pellucid {
+
+void bind_attend(nb::module_& m);  // module_attend.cpp
+
 namespace {
 
 template <class T>
@@ -110,4 +113,5 @@ NB_MODULE(_native, m) {
   m.def("unpack", unpack_rows, "format"_a, "data"_a, "n_rows"_a, "n_columns"_a, "rows"_a, "n"_a, "out"_a);
   m.def("matmul", matmul, "variant"_a, "format"_a, "data"_a, "n_rows"_a, "n_columns"_a, "x"_a, "n"_a, "bias"_a, "out"_a);
   m.def("prefer_huge_pages", prefer_huge_pages, "address"_a, "n_bytes"_a);
+  bind_attend(m);
 }

@@ -1,0 +1,24 @@
+// What the files at the border to Python share.
+#pragma once
+#include <nanobind/nanobind.h>
+
+#include <string>
+
+#include "numbers.h"
+
+namespace pellucid {
+namespace {
+
+template <class T>
+inline T* at(uintptr_t address) { return reinterpret_cast<T*>(address); }
+
+inline Kind kind_named(const std::string& name) {
+  if (name == "float32") return Kind::f32;
+  if (name == "bfloat16") return Kind::bf16;
+  if (name == "float16") return Kind::f16;
+  if (name == "int8") return Kind::i8;
+  throw nanobind::value_error(("no kernels for numbers of the kind " + name).c_str());
+}
+
+}  // namespace
+}  // namespace pellucid

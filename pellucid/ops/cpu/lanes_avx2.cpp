@@ -1,0 +1,10 @@
+// AVX2 with FMA and F16C: the kernels over vectors of floats.
+#include "attend_kernel.h"
+#include "rows_kernel.h"
+
+namespace pellucid {
+
+extern const Lanes kLanesAvx2;
+const Lanes kLanesAvx2{"avx2", attend, normalize, rotate, gate, scale, add, quantize_row, multiply_dense};
+
+}  // namespace pellucid

@@ -1,0 +1,10 @@
+// NEON: the kernels over vectors of floats.
+#include "attend_kernel.h"
+#include "rows_kernel.h"
+
+namespace pellucid {
+
+extern const Lanes kLanesNeon;
+const Lanes kLanesNeon{"neon", attend, normalize, rotate, gate, scale, add, quantize_row, multiply_dense};
+
+}  // namespace pellucid

@@ -1,0 +1,10 @@
+// Every processor: the kernels over vectors of floats.
+#include "attend_kernel.h"
+#include "rows_kernel.h"
+
+namespace pellucid {
+
+extern const Lanes kLanesPortable;
+const Lanes kLanesPortable{"portable", attend, normalize, rotate, gate, scale, add, quantize_row, multiply_dense};
+
+}  // namespace pellucid
