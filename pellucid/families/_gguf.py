@@ -43,6 +43,12 @@ _COUNTS = (*_NEEDED[:5], "attention.head_count_kv", "attention.key_length", "att
 THETA = 10_000.0  # where a file does not say: load_hparams of llama.cpp, and head_count_kv is head_count
 # Keys of every architecture that say what the file is, how it was made, how to split and join text, or how to sample.
 INERT = ("general.", "tokenizer.", "split.", "quantize.", "mradermacher.")
+CORRECTED = EXPERTS | {
+    "expert_count": "n_routed_experts", "expert_shared_count": "n_shared_experts", "expert_weights_scale": "routed_scaling_factor",
+    "expert_weights_norm": "norm_topk_prob", "leading_dense_block_count": "first_k_dense_replace", "expert_group_count": "n_group",
+    "expert_group_used_count": "topk_group"}
+MULTIPLIERS = {"attention.scale": "attention_multiplier", "embedding_scale": "embedding_multiplier", "residual_scale": "residual_multiplier",
+               "logit_scale": "logits_scaling"}
 _YARN = {"attention_factor": "yarn_attn_factor", "beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
 NEXTN = "nextn_predict_layers"  # layers appended to the ordinary ones, and counted among them
 
@@ -176,25 +182,6 @@ def config(facts: Facts) -> tuple[dict[str, Any], Architecture]:
         said.pop(key, None)
     # What KEYS knows, and no family reads, is not lost: `check` holds it against the spec.
     return raw | {f"{name}.{key}": value for key, value in said.items() if key not in KEYS and key not in architecture.of}, architecture
-
-
-def d_head(raw: Mapping[str, Any]) -> int:
-    """Channels of a head, where no key need say it."""
-    return int(raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"])
-
-
-def turning(facts: Facts, raw: Mapping[str, Any]) -> float:
-    """The share of a head's channels that rotate: all of them where no key counts them."""
-    return float(facts.take("rope.dimension_count", d_head(raw)) / d_head(raw))
-
-
-def layer_types(facts: Facts, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The kind of each layer where the file lists the windowed ones; a number is how many layers the pattern is long, the last one without a window."""
-    said, n = facts.take("attention.sliding_window_pattern"), raw["num_hidden_layers"]
-    if said is None or not raw.get("sliding_window"):
-        return {}
-    here = [bool(each) for each in said] if isinstance(said, list) else [said is True or (said is not False and (i + 1) % said != 0) for i in range(n)]
-    return {"layer_types": ["sliding_attention" if each else "full_attention" for each in here]}
 
 
 def check(facts: Facts, architecture: Architecture, spec: DecoderSpec) -> None:

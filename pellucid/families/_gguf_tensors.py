@@ -47,6 +47,8 @@ TENSORS: dict[str, Rule] = ENDS | NORMS | ATTN | MLP | ALSO_QKV
 # Rows of queries and keys whose head has the two halves of its channels interleaved: conversion/llama.py, LlamaModel.permute
 PAIRED: dict[str, Rule] = {f"blk.{{i}}.attn_{x}.{kind}": to(f"blocks.{{i}}.attn.{x}.{kind}", paired=1) for x in "qk" for kind in ("weight", "bias")} | {
     name: old(rule) for name, rule in fused("attn_qkv", "attn.q", "attn.k", "attn.v", paired=2).items()}
+# GPT-2 and those after it: q, k and v in one matrix, no gate, biases everywhere.
+PLAIN: dict[str, Rule] = {**without(ENDS, "rope"), **FINAL_BIAS, **NORMS, **block({"attn_output": "attn.o", "ffn_up": "mlp.up", "ffn_down": "mlp.down"}), **QKV}
 _EXPERTS = [(x, f"mlp.experts.{{e}}.{x}") for x in ("gate", "up", "down")]
 EXPERTS: dict[str, Rule] = block({"ffn_gate_inp": "mlp.router"}) | {
     name: rule for x, ours in _EXPERTS for name, rule in fused(f"ffn_{x}_exps", ours, experts=True).items()} | {

@@ -2,9 +2,9 @@
 
 Facts: https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/models/bloom/modeling_bloom.py
 """
-from pellucid.families import _gguf, gpt2
+from pellucid.families import _gguf
 from pellucid.families._config import Config
-from pellucid.families._gguf_tensors import without
+from pellucid.families._gguf_tensors import PLAIN
 from pellucid.spec import Alibi, Attention, DecoderSpec, FeedForward, Layer, Norm
 from pellucid.weights.names import Rule, to
 
@@ -23,7 +23,7 @@ WEIGHTS |= {f"[transformer.]{theirs}.{p}": f"{ours}.{p}" for p in ("weight", "bi
 }.items()}
 WEIGHTS |= {f"[transformer.]h.{{i}}.self_attention.query_key_value.{p}": to(*(f"blocks.{{i}}.attn.{x}.{p}" for x in "qkv"), stacked="by_kv_head")
             for p in ("weight", "bias")}
-GGUF = _gguf.Architecture(name="bloom", tensors=without(gpt2.TENSORS, "position") | {f"token_embd_norm.{p}": f"embed_norm.{p}" for p in ("weight", "bias")},
+GGUF = _gguf.Architecture(name="bloom", tensors=PLAIN | {f"token_embd_norm.{p}": f"embed_norm.{p}" for p in ("weight", "bias")},
                           also=("feed_forward_length", "attention.head_count_kv"),
                           reads={"context_length": "seq_length", "embedding_length": "n_embed", "block_count": "n_layer", "attention.head_count": "n_head",
                                  "attention.layer_norm_epsilon": "layer_norm_epsilon", "vocab_size": "vocab_size"})

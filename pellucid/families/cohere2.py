@@ -4,13 +4,13 @@ https://huggingface.co/CohereLabs/c4ai-command-r7b-12-2024
 """
 import dataclasses
 
-from pellucid.families import _gguf, _parts, cohere
+from pellucid.families import _gguf, _gguf_derive, _parts, cohere
 from pellucid.families._config import Config
 from pellucid.families._gguf_tensors import TENSORS, without
 from pellucid.spec import DecoderSpec, Layer, Norm
 
 WEIGHTS = {k: v for k, v in cohere.WEIGHTS.items() if "_norm.weight" not in k}
-GGUF = _gguf.Architecture(name="cohere2", tensors=without(TENSORS, "ffn_norm"), of={"logit_scale": lambda s: s.logit_scale}, derive=_gguf.layer_types,
+GGUF = _gguf.Architecture(name="cohere2", tensors=without(TENSORS, "ffn_norm"), of={"logit_scale": lambda s: s.logit_scale}, derive=_gguf_derive.layer_types,
                           reads=_gguf.reads({"logit_scale": "logit_scale", "attention.sliding_window": "sliding_window"}, eps="layer_norm_eps"),
                           many=("attention.sliding_window_pattern",), also=("rope.dimension_count",))
 

@@ -1,8 +1,7 @@
 """dots.llm1: Qwen3's attention; experts by corrected sigmoid scores, some shared, after a few dense layers. https://arxiv.org/abs/2506.05767"""
 from pellucid.families import _gguf, _parts, qwen3_moe
 from pellucid.families._config import Config
-from pellucid.families._gguf_tensors import CORRECTION, EXPERTS, QK_NORMS, SHARED
-from pellucid.families._gguf_tensors import TENSORS as LLAMA
+from pellucid.families._gguf_tensors import CORRECTION, EXPERTS, QK_NORMS, SHARED, TENSORS
 from pellucid.spec import DecoderSpec, Layer, Norm
 from pellucid.weights.names import Rule
 
@@ -10,12 +9,8 @@ WEIGHTS: dict[str, Rule] = qwen3_moe.WEIGHTS | {
     "model.layers.{i}.mlp.gate.e_score_correction_bias": "blocks.{i}.mlp.router.correction",
     **{f"model.layers.{{i}}.mlp.shared_experts.{x}_proj.weight": f"blocks.{{i}}.mlp.shared.{x}.weight" for x in ("gate", "up", "down")},
 }
-TENSORS = LLAMA | QK_NORMS | EXPERTS | SHARED | CORRECTION
-READS = _gguf.reads({
-    "expert_count": "n_routed_experts", "expert_used_count": "num_experts_per_tok", "expert_feed_forward_length": "moe_intermediate_size",
-    "expert_shared_count": "n_shared_experts", "expert_weights_scale": "routed_scaling_factor", "expert_weights_norm": "norm_topk_prob",
-    "leading_dense_block_count": "first_k_dense_replace", "expert_group_count": "n_group", "expert_group_used_count": "topk_group"})
-GGUF = _gguf.Architecture(name="dots1", tensors=TENSORS, reads=READS, given={"sliding_window": None, "norm_topk_prob": False, "routed_scaling_factor": 1.0},
+GGUF = _gguf.Architecture(name="dots1", tensors=TENSORS | QK_NORMS | EXPERTS | SHARED | CORRECTION, reads=_gguf.reads(_gguf.CORRECTED),
+                          given={"sliding_window": None, "norm_topk_prob": False, "routed_scaling_factor": 1.0},
                           present={"attention_bias": "blk.0.attn_q.bias"}, also=("expert_gating_func",))
 
 

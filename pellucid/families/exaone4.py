@@ -1,13 +1,13 @@
 """EXAONE 4: norms after each sublayer and on queries and keys; where layers have windows, the full ones have no rope. https://arxiv.org/abs/2507.11407"""
 from dataclasses import replace
 
-from pellucid.families import _gguf, _parts, olmo2
+from pellucid.families import _gguf, _gguf_derive, _parts, olmo2
 from pellucid.families._config import Config
 from pellucid.spec import DecoderSpec, Layer, Norm
 
 WEIGHTS = olmo2.WEIGHTS
-GGUF = _gguf.Architecture(name="exaone4", tensors=olmo2.TENSORS, reads=_gguf.reads({"attention.sliding_window": "sliding_window"}),
-                          given={"sliding_window": None}, derive=_gguf.layer_types, many=("attention.sliding_window_pattern",),
+GGUF = _gguf.Architecture(name="exaone4", tensors=olmo2.GGUF.tensors, reads=_gguf.reads({"attention.sliding_window": "sliding_window"}),
+                          given={"sliding_window": None}, derive=_gguf_derive.layer_types, many=("attention.sliding_window_pattern",),
                           also=("attention.sliding_window_pattern",))
 
 

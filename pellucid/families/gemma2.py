@@ -1,9 +1,7 @@
 """Gemma 2: norms before and after each sublayer, soft caps, every other layer windowed. https://arxiv.org/abs/2408.00118"""
-from typing import Any
-
-from pellucid.families import _gguf, _parts, llama
+from pellucid.families import _gguf, _gguf_derive, _parts, llama
 from pellucid.families._config import Config
-from pellucid.families._gguf_tensors import ALSO_QKV, ATTN, ENDS, MLP, NORMS, OUT_NORMS, raised
+from pellucid.families._gguf_tensors import OUT_NORMS, TENSORS, raised
 from pellucid.spec import DecoderSpec, Layer, Norm
 from pellucid.weights.names import Rule
 
@@ -13,15 +11,7 @@ WEIGHTS: dict[str, Rule] = llama.WEIGHTS | {
     "model.layers.{i}.post_feedforward_layernorm.weight": "blocks.{i}.mlp_out_norm.weight",
 }
 
-
-def _scalar(facts: _gguf.Facts, raw: dict[str, Any]) -> dict[str, Any]:
-    """What divides the scores is not in the file: the width of a head, and in the 27B, whose layers are 46, that of its share (src/models/gemma2.cpp)."""
-    share = raw["num_hidden_layers"] == 46
-    return {"query_pre_attn_scalar": raw["hidden_size"] // raw["num_attention_heads"] if share else _gguf.d_head(raw)}
-
-
-TENSORS = raised(ENDS | NORMS | ATTN | MLP | ALSO_QKV | OUT_NORMS)
-GGUF = _gguf.Architecture(name="gemma2", tensors=TENSORS, derive=_scalar, reads=_gguf.reads({
+GGUF = _gguf.Architecture(name="gemma2", tensors=raised(TENSORS | OUT_NORMS), derive=_gguf_derive.query_scalar(46), reads=_gguf.reads({
     key: key.removeprefix("attention.") for key in ("attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window")}))
 
 

@@ -6,7 +6,7 @@ from pellucid.spec import DecoderSpec, Layer
 from pellucid.weights.names import Rule
 
 WEIGHTS: dict[str, Rule] = {k: v for k, v in glm4.WEIGHTS.items() if "post_self_attn" not in k and "post_mlp" not in k}
-GGUF = _gguf.Architecture(name="chatglm", tensors=without(glm4.TENSORS, "post_") | QKV, present={"attention_bias": "blk.0.attn_q.bias"},
+GGUF = _gguf.Architecture(name="chatglm", tensors=without(glm4.GGUF.tensors, "post_") | QKV, present={"attention_bias": "blk.0.attn_q.bias"},
                           derive=glm4.GGUF.derive, also=("rope.dimension_count",))
 
 

@@ -2,7 +2,7 @@
 
 https://huggingface.co/zai-org/GLM-4-9B-0414
 """
-from pellucid.families import _gguf, _parts, llama
+from pellucid.families import _gguf, _gguf_derive, _parts, llama
 from pellucid.families._config import Config
 from pellucid.families._gguf_tensors import ALSO_QKV, ATTN, ENDS, GATE_UP, NORMS, OUT_NORMS, block
 from pellucid.spec import DecoderSpec, Layer
@@ -14,9 +14,9 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if ".mlp." no
     "model.layers.{i}.post_self_attn_layernorm.weight": "blocks.{i}.attn_out_norm.weight",
     "model.layers.{i}.post_mlp_layernorm.weight": "blocks.{i}.mlp_out_norm.weight",
 }
-TENSORS = ENDS | NORMS | ATTN | ALSO_QKV | GATE_UP | block({"ffn_down": "mlp.down"}) | OUT_NORMS
-GGUF = _gguf.Architecture(name="glm4", tensors=TENSORS, present={"attention_bias": "blk.0.attn_q.bias"}, also=("rope.dimension_count",),
-                          derive=lambda facts, raw: {"head_dim": _gguf.d_head(raw), "partial_rotary_factor": _gguf.turning(facts, raw)})
+GGUF = _gguf.Architecture(name="glm4", tensors=ENDS | NORMS | ATTN | ALSO_QKV | GATE_UP | block({"ffn_down": "mlp.down"}) | OUT_NORMS,
+                          present={"attention_bias": "blk.0.attn_q.bias"}, also=("rope.dimension_count",),
+                          derive=lambda facts, raw: {"head_dim": _gguf_derive.d_head(raw), "partial_rotary_factor": _gguf_derive.turning(facts, raw)})
 
 
 def spec(c: Config) -> DecoderSpec:

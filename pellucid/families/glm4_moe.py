@@ -1,15 +1,15 @@
 """GLM-4.5 to 4.7: half of each head rotates; experts by corrected sigmoid scores beside shared ones, after a few dense layers. https://arxiv.org/abs/2508.06471"""
-from pellucid.families import _gguf, _parts, dots1
+from pellucid.families import _gguf, _gguf_derive, _parts, dots1
 from pellucid.families._config import Config
 from pellucid.families._gguf_tensors import block, without
 from pellucid.spec import DecoderSpec, Layer, Norm
 
 WEIGHTS = dots1.WEIGHTS
 GGUF = _gguf.Architecture(
-    name="glm4moe", tensors=without(dots1.TENSORS, "ffn_norm") | block({"post_attention_norm": "mlp_norm"}), reads=dots1.READS,
+    name="glm4moe", tensors=without(dots1.GGUF.tensors, "ffn_norm") | block({"post_attention_norm": "mlp_norm"}), reads=dots1.GGUF.reads,
     given={"norm_topk_prob": False, "routed_scaling_factor": 1.0}, also=("rope.dimension_count", "expert_gating_func"),
     present={"attention_bias": "blk.0.attn_q.bias", "use_qk_norm": "blk.0.attn_q_norm.weight"},
-    derive=lambda facts, raw: {"partial_rotary_factor": _gguf.turning(facts, raw)})
+    derive=_gguf_derive.partial)
 
 
 def spec(c: Config) -> DecoderSpec:

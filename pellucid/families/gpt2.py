@@ -5,7 +5,7 @@ Facts: https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/
 """
 from pellucid.families import _buffers, _gguf
 from pellucid.families._config import Config
-from pellucid.families._gguf_tensors import ENDS, NORMS, QKV, block, without
+from pellucid.families._gguf_tensors import PLAIN
 from pellucid.spec import Attention, DecoderSpec, FeedForward, Layer, Norm
 from pellucid.weights.names import Rule, to
 
@@ -27,9 +27,7 @@ WEIGHTS |= {f"[transformer.]h.{{i}}.{theirs}.{p}": to(*(f"blocks.{{i}}.{x}.{p}" 
     "mlp.c_proj": ("mlp.down",),
 }.items()}
 WEIGHTS |= _buffers.MASKS
-TENSORS: dict[str, Rule] = without(ENDS, "rope") | NORMS | block({"attn_output": "attn.o", "ffn_up": "mlp.up", "ffn_down": "mlp.down"}) | QKV | {
-    "output_norm.bias": "final_norm.bias", "position_embd.weight": "pos_embed.weight"}
-GGUF = _gguf.Architecture(name="gpt2", tensors=TENSORS, reads={
+GGUF = _gguf.Architecture(name="gpt2", tensors=PLAIN | {"position_embd.weight": "pos_embed.weight"}, reads={
     "context_length": "n_positions", "embedding_length": "n_embd", "block_count": "n_layer", "feed_forward_length": "n_inner",
     "attention.head_count": "n_head", "attention.layer_norm_epsilon": "layer_norm_epsilon", "vocab_size": "vocab_size"})
 

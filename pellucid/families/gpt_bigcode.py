@@ -24,7 +24,7 @@ WEIGHTS |= {f"transformer.{theirs}.{p}": f"{ours}.{p}" for p in ("weight", "bias
 WEIGHTS |= {f"transformer.h.{{i}}.attn.c_attn.{p}": to(*(f"blocks.{{i}}.attn.{x}.{p}" for x in "qkv"), stacked="by_kv_head")
             for p in ("weight", "bias")}
 WEIGHTS |= _buffers.MASKS
-GGUF = _gguf.Architecture(name="starcoder", tensors=gpt2.TENSORS, reads=gpt2.GGUF.reads, also=("attention.head_count_kv",),
+GGUF = _gguf.Architecture(name="starcoder", tensors=gpt2.GGUF.tensors, reads=gpt2.GGUF.reads, also=("attention.head_count_kv",),
                           derive=lambda facts, raw: {"multi_query": facts.take("attention.head_count_kv", raw["n_head"]) != raw["n_head"]})
 
 

@@ -1,7 +1,7 @@
 """GPT-NeoX and Pythia: parallel block with two norms; q, k and v stored head by head. https://arxiv.org/abs/2204.06745"""
-from pellucid.families import _buffers, _gguf, gpt2
+from pellucid.families import _buffers, _gguf, _gguf_derive
 from pellucid.families._config import Config
-from pellucid.families._gguf_tensors import without
+from pellucid.families._gguf_tensors import PLAIN
 from pellucid.spec import Attention, DecoderSpec, FeedForward, Layer, Norm
 from pellucid.weights.names import Rule, old, to
 
@@ -22,10 +22,10 @@ WEIGHTS |= {f"gpt_neox.layers.{{i}}.attention.query_key_value.{p}": to(*(f"block
             for p in ("weight", "bias")}
 WEIGHTS |= _buffers.MASKS | _buffers.ROTARY
 GGUF = _gguf.Architecture(
-    name="gptneox", tensors=without(gpt2.TENSORS, "position"), also=("rope.dimension_count",),
+    name="gptneox", tensors=PLAIN, also=("rope.dimension_count",),
     reads=_gguf.reads({"rope.freq_base": "rotary_emb_base", "use_parallel_residual": "use_parallel_residual"}, eps="layer_norm_eps",
                       less=("attention.head_count_kv", "attention.key_length")),
-    derive=lambda facts, raw: {"rotary_pct": _gguf.turning(facts, raw), "attention_bias": facts.has("blk.0.attn_qkv.bias")})
+    derive=lambda facts, raw: {"rotary_pct": _gguf_derive.turning(facts, raw), "attention_bias": facts.has("blk.0.attn_qkv.bias")})
 
 
 def spec(c: Config) -> DecoderSpec:

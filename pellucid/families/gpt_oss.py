@@ -1,5 +1,5 @@
 """gpt-oss: attention sinks, every other layer windowed, experts with biases and a clamped gate. https://arxiv.org/abs/2508.10925"""
-from pellucid.families import _gguf, _parts, llama
+from pellucid.families import _gguf, _gguf_derive, _parts, llama
 from pellucid.families._config import Config
 from pellucid.families._gguf_tensors import EXPERTS, MLP, TENSORS, block, without
 from pellucid.spec import DecoderSpec, Layer
@@ -20,7 +20,7 @@ GGUF = _gguf.Architecture(
     name="gpt-oss", tensors=without(TENSORS, *MLP, "ffn_norm") | EXPERTS | block({"post_attention_norm": "mlp_norm"}) | {
         "blk.{i}.attn_sinks.weight": "blocks.{i}.attn.sinks"},
     reads=_gguf.reads({"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok", "attention.sliding_window": "sliding_window"}),
-    present={"attention_bias": "blk.0.attn_q.bias"}, derive=_gguf.layer_types, many=("attention.sliding_window_pattern",),
+    present={"attention_bias": "blk.0.attn_q.bias"}, derive=_gguf_derive.layer_types, many=("attention.sliding_window_pattern",),
     yarn={"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}, also=("expert_feed_forward_length",))
 
 

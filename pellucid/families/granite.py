@@ -1,14 +1,12 @@
 """Granite 3: Llama with four fixed multipliers (muP). https://arxiv.org/abs/2408.13359"""
-from pellucid.families import _gguf, _parts
+from pellucid.families import _gguf, _gguf_derive, _parts
 from pellucid.families._config import Config
 from pellucid.families._gguf_tensors import PAIRED, TENSORS
 from pellucid.families.llama import WEIGHTS as WEIGHTS
 from pellucid.spec import DecoderSpec, Layer
 
-MULTIPLIERS = {"attention.scale": "attention_multiplier", "embedding_scale": "embedding_multiplier", "residual_scale": "residual_multiplier",
-               "logit_scale": "logits_scaling"}
-GGUF = _gguf.Architecture(name="granite", tensors=TENSORS | PAIRED, reads=_gguf.reads(MULTIPLIERS), of={"logit_scale": lambda s: 1 / s.logit_scale},
-                          derive=lambda facts, raw: {"attention_multiplier": raw.get("attention_multiplier", _gguf.d_head(raw) ** -0.5)},
+GGUF = _gguf.Architecture(name="granite", tensors=TENSORS | PAIRED, reads=_gguf.reads(_gguf.MULTIPLIERS), of={"logit_scale": lambda s: 1 / s.logit_scale},
+                          derive=lambda facts, raw: {"attention_multiplier": raw.get("attention_multiplier", _gguf_derive.d_head(raw) ** -0.5)},
                           present={"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_gate.bias"})
 
 

@@ -13,7 +13,7 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if ".mlp." no
 }
 GGUF = _gguf.Architecture(
     name="granitemoe", tensors=without(TENSORS | PAIRED, *MLP) | EXPERTS, of=granite.GGUF.of, derive=granite.GGUF.derive,
-    reads=_gguf.reads(granite.MULTIPLIERS | {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}),
+    reads=_gguf.reads(_gguf.MULTIPLIERS | {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}),
     present={"attention_bias": "blk.0.attn_q.bias"}, when=lambda facts: not facts.said.get("expert_shared_feed_forward_length"))
 
 

@@ -1,5 +1,5 @@
 """Nemotron-4 and Minitron: LayerNorm with gain (1 + w), squared ReLU, half of each head rotates. https://arxiv.org/abs/2402.16819"""
-from pellucid.families import _gguf, _parts, llama
+from pellucid.families import _gguf, _gguf_derive, _parts, llama
 from pellucid.families._config import Config
 from pellucid.families._gguf_tensors import FINAL_BIAS, TENSORS, raised, without
 from pellucid.spec import DecoderSpec, Layer, Norm
@@ -13,7 +13,7 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if "gate_proj
 GGUF = _gguf.Architecture(name="nemotron", tensors=raised(without(TENSORS, "ffn_gate") | FINAL_BIAS), reads=_gguf.reads(eps="norm_eps"),
                           present={"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_up.bias"}, also=("rope.dimension_count",),
                           of={"attention.layer_norm_rms_epsilon": lambda s: s.norm.eps},  # the converter writes it twice
-                          derive=lambda facts, raw: {"partial_rotary_factor": _gguf.turning(facts, raw)})
+                          derive=_gguf_derive.partial)
 
 
 def spec(c: Config) -> DecoderSpec:

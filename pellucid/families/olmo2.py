@@ -9,8 +9,8 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in qwen3.WEIGHTS.items() if "layernorm
     "model.layers.{i}.post_attention_layernorm.weight": "blocks.{i}.attn_out_norm.weight",
     "model.layers.{i}.post_feedforward_layernorm.weight": "blocks.{i}.mlp_out_norm.weight",
 }
-TENSORS = ENDS | ATTN | MLP | ALSO_QKV | QK_NORMS | OUT_NORMS
-GGUF = _gguf.Architecture(name="olmo2", tensors=TENSORS, when=lambda facts: not facts.said.get("attention.sliding_window"))
+GGUF = _gguf.Architecture(name="olmo2", tensors=ENDS | ATTN | MLP | ALSO_QKV | QK_NORMS | OUT_NORMS,
+                          when=lambda facts: not facts.said.get("attention.sliding_window"))
 
 
 def spec(c: Config) -> DecoderSpec:

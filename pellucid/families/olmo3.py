@@ -1,10 +1,11 @@
 """OLMo 3: OLMo 2 with three windowed layers per full one, and rope scaled in the full ones alone. https://arxiv.org/abs/2512.13961"""
-from pellucid.families import _gguf, _parts, olmo2
+from pellucid.families import _gguf, _gguf_derive, _parts, olmo2
 from pellucid.families._config import Config
 from pellucid.families.olmo2 import WEIGHTS as WEIGHTS
 from pellucid.spec import DecoderSpec, Layer, Norm
 
-GGUF = _gguf.Architecture(name="olmo2", tensors=olmo2.TENSORS, reads=_gguf.reads({"attention.sliding_window": "sliding_window"}), derive=_gguf.layer_types,
+GGUF = _gguf.Architecture(name="olmo2", tensors=olmo2.GGUF.tensors, reads=_gguf.reads({"attention.sliding_window": "sliding_window"}),
+                          derive=_gguf_derive.layer_types,
                           many=("attention.sliding_window_pattern",), also=("attention.sliding_window_pattern",),
                           when=lambda facts: bool(facts.said.get("attention.sliding_window")))
 

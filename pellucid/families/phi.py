@@ -1,5 +1,5 @@
 """Phi-1, 1.5 and 2: parallel block sharing one LayerNorm, biases everywhere, part of each head rotates. https://arxiv.org/abs/2309.05463"""
-from pellucid.families import _buffers, _gguf, _parts
+from pellucid.families import _buffers, _gguf, _gguf_derive, _parts
 from pellucid.families._config import Config
 from pellucid.families._gguf_tensors import FINAL_BIAS, TENSORS, without
 from pellucid.spec import DecoderSpec, Layer, Norm
@@ -19,7 +19,7 @@ WEIGHTS |= {f"{theirs}.{p}": f"{ours}.{p}" for p in ("weight", "bias") for their
 WEIGHTS |= _buffers.ROTARY
 GGUF = _gguf.Architecture(name="phi2", tensors=without(TENSORS, "ffn_norm", "ffn_gate") | FINAL_BIAS | {"output.bias": "unembed.bias"},
                           reads=_gguf.reads(eps="layer_norm_eps"), also=("rope.dimension_count",),
-                          derive=lambda facts, raw: {"partial_rotary_factor": _gguf.turning(facts, raw)})
+                          derive=_gguf_derive.partial)
 
 
 def spec(c: Config) -> DecoderSpec:

@@ -1,8 +1,6 @@
 """Phi-3 and Phi-4: Llama with q, k and v stored as one matrix, gate and up as another; longrope in the 128k ones. https://arxiv.org/abs/2404.14219"""
-from typing import Any
-
 from pellucid.errors import UnsupportedModel
-from pellucid.families import _gguf, _parts, llama
+from pellucid.families import _gguf, _gguf_derive, _parts, llama
 from pellucid.families._config import Config
 from pellucid.families._gguf_keys import KEYS, Free
 from pellucid.families._gguf_tensors import ATTN, ENDS, GATE_UP, NORMS, QKV, block
@@ -15,14 +13,10 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if not any(
     "model.layers.{i}.mlp.gate_up_proj.weight": to("blocks.{i}.mlp.gate.weight", "blocks.{i}.mlp.up.weight"),
 }
 
-
-def _rope(facts: _gguf.Facts, raw: dict[str, Any]) -> dict[str, Any]:
-    """Zero stands for no window; the length before stretching is that of every file."""
-    return {"sliding_window": raw.get("sliding_window") or None, "partial_rotary_factor": _gguf.turning(facts, raw),
-            "original_max_position_embeddings": facts.said.get("rope.scaling.original_context_length", raw["max_position_embeddings"])}
-
-
-GGUF = _gguf.Architecture(name="phi3", tensors=ENDS | NORMS | ATTN | QKV | GATE_UP | block({"ffn_down": "mlp.down"}), derive=_rope,
+GGUF = _gguf.Architecture(name="phi3", tensors=ENDS | NORMS | ATTN | QKV | GATE_UP | block({"ffn_down": "mlp.down"}),
+                          derive=lambda facts, raw: _gguf_derive.partial(facts, raw) | {
+                              "sliding_window": raw.get("sliding_window") or None,  # zero is written for none
+                              "original_max_position_embeddings": facts.said.get("rope.scaling.original_context_length", raw["max_position_embeddings"])},
                           reads=_gguf.reads({"attention.sliding_window": "sliding_window"}), also=("rope.dimension_count",),
                           of={"rope.scaling.original_context_length": lambda s: KEYS["rope.scaling.original_context_length"](s) or Free(s.n_ctx)})
 

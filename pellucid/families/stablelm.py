@@ -1,7 +1,5 @@
 """StableLM: LayerNorm, a quarter of each head rotates; the 12B runs both halves of a block at once. https://arxiv.org/abs/2402.17834"""
-from typing import Any
-
-from pellucid.families import _gguf, _parts, llama
+from pellucid.families import _gguf, _gguf_derive, _parts, llama
 from pellucid.families._config import Config
 from pellucid.families._gguf_tensors import FINAL_BIAS, TENSORS, block
 from pellucid.spec import DecoderSpec, Layer, Norm
@@ -15,14 +13,10 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if ".mlp." no
        to(f"blocks.{{i}}.attn.{x}_norm.weight", index=True) for x in "qk"},  # where qk_layernorm says so: the 12B
 }
 
-
-def _wiring(facts: _gguf.Facts, raw: dict[str, Any]) -> dict[str, Any]:
-    """llama.cpp's reading: without a norm before the feed-forward both halves read one. Its converter writes use_parallel_residual=true for all."""
-    return {"partial_rotary_factor": _gguf.turning(facts, raw), "use_parallel_residual": not facts.has("blk.0.ffn_norm.weight")}
-
-
 GGUF = _gguf.Architecture(name="stablelm", tensors=TENSORS | FINAL_BIAS | block({f"attn_{x}_norm": f"attn.{x}_norm" for x in "qk"}, "weight"),
-                          reads=_gguf.reads(eps="layer_norm_eps"), derive=_wiring, also=("rope.dimension_count", "use_parallel_residual"),
+                          reads=_gguf.reads(eps="layer_norm_eps"), derive=lambda facts, raw: _gguf_derive.partial(facts, raw) | {
+                              "use_parallel_residual": not facts.has("blk.0.ffn_norm.weight")},  # the converter's own key says true for all
+                          also=("rope.dimension_count", "use_parallel_residual"),
                           inert=("use_parallel_residual",),
                           present={"use_qkv_bias": "blk.0.attn_q.bias", "qk_layernorm": "blk.0.attn_q_norm.weight"})
 
