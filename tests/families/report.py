@@ -40,7 +40,7 @@ transformers lacks the family, the files carry the names its authors publish, an
 The columns:
 
 - **checkpoints**: what resolves to the family by its config.json. Real ones, read whole and of the published size: tests/configs
-  (of granitemoeshared none was found).
+  (of granitemoeshared and pangu_pro_moe none was found).
 - **logit error**: the worst difference to the judge's logits (transformers' in float32) over all positions, cases and backends ({backends}), relative to the
   largest logit. The tests allow {tolerance:.0e}. Lengths go past the window and past rope's original context.
 - **cached**: the same, of decoding in chunks and then token by token against one full pass.
