@@ -30,9 +30,13 @@ def load_tokenizer(path: str | os.PathLike[str], *, pattern: str | None = None) 
 
     pattern, and what is raised: see tokenizer.load.load_tokenizer; ModelNotFound also for a repository that is not on this disk.
     """
-    from pellucid.tokenizer import load_tokenizer
+    from pellucid.tokenizer import load_tokenizer, tokenizer_of_gguf
+    from pellucid.weights.gguf import open_gguf
     from pellucid.weights.hub_cache import resolve
-    return load_tokenizer(resolve(path), pattern=pattern)
+    found = resolve(path)
+    if found.suffix == ".gguf" and found.is_file():
+        return tokenizer_of_gguf(open_gguf(found).metadata, str(found), pattern=pattern)
+    return load_tokenizer(found, pattern=pattern)
 
 
 def __getattr__(name: str) -> Any:

@@ -24,18 +24,19 @@ from pellucid.engine.saved import Saved, load_prefix, save_prefix
 from pellucid.engine.score import Score
 from pellucid.engine.sequence import alike
 from pellucid.engine.speculate import PromptLookup, Proposer
-from pellucid.errors import BadConfig, BadRequest, BadTokenizer, EmptyPrompt, PromptTooLong, UnsupportedModel
+from pellucid.errors import BadConfig, BadRequest, EmptyPrompt, PromptTooLong, UnsupportedModel
+from pellucid.families._tokenizer import checkpoint_tokenizer, no_tokenizer
 from pellucid.model.decoder import Decoder
 from pellucid.model.load import check_vocabulary as check_tokenizer
 from pellucid.model.load import load_decoder
 from pellucid.model.report import LoadReport
 from pellucid.records import Input, Record, input_file, sha256_of_text
 from pellucid.spec import DecoderSpec
-from pellucid.tokenizer import Tokenizer, load_tokenizer
+from pellucid.tokenizer import Tokenizer
 from pellucid.tokenizer.template import ChatTemplate, chat_ids, choose
 from pellucid.weights.checkpoint import Checkpoint, open_checkpoint
 from pellucid.weights.hub import resolve
-from pellucid.weights.inputs import TOKENIZER_FILES, has_tokenizer, input_files
+from pellucid.weights.inputs import input_files
 
 THINKING_MARKS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))  # Qwen, DeepSeek and most others; Magistral
 PROMPT_END = 32  # tokens of a prompt that are looked at for an opened thinking mark: the mark and white space, spelled out at worst
@@ -75,11 +76,8 @@ class Model:
     @property
     def tokenizer(self) -> Tokenizer:
         """Raises BadTokenizer where the model came without one."""
-        if self._tokenizer is None and self.checkpoint.format == "gguf":
-            raise BadTokenizer(f"{self.checkpoint.name!r} is a GGUF model, whose tokenizer this version does not read. It takes token ids: model.logits(ids)")
         if self._tokenizer is None:
-            raise BadTokenizer(f"{self.checkpoint.name!r} has no tokenizer files in {self.checkpoint.folder}: looked for {', '.join(TOKENIZER_FILES)}. "
-                               f"Without one it takes token ids only: model.logits(ids)")
+            raise no_tokenizer(self.checkpoint)
         return self._tokenizer
 
     def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Completion:
@@ -236,8 +234,8 @@ class Model:
         return {role: input_file(path) for role, path in files.items()}
 
     def stop_ids(self) -> frozenset[int]:
-        """The ids that end an answer: all that generation_config.json, config.json and the tokenizer name."""
-        from_tokenizer = {self._tokenizer.eos_id} if self._tokenizer is not None else set()
+        """The ids that end an answer: all that generation_config.json, config.json, a GGUF file's metadata and the tokenizer name."""
+        from_tokenizer = {self._tokenizer.eos_id, *self._tokenizer.end_ids} if self._tokenizer is not None else set()
         return frozenset(i for i in {*self.checkpoint.eos_ids, *from_tokenizer} if i is not None)
 
     def _several(self, prompts: Sequence[Any], options: Mapping[str, Any], stream: Callable[..., Stream]) -> list[Completion]:
@@ -314,11 +312,11 @@ def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "au
     checkpoint = open_checkpoint(found)
     decoder, report = load_decoder(checkpoint, device=device, dtype=dtype, accept_unread=settings["accept_unread"], ops=ops, deterministic=deterministic)
     if wrong := [i for i in checkpoint.eos_ids if i >= decoder.spec.n_vocab]:
+        stated = "generation_config.json or config.json, whichever states it" if checkpoint.gguf is None else "the metadata (gguf-set-metadata)"
         raise BadConfig(f"{checkpoint.name!r} has eos_token_id {wrong[0]:,}, and its vocabulary has {decoder.spec.n_vocab:,} ids, so that nothing would "
-                        f"end an answer there. Mend it in generation_config.json or config.json, whichever states it.")
-    tokenizer = None
-    if checkpoint.format != "gguf" and has_tokenizer(checkpoint.folder):
-        tokenizer = load_tokenizer(checkpoint.folder)
+                        f"end an answer there. Mend it in {stated}.")
+    tokenizer = checkpoint_tokenizer(checkpoint)
+    if tokenizer is not None:
         check_tokenizer(decoder.spec, tokenizer.n_vocab)
     model = Model(decoder, report, checkpoint, tokenizer, settings=settings)
     if draft is not None:

@@ -49,7 +49,8 @@ def command(
     """Talk with a model. Enter sends, Esc-Enter or a trailing backslash begins a new line, /help lists what else there is.
 
     Where stdin is a pipe each of its lines is one message. Answers go to stdout, everything else to stderr; with --json each answer is
-    one object on a line. Sampling follows the model's generation_config.json where it recommends any and no option says otherwise.
+    one object on a line. Sampling follows the model's generation_config.json, or a GGUF file's metadata, where it recommends any and no option says
+    otherwise.
 
     \b
     pellucid chat
@@ -64,7 +65,8 @@ def command(
                           threads=threads, chat_template=chat_template, cache_bytes=cache_bytes, cache_dtype=cache_dtype, draft=draft)
     advised = {name: value for name, value in recommended(loaded.checkpoint.generation).items() if name not in asked}
     if advised and not quiet:
-        note(f"sampling  {', '.join(f'{name} {value}' for name, value in advised.items())}, as generation_config.json recommends")
+        by = "generation_config.json" if loaded.checkpoint.gguf is None else "its metadata"
+        note(f"sampling  {', '.join(f'{name} {value}' for name, value in advised.items())}, as {by} recommends")
     options = {**advised, **asked}
     conversation = Conversation(loaded, options, system=system, template_args=arguments, seed=seed, show_thinking=think)
     # Computes nothing: a model that cannot chat says so now, and not after the first question.

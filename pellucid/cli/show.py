@@ -43,7 +43,7 @@ def command(
     """
     path = resolve(model)
     if template or chat_template:
-        return _show_template(path if path.is_dir() else path.parent, model, chat_template, json)
+        return _show_template(path, model, chat_template, json)
     checkpoint = open_checkpoint(path)
     described = describe_checkpoint(checkpoint, accept_unread or ())
     facts = _facts(model, checkpoint, described)
@@ -51,10 +51,10 @@ def command(
         emit(facts)
     else:
         _print(facts, described.spec)
-    if checkpoint.format == "gguf":  # by token ids only, as yet
+    if facts["tokenizer"] is None:  # by token ids only
         return None
     named = [model] if model != o.SHIPPED else []
-    next_step("pellucid", *(["chat", *named] if (facts["tokenizer"] or {}).get("chat_template") else ["run", *named, "-p", "Once upon a time"]))
+    next_step("pellucid", *(["chat", *named] if facts["tokenizer"].get("chat_template") else ["run", *named, "-p", "Once upon a time"]))
     return None
 
 
@@ -83,32 +83,34 @@ def _facts(model: str, checkpoint: Checkpoint, described: Description) -> dict[s
         "n_parameters": cost.parameters(spec), "n_active_parameters": cost.active_parameters(spec), "dtype": dtype, "stored_bytes": dict(stored),
         "format": checkpoint.format, "n_bytes": checkpoint.n_bytes, "cache_bytes_per_token": cost.cache_bytes_per_token(spec, bytes_per_number),
         "license": card.license_shown, "license_source": card.source, "base_models": list(card.base_models), "eos_ids": list(checkpoint.eos_ids),
-        "tokenizer": None if checkpoint.format == "gguf" else _tokenizer(checkpoint.folder), "left_out": dict(left_out),
+        "tokenizer": _tokenizer(checkpoint), "left_out": dict(left_out),
         "unknown_tensors": unknown, "accepted_unread": list(described.accepted),
         "notes": [*described.notes, *checkpoint.notes, *card.notes], "files": sizes, "sha256": {name: sha256_of(path) for name, path in files.items()},
         "spec": dataclasses.asdict(spec)}
 
 
-def _tokenizer(folder: Path) -> dict[str, Any] | None:
-    """What the tokenizer files make; None where there are none, the error's words where they make nothing."""
-    if not has_tokenizer(folder):
-        return None
-    from pellucid.tokenizer import load_tokenizer
+def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """What the tokenizer files make, or a GGUF file's metadata; None where there are none, the error's words where they make nothing."""
+    from pellucid.families._tokenizer import checkpoint_tokenizer
     try:
-        tokenizer = load_tokenizer(folder)
+        tokenizer = checkpoint_tokenizer(checkpoint)
     except PellucidError as error:
         return {"error": str(error)}
+    if tokenizer is None:
+        return None
     named = {name: None if i is None else {"id": i, "token": tokenizer.token_of(i)} for name, i in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id))}
     return {"n_vocab": tokenizer.n_vocab, **named, "adds_bos": tokenizer.adds_bos, "n_special": len(tokenizer.special_ids),
             "chat_template": tokenizer.chat_template is not None}
 
 
-def _show_template(folder: Path, model: str, chat_template: str | None, json: bool) -> None:
-    if not has_tokenizer(folder):
+def _show_template(path: Path, model: str, chat_template: str | None, json: bool) -> None:
+    folder = path if path.is_dir() else path.parent
+    in_file = path.suffix == ".gguf" and path.is_file()
+    if not in_file and not has_tokenizer(folder):
         raise BadTokenizer(f"{model!r} has no tokenizer files in {folder}, so no chat template either: looked for {', '.join(TOKENIZER_FILES)}")
-    from pellucid.tokenizer import load_tokenizer
+    from pellucid import load_tokenizer
     from pellucid.tokenizer.template import example
-    rendered = example(load_tokenizer(folder), chat_template)
+    rendered = example(load_tokenizer(path if in_file else folder), chat_template)
     if json:
         emit({"model": model, "example": rendered})
     else:

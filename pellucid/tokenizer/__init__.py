@@ -5,7 +5,8 @@
     tokenizer.decode(ids)
 """
 from pellucid.tokenizer.decode import TextStream
+from pellucid.tokenizer.gguf import tokenizer_of_gguf
 from pellucid.tokenizer.load import load_tokenizer
 from pellucid.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["TextStream", "Tokenizer", "load_tokenizer"]
+__all__ = ["TextStream", "Tokenizer", "load_tokenizer", "tokenizer_of_gguf"]

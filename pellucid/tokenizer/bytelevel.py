@@ -45,16 +45,17 @@ def to_bytes(token: str) -> bytes:
         return token.encode()
 
 
-def build(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], pattern: str, *, whole_words_first: bool = False,
+def build(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], pattern: str | Sequence[str], *, whole_words_first: bool = False,
           add_prefix_space: bool = False, normalize_nfc: bool = False, where: str) -> tokenizers.Tokenizer:
     """A byte-level BPE tokenizer from its parts.
 
+    pattern: how text is split; of several, each splits the pieces the last one left.
     whole_words_first: a word of the vocabulary is one token even where no merge leads to it, as tiktoken does.
     Raises BadTokenizer for a pattern that does not compile and for merges that the vocabulary does not hold.
     """
     try:
         model = models.BPE(dict(vocab), list(merges), ignore_merges=whole_words_first)
-        split = pre_tokenizers.Split(Regex(anchored(pattern)), behavior="isolated")
+        splits = [pre_tokenizers.Split(Regex(anchored(each)), behavior="isolated") for each in ([pattern] if isinstance(pattern, str) else pattern)]
     except Exception as error:  # the tokenizers library raises plain Exception
         what = "split pattern does not compile" if "Oniguruma" in str(error) else "vocabulary and merges contradict each other"
         raise BadTokenizer(f"{where}: its {what}: {error}. Is the file whole?") from None
@@ -67,7 +68,7 @@ def build(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], pattern: 
     if add_prefix_space:  # the space must be there before the split, so the library's own GPT-2 split does both
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True)
     else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 

@@ -17,7 +17,7 @@ from pellucid.errors import BadTokenizer, ModelNotFound
 from pellucid.tokenizer import bytelevel, ranks, sentencepiece
 from pellucid.tokenizer.decode import Words, words_of_decoder, words_of_sentencepiece
 from pellucid.tokenizer.encode import Encoder, Library, PieceEncoder, Token, special_in
-from pellucid.tokenizer.facts import ROLES, Facts, read_facts
+from pellucid.tokenizer.facts import Facts, read_facts
 from pellucid.tokenizer.template import ChatTemplate
 from pellucid.tokenizer.tokenizer import Tokenizer
 
@@ -55,6 +55,8 @@ def _file_of(given: Path) -> Path:
         raise ModelNotFound(f"no such file or folder: {given}. Expected a model's folder, or a tokenizer file ({', '.join(FILES)}, "
                             f"*.tiktoken).")
     if given.is_file():
+        if given.suffix == ".gguf":
+            raise BadTokenizer(f"{given} is a GGUF file: pellucid.load_tokenizer reads it, and tokenizer_of_gguf its metadata.")
         if given.suffix not in (".json", ".model", ".tiktoken"):
             raise BadTokenizer(f"{given} is not a tokenizer file known here ({', '.join(FILES)}, *.tiktoken). Is there one beside it?")
         return given
@@ -81,7 +83,7 @@ def _tokenizer_json(file: Path, facts: Facts, where: str) -> Tokenizer:
     facts = _with_roles(facts, **_special_by_config_ids(facts, library))
     encoder = Library(library, facts.tokens, _ends(facts), where)
     prefix, suffix = _ends_of_post_processor(encoder.post_processor_json, where)
-    return _finished(encoder, _words(encoder, where), facts, prefix=prefix, suffix=suffix, where=where)
+    return finished(encoder, words_of_library(encoder, where), facts, prefix=prefix, suffix=suffix, where=where)
 
 
 def _vocab_and_merges(file: Path, facts: Facts, pattern: str | None, where: str) -> Tokenizer:
@@ -97,7 +99,7 @@ def _vocab_and_merges(file: Path, facts: Facts, pattern: str | None, where: str)
         facts = _with_roles(facts, bos_token=default, eos_token=default)
         tokens.append(Token(text=default))
     encoder = Library(library, tokens, _ends(facts), where)
-    return _finished(encoder, _words(encoder, where), facts, where=where, pattern=pattern)
+    return finished(encoder, words_of_library(encoder, where), facts, where=where, pattern=pattern)
 
 
 def _ranks(file: Path, facts: Facts, pattern: str | None, where: str) -> Tokenizer:
@@ -112,7 +114,7 @@ def _ranks(file: Path, facts: Facts, pattern: str | None, where: str) -> Tokeniz
         facts = _with_roles(facts, bos_token=found.bos, eos_token=found.eos)
     encoder = Library(library, tokens, _ends(facts), where)
     prefix = ["bos_token"] if found and found.adds_bos else []
-    return _finished(encoder, _words(encoder, where), facts, prefix=prefix, where=where, pattern=pattern)
+    return finished(encoder, words_of_library(encoder, where), facts, prefix=prefix, where=where, pattern=pattern)
 
 
 def _tekken(file: Path, facts: Facts, where: str) -> Tokenizer:
@@ -121,7 +123,7 @@ def _tekken(file: Path, facts: Facts, where: str) -> Tokenizer:
     tokens = [*(Token(text=text, id=i) for i, text in special.items()), *(t for t in facts.tokens if t.text not in texts)]
     facts = _with_roles(facts, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
     encoder = Library(library, tokens, frozenset(("<s>", "</s>")), where)
-    return _finished(encoder, _words(encoder, where), facts, prefix=["bos_token"], where=where)
+    return finished(encoder, words_of_library(encoder, where), facts, prefix=["bos_token"], where=where)
 
 
 def _sentencepiece(file: Path, facts: Facts, where: str) -> Tokenizer:
@@ -134,7 +136,7 @@ def _sentencepiece(file: Path, facts: Facts, where: str) -> Tokenizer:
     encoder = PieceEncoder(sentencepiece.Pieces(model), facts.tokens, segments=segments)
     # The file does not say whether texts begin with BOS; Llama, Mistral and Gemma, whose files these are, all want it.
     prefix = ["bos_token"] if "bos_token" in names else []
-    return _finished(encoder, words_of_sentencepiece(model, encoder.renamed), facts, prefix=prefix, where=where)
+    return finished(encoder, words_of_sentencepiece(model, encoder.renamed), facts, prefix=prefix, where=where)
 
 
 def _with_roles(facts: Facts, **names: str | None) -> Facts:
@@ -154,7 +156,7 @@ def _ends(facts: Facts) -> frozenset[str]:
     return frozenset(text for role in ("bos_token", "eos_token") if (text := facts.roles.get(role)))
 
 
-def _words(encoder: Library, where: str) -> Words:
+def words_of_library(encoder: Library, where: str) -> Words:
     byte_level = '"type":"ByteLevel"' in (encoder.decoder_json or "")  # its alphabet is for the vocabulary, not for added tokens
     verbatim = {t.id: t.text for t in encoder.added.values() if t.id is not None and (t.special or byte_level)}
     return words_of_decoder(encoder.decoder_json, encoder.token_of, verbatim, where)
@@ -185,7 +187,7 @@ def _ends_of_post_processor(raw: str | None, where: str) -> tuple[list[str], lis
     return before, after
 
 
-def _finished(encoder: Library | PieceEncoder, words: Words, facts: Facts, *, where: str, prefix: Iterable[str] = (),
+def finished(encoder: Library | PieceEncoder, words: Words, facts: Facts, *, where: str, prefix: Iterable[str] = (),
               suffix: Iterable[str] = (), pattern: str | None = None) -> Tokenizer:
     """The tokenizer, with BOS and EOS settled: tokenizer_config.json first, then the vocabulary's own files."""
     before, after = ([facts.roles.get(t) or t for t in side] for side in (prefix, suffix))
@@ -198,7 +200,7 @@ def _finished(encoder: Library | PieceEncoder, words: Words, facts: Facts, *, wh
     if not (before or after) and (facts.add_bos is not None or facts.add_eos is not None):
         before = _wanted("bos_token", roles.get("bos_token"), facts.add_bos, where)
         after = _wanted("eos_token", roles.get("eos_token"), facts.add_eos, where)
-    names = {role: text for role in ROLES if (text := roles.get(role)) is not None}
+    names = {role: text for role, text in roles.items() if text is not None}
     templates = {name: ChatTemplate(source, name=name, special_tokens=names) for name, source in facts.templates.items()}
     prefix_ids, suffix_ids = (tuple(i for t in side if (i := _id(encoder, t, "post_processor", where)) is not None)
                               for side in (before, after))

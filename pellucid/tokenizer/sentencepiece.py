@@ -175,10 +175,12 @@ class Pieces:
 
     def _build_bpe(self) -> tokenizers.Tokenizer:
         pieces, fallback = self.model.pieces, self.model.byte_fallback
-        if unused := sum(p.kind is Kind.UNUSED for p in pieces):
-            raise BadTokenizer(f"{self.model.where} is a BPE model with {unused} unused pieces, which is not implemented. Is there a "
-                               f"tokenizer.json?")
         vocab = {p.text: i for i, p in enumerate(pieces) if p.kind in (Kind.NORMAL, Kind.USER_DEFINED)}
+        unused = {p.text for p in pieces if p.kind is Kind.UNUSED}
+        parts = unused.union(vocab, "".join(vocab))
+        if joined := [text for text in unused if len(text) == 1 or any(text[:cut] in parts and text[cut:] in parts for cut in range(1, len(text)))]:
+            raise BadTokenizer(f"{self.model.where} is a BPE model with {len(joined)} unused pieces that text may come by, first: {min(joined)!r}, "
+                               f"which is not implemented. Is there a tokenizer.json?")
         # SentencePiece joins two symbols when their joining is a piece, pieces themselves or not: Gemma has "\t\t" and no "\t".
         # What is missing in between gets an id past the end, which becomes bytes or unknown again after encoding.
         for char in sorted(set("".join(vocab)) - set(vocab)):

@@ -19,6 +19,7 @@ class Tokenizer:
     n_vocab:        highest id + 1; an embedding may have more rows, never fewer.
     special_ids:    ids that plain text never becomes. The token for unknown text is not one of them: unknown characters become it.
     hidden_ids:     ids that decoding leaves out unless asked: the special ones, and the token for unknown text where a file calls it so.
+    end_ids:        ids that end an answer, where the file itself tells; eos_id is one more.
     special_tokens: "bos_token" -> its text and so on, as chat templates see them.
     chat_templates: by name; "default" is the one that is used unless another is asked for.
     """
@@ -34,6 +35,7 @@ class Tokenizer:
     suffix: tuple[int, ...]
     special_tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
     chat_templates: Mapping[str, ChatTemplate] = field(default_factory=dict, repr=False)
+    end_ids: frozenset[int] = field(default=frozenset(), repr=False)
     pattern: str | None = field(default=None, repr=False)
 
     @property
@@ -126,7 +128,7 @@ class Tokenizer:
 
 
 def _reload(source: str, pattern: str | None) -> Tokenizer:
-    from pellucid.tokenizer.load import load_tokenizer  # it imports this file
+    from pellucid import load_tokenizer  # the front door, which also reads GGUF files
 
     return load_tokenizer(source, pattern=pattern)
 

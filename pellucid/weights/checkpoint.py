@@ -37,6 +37,9 @@ Format = Literal["safetensors", "pickle", "gguf"]
 CONFIG, GENERATION = "config.json", "generation_config.json"
 LOOKED_FOR = "model.safetensors, model.safetensors.index.json, pytorch_model.bin, pytorch_model.bin.index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.safetensors")
+# Recommended sampling, by its names after SAMPLING and in generation_config.json. gguf-py/gguf/metadata.py of llama.cpp at 0c1e57098
+SAMPLING = "general.sampling."
+_SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
 _ORIGINAL = re.compile(r"consolidated[.\w-]*\.(safetensors|pth|pt)")  # Meta's and Mistral's own format, beside the one that is read
 
 
@@ -256,8 +259,26 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 def _gguf(path: Path, name: str) -> Checkpoint:
     model = open_gguf(path)
     ends = [model.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
-    return Checkpoint(name=name, folder=path.parent, format="gguf", files=tuple(File(file.name, file.stat().st_size) for file in model.files), index=None,
-                      config={}, generation={"eos_token_id": list(dict.fromkeys(i for i in ends if i is not None))}, gguf=model)
+    sampling, notes = _recommended(name, model)
+    return Checkpoint(name=name, folder=path.parent, format="gguf", files=tuple(File(file.name, file.stat().st_size) for file in model.files),
+                      index=None, config={}, generation={"eos_token_id": list(dict.fromkeys(i for i in ends if i is not None)), **sampling},
+                      notes=notes, gguf=model)
+
+
+def _recommended(name: str, model: Gguf) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The sampling a GGUF file recommends, as generation_config.json would, and what to say of what there is not here."""
+    out: dict[str, Any] = {}
+    notes = []
+    for key, value in model.metadata.items():
+        if not key.startswith(SAMPLING):
+            continue
+        if (ours := _SAMPLING.get(key.removeprefix(SAMPLING))) is None:
+            notes += [f"{key}={value!r:.40} is recommended, and not followed: there is no such sampling here"] if value else []
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            raise BadConfig(f"{name}: {key} is {value!r:.60}, and a number was expected. Is the file whole?")
+        else:
+            out[ours] = float(f"{value:.7g}") if isinstance(value, float) else value  # as it was before float32 kept it
+    return {**out, "do_sample": out.get("temperature", 1) > 0} if out else {}, tuple(notes)
 
 
 def _not_found(path: Path) -> ModelNotFound:

@@ -56,6 +56,7 @@ _GONE = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 3
 
 _CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # of metadata, as `struct` spells them
 _BOOL, _TEXT, _ARRAY = 7, 8, 9
+_LENGTH = struct.Struct("<Q")
 _KINDS = {0: "uint8", 1: "int8", 2: "uint16", 3: "int16", 4: "uint32", 5: "int32", 6: "float32", 7: "bool", 8: "string", 9: "array",
           10: "uint64", 11: "int64", 12: "float64"}
 
@@ -321,7 +322,7 @@ class _Cursor:
         """The array that starts here."""
         kind, n = self.number("I", key), self.number("Q", key)
         if kind == _TEXT:
-            return [self.text(key) for _ in range(n)]
+            return self._texts(key, n)
         return [self.items(key) for _ in range(n)] if kind == _ARRAY else list(self._numbers(key, kind, n))
 
     def _numbers(self, key: str, kind: int, n: int) -> tuple[Any, ...]:
@@ -344,10 +345,31 @@ class _Cursor:
         elif n * (8 if kind == _TEXT else 12) > len(self.data) - self.at:
             raise BadHeader(f"{self.file}: {key:.100} says that it has {n:,} items, and {len(self.data) - self.at:,} bytes are left of the file. "
                             f"Is it whole?")
+        elif kind == _TEXT:
+            self._ends(key, n)
         else:
             for _ in range(n):
-                if kind == _TEXT:
-                    self.take(self.number("Q", key), key)
-                else:
-                    self._skip(key, depth + 1)
+                self._skip(key, depth + 1)
         return kind, n
+
+    def _ends(self, key: str, n: int) -> list[int]:
+        """Moves over n texts; where each of them ends. A loop of its own: vocabularies have hundreds of thousands."""
+        out, at, size, length = [], self.at, len(self.data), _LENGTH.unpack_from
+        for _ in range(n):
+            if at + 8 > size or (end := at + 8 + length(self.data, at)[0]) > size:
+                self.at = at
+                self.take(self.number("Q", key), key)  # raises
+            out.append(end)
+            at = end
+        self.at = at
+        return out
+
+    def _texts(self, key: str, n: int) -> list[str]:
+        start = self.at
+        ends = self._ends(key, n)
+        starts = [start + 8, *(end + 8 for end in ends[:-1])]
+        try:
+            return [self.data[a:b].decode() for a, b in zip(starts, ends, strict=n > 0)]
+        except UnicodeDecodeError:
+            self.at = start
+            return [self.text(key) for _ in range(n)]  # raises, and says where
