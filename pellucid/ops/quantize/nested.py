@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from pellucid.ops.quantize.search import Best, Levels, beside, fit_line, fit_scale, inverse, lost, stored
+from pellucid.ops.quantize.search import Best, Levels, beside, fit_line, fit_scale, inverse, lost, stored, whole
 
 _AROUND = (0, -1, 1)
 _AROUND_LINE = ((0, 0), (-1, -1), (1, 1), (-1, 0), (1, 0), (0, -1), (0, 1))  # a scale and its minimum mostly grow together
@@ -39,7 +39,7 @@ def fit_scales(x: Tensor, w: Tensor, levels: Levels, starts: Iterable[float], lo
         found = round_of(unit, scale)
         best.hear(found.lost, *found.facts)
     unit, scale, level = best.facts
-    return unit, scale, level
+    return *whole(x, w, unit * scale * level, unit), scale, level  # type: ignore[return-value]
 
 
 def fit_lines(x: Tensor, w: Tensor, top: int, cuts: Sequence[tuple[float, float]], limit: int, n_rounds: int = 2) -> tuple[Tensor, ...]:
@@ -64,7 +64,8 @@ def fit_lines(x: Tensor, w: Tensor, top: int, cuts: Sequence[tuple[float, float]
         _, _, scale, least, q = best.facts
         found = round_of(*_units(x, w, sw, sx, scale * q, least), scale, least)
         best.hear(found.lost, *found.facts)
-    return best.facts
+    unit, unit_m, scale, least, q = best.facts
+    return *whole(x, w, unit * scale * q - unit_m * least, unit, unit_m), scale, least, q
 
 
 def _units(x: Tensor, w: Tensor, sw: Tensor, sx: Tensor, v: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pellucid.ops.bits import as_bits, as_half, as_planes
 from pellucid.ops.codebooks import IQ4
 from pellucid.ops.quantize.nested import fit_lines, fit_scales
-from pellucid.ops.quantize.search import Best, book, even, fit_line, fit_scale, inverse, lost, settle, stored
+from pellucid.ops.quantize.search import Best, book, even, fit_line, fit_scale, inverse, lost, settle, stored, whole
 from pellucid.ops.unpack import E2M1
 
 Pack = Callable[[Tensor, Tensor], Tensor]
@@ -42,7 +42,7 @@ def _scaled(low: int, high: int, starts: list[float], lay: Callable[[Tensor], li
 
     def pack(x: Tensor, w: Tensor) -> Tensor:
         d, level = settle(x, w, levels, fit_scale(x, w, levels, starts))
-        return torch.cat([as_half(d), *lay(level)], -1)
+        return torch.cat([as_half(*whole(x, w, d * level, d)), *lay(level)], -1)
     return pack
 
 
@@ -50,7 +50,9 @@ def _lined(top: int, lay: Callable[[Tensor], list[Tensor]]) -> Pack:
     """A float16 scale and a float16 minimum."""
     def pack(x: Tensor, w: Tensor) -> Tensor:
         d, m = (stored(found) for found in fit_line(x, w, top, _CUTS, n_follow=2, free=True))
-        return torch.cat([as_half(d), as_half(-m), *lay((x + m).mul_(inverse(d)).round_().clamp_(0, top))], -1)
+        q = (x + m).mul_(inverse(d)).round_().clamp_(0, top)
+        d, m = whole(x, w, d * q - m, d, m)
+        return torch.cat([as_half(d), as_half(-m), *lay(q)], -1)
     return pack
 
 
@@ -98,7 +100,7 @@ def _q6_k(x: Tensor, w: Tensor) -> Tensor:
 
 def _iq4_nl(x: Tensor, w: Tensor) -> Tensor:
     d, level = settle(x, w, _NEAREST_UNEVEN, fit_scale(x, w, _NEAREST_UNEVEN, _UNEVEN))
-    return torch.cat([as_half(d), *_nibbles(_codes(IQ4, level))], -1)
+    return torch.cat([as_half(*whole(x, w, d * level, d)), *_nibbles(_codes(IQ4, level))], -1)
 
 
 def _iq4_xs(x: Tensor, w: Tensor) -> Tensor:
