@@ -21,6 +21,7 @@ COMMANDS = {
     "pull": ("pellucid.cli.pull", "download a model: pinned, resumed, verified"),
     "models": ("pellucid.cli.models", "the models on this disk"),
     "rm": ("pellucid.cli.rm", "delete a downloaded model"),
+    "convert": ("pellucid.cli.convert", "safetensors <-> GGUF, quantized if wanted"),
     "replay": ("pellucid.cli.replay", "run a record again and say whether the output is the same"),
 }
 

@@ -77,7 +77,7 @@ def read_schema(file: Path | None) -> str | None:
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
-def n_bytes(text: str | None) -> int | None:
+def n_bytes(text: str | None, option: str = "--cache") -> int | None:
     """A size such as 4GB, 1.5 GiB or 300000000 in bytes. Raises BadRequest for what is none."""
     if text is None:
         return None
@@ -85,7 +85,7 @@ def n_bytes(text: str | None) -> int | None:
     unit = found[2].upper() if found else ""
     unit += "B" if unit and unit != "B" and not unit.endswith("B") else ""
     if found is None or unit not in _UNITS or not float(found[1]):
-        raise BadRequest(f"--cache {text!r} is not a size, such as 512MB or 4GB", field="cache")
+        raise BadRequest(f"{option} {text!r} is not a size, such as 512MB or 4GB", field=option.removeprefix("--").replace("-", "_"))
     return int(float(found[1]) * _UNITS[unit])
 
 

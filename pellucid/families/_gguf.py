@@ -42,7 +42,7 @@ _NEEDED = ("context_length", "embedding_length", "block_count", "feed_forward_le
 _COUNTS = (*_NEEDED[:5], "attention.head_count_kv", "attention.key_length", "attention.value_length")
 THETA = 10_000.0  # where a file does not say: load_hparams of llama.cpp, and head_count_kv is head_count
 # Keys of every architecture that say what the file is, how it was made, how to split and join text, or how to sample.
-INERT = ("general.", "tokenizer.", "split.", "quantize.", "mradermacher.")
+INERT = ("general.", "tokenizer.", "split.", "quantize.", "mradermacher.", "pellucid.")
 CORRECTED = EXPERTS | {
     "expert_count": "n_routed_experts", "expert_shared_count": "n_shared_experts", "expert_weights_scale": "routed_scaling_factor",
     "expert_weights_norm": "norm_topk_prob", "leading_dense_block_count": "first_k_dense_replace", "expert_group_count": "n_group",

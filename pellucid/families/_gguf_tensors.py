@@ -39,8 +39,8 @@ MLP = block({f"ffn_{x}": f"mlp.{x}" for x in ("gate", "up", "down")})
 QK_NORMS = block({f"attn_{x}_norm": f"attn.{x}_norm" for x in "qk"})
 OUT_NORMS = block({"post_attention_norm": "attn_out_norm", "post_ffw_norm": "mlp_out_norm"})
 # q, k and v as one, where the converter was asked for it (--fuse-qkv), and in the architectures whose files always have it so.
-QKV = fused("attn_qkv", "attn.q", "attn.k", "attn.v")
-ALSO_QKV = {name: old(rule) for name, rule in QKV.items()}
+ALSO_QKV = {name: old(rule) for name, rule in fused("attn_qkv", "attn.q", "attn.k", "attn.v").items()}
+QKV = {name: old(ATTN[name]) for name in ATTN if "output" not in name} | fused("attn_qkv", "attn.q", "attn.k", "attn.v")
 GATE_UP = fused("ffn_up", "mlp.gate", "mlp.up")
 
 TENSORS: dict[str, Rule] = ENDS | NORMS | ATTN | MLP | ALSO_QKV

@@ -39,7 +39,10 @@ def metadata(spec: DecoderSpec, shapes: Mapping[str, tuple[int, ...]], numbers: 
     """
     architecture, written = architecture_of(spec), as_written(spec)
     out: dict[str, Any] = {"general.architecture": architecture.name}
-    for key in dict.fromkeys((*architecture.reads, *_SCALING, *architecture.also)):
+    keys = dict.fromkeys((*architecture.reads, *_SCALING, *architecture.also))
+    if "attention.key_length" in keys:  # llama.cpp takes either one that is absent for the share of a head
+        keys["attention.value_length"] = None
+    for key in keys:
         value = (architecture.of.get(key) or KEYS[key])(written)
         value = value.value if isinstance(value, Free) else value
         if value is not None:

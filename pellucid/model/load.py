@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from pellucid import cost
-from pellucid.errors import BadCheckpoint, BadConfig, BadRequest, BadTokenizer, UnsupportedModel
+from pellucid.errors import BadConfig, BadRequest, BadTokenizer, UnsupportedModel
 from pellucid.families._describe import Description, describe_checkpoint
 from pellucid.model.decoder import Decoder, kept_in
 from pellucid.model.memory import available_bytes, check_memory, keep_freed_memory, room_to_copy
+from pellucid.model.on_demand import assembled
 from pellucid.model.parts import Embed, Project, hold
 from pellucid.model.report import LoadReport
 from pellucid.ops.choose import choose
 from pellucid.ops.interface import Weight
 from pellucid.ops.unpack import UNPACK, unpack
 from pellucid.spec import DecoderSpec
-from pellucid.weights.assemble import assemble
 from pellucid.weights.checkpoint import Checkpoint, open_checkpoint
 from pellucid.weights.names import LeftOut, family_name
 from pellucid.weights.packed_rows import PackedRows
@@ -69,12 +69,7 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
     shapes = {name: tuple(p.shape) for name, p in decoder.named_parameters()}
     tensors = checkpoint.tensors(release=True, unpack_to=chosen, used=lambda name: not isinstance(described.names.place(name), LeftOut))
     numbers = ((name, torch.tensor(number)) for name, number in described.numbers.items())
-    try:
-        ours, left_out = assemble(described.names, chain(tensors, numbers), shapes, described.spec)
-    except BadCheckpoint as e:  # assembling speaks of config.json, and a GGUF file has none
-        if checkpoint.format != "gguf":
-            raise
-        raise type(e)(str(e).replace("model_type in config.json", "general.architecture").replace("config.json", "its metadata")) from None
+    ours, left_out = assembled(checkpoint, described.names, chain(tensors, numbers), shapes, described.spec)
     _fill(decoder, ours, checkpoint, chosen, place, align=place.type == "cpu" and room_to_copy(described.spec, chosen, free))
     report = _report(checkpoint, described, decoder, n_parameters=sum(map(math.prod, shapes.values())), stored=stored, dtype=chosen,
                      device=place, seconds=time.perf_counter() - started,

@@ -229,3 +229,16 @@ def _checked(theirs: str, tensor: Tensor, shape: Shape, ours: str) -> Tensor:
         raise MisshapenTensor(f"{theirs} has shape {tuple(tensor.shape)}, and config.json makes it {tuple(shape)} ({ours}). "
                               f"Do config.json and the weights belong together?")
     return tensor
+
+
+def holders(table: NameTable, stored: Iterable[str], spec: DecoderSpec) -> dict[str, list[str]]:
+    """Our name -> the checkpoint tensors that hold it: one, or one a head. Of a tied model that saved only its unembedding, that one."""
+    out: dict[str, list[str]] = {}
+    for theirs in stored:
+        place = _with_experts(table.place(theirs), spec)
+        if isinstance(place, Place) and place.rule.holds(spec):
+            for name in place.names:
+                out.setdefault(name, []).append(theirs)
+    if spec.tied and (copies := out.pop("unembed.weight", None)):
+        out.setdefault("embed.weight", copies)
+    return out

@@ -22,6 +22,7 @@ from pellucid.errors import BadCheckpoint, BadConfig, MissingShard, MissingTenso
 from pellucid.records import read_object
 from pellucid.weights.card import Card, read_card
 from pellucid.weights.gguf import Gguf, open_gguf
+from pellucid.weights.gguf_card import card_of
 from pellucid.weights.header import Header, read_header
 from pellucid.weights.packed import Packed, find_packed
 
@@ -125,9 +126,7 @@ class Checkpoint:
     def card(self) -> Card:
         """License and lineage, as README.md and LICENSE state them, or a GGUF file's own metadata."""
         if self.gguf is not None:
-            license, named = (self.gguf.metadata.get(f"general.license{part}") for part in ("", ".name"))
-            return Card(license=license.lower() if isinstance(license, str) else None, license_name=named if isinstance(named, str) else None,
-                        source=self.files[0].name if isinstance(license, str) else None)
+            return card_of(self.gguf.metadata, self.files[0].name)
         return read_card(self.folder)
 
     @property

@@ -112,8 +112,12 @@ def part_paths(path: Path, n: int) -> list[Path]:
     """The files of a model in so many parts."""
     if n > MAX_PARTS:
         raise BadRequest(f"{n:,} parts would be written, and split.count goes to {MAX_PARTS:,}. Give a larger --split-max-size", field="split_max_size")
-    stem = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
-    return [path.with_name(f"{stem}-{i:05d}-of-{n:05d}.gguf") for i in range(1, n + 1)]
+    return [path.with_name(f"{whole_name(path)}-{i:05d}-of-{n:05d}.gguf") for i in range(1, n + 1)]
+
+
+def whole_name(path: Path) -> str:
+    """The name of the model of which this is a part, or all: without its ending."""
+    return re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
 
 
 def type_bytes(type: str, shape: tuple[int, ...]) -> int:

@@ -1,0 +1,187 @@
+"""One checkpoint -> another: safetensors and GGUF, both ways, one tensor in memory at a time; what became of the numbers is said and recorded."""
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from pellucid import __version__
+from pellucid.errors import BadRequest, UnsupportedModel
+from pellucid.families._describe import Description, describe_checkpoint
+from pellucid.ops.cast import PLAIN, Cast
+from pellucid.records import Input, Record, input_file
+from pellucid.weights.checkpoint import CONFIG, Checkpoint, open_checkpoint
+from pellucid.weights.drafts import Written
+from pellucid.weights.gguf_card import lineage_of
+from pellucid.weights.gguf_write import whole_name
+from pellucid.weights.inputs import has_tokenizer, input_files
+
+Kind = Literal["gguf", "safetensors"]
+RECORD = "record.json"
+_DTYPES = {**{name.lower(): name for name in PLAIN}, "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """Who is told: of all bytes that will be written, of the next ones, and of what takes long otherwise."""
+
+    started: Callable[[int], None] = lambda n: None
+    report: Callable[[int], None] = lambda n: None
+    note: Callable[[str], None] = lambda text: None
+
+
+@dataclass(kw_only=True)
+class Job:
+    """What is converted, and how. dtype: F32, F16 or BF16, None for what the files hold. quantize: a mix of weights/mixes.py."""
+
+    checkpoint: Checkpoint
+    out: Path
+    described: Description | None
+    dtype: str | None
+    quantize: str | None
+    overrides: Sequence[tuple[str, str]]
+    importance: Mapping[str, Tensor] | None
+    tokenizer: bool
+    max_bytes: int | None
+    overwrite: bool
+    lineage: tuple[str, ...]
+    watch: Watch
+    cast: Cast = field(default_factory=Cast)
+    notes: list[str] = field(default_factory=list)
+    types: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """What was written. kept: how many tensors were copied bit for bit, are exact in another format, or were rounded; rounded: "Q4_K -> BF16" -> how many.
+
+    types: format -> bytes. record: its path; everything needed to do it again is in there.
+    """
+
+    out: Path
+    to: Kind
+    files: tuple[Written, ...]
+    kept: dict[str, int]
+    rounded: dict[str, int]
+    types: dict[str, int]
+    notes: tuple[str, ...]
+    seconds: float
+    record: Path
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(file.n_bytes for file in self.files)
+
+
+def convert(source: str | Path, out: str | Path, *, name: str | None = None, to: str | None = None, dtype: str | None = None, quantize: str | None = None,
+            overrides: Sequence[tuple[str, str]] = (), importance: Mapping[str, Tensor] | None = None, tokenizer: bool = True, max_bytes: int | None = None,
+            overwrite: bool = False, accept_unread: Sequence[str] = (), watch: Watch = Watch()) -> Conversion:
+    """Writes the model at `source` to `out`: a .gguf file, or a folder of safetensors.
+
+    Args:
+        name: what to call the model, where the path does not say it.
+        to: "gguf" or "safetensors"; by itself what the name of `out` says.
+        dtype: f32, f16 or bf16, for every matrix. By itself, what the files hold; what is packed is copied as it is to GGUF, and becomes f32 in
+            safetensors, which holds it exactly.
+        quantize, overrides, importance: a mix by name, single tensors' formats, and an imatrix: see `plan_mix` and `quantize_rows`. Vectors stay f32.
+        tokenizer: false leaves it out.
+        max_bytes: split into files of no more.
+
+    Raises what opening and describing a checkpoint raises, BadRequest for what cannot be asked, DiskFull before the first byte; OUT is whole or as it was.
+    """
+    started = time.perf_counter()
+    checkpoint, out = open_checkpoint(source), Path(out).expanduser()
+    checkpoint.name = name or checkpoint.name
+    kind = _kind(to, out)
+    _check(checkpoint, out, kind, dtype, quantize)
+    described = None
+    if not (checkpoint.gguf and kind == "gguf" and quantize is None):  # a copy may be of an architecture that nobody here runs
+        described = describe_checkpoint(checkpoint, accept_unread)
+    if tokenizer and kind != checkpoint.format.replace("pickle", "safetensors") and _has_tokenizer(checkpoint):
+        raise UnsupportedModel(f"the tokenizer of {checkpoint.name!r} is not written in another format yet. --without-tokenizer writes the weights alone")
+    watch.note(f"hashing {checkpoint.name}")
+    inputs = {role: input_file(path) for role, path in input_files(checkpoint).items()}
+    job = Job(checkpoint=checkpoint, out=out, described=described, dtype=None if dtype is None else _DTYPES[dtype.lower()], quantize=quantize,
+              overrides=overrides, importance=importance, tokenizer=tokenizer, max_bytes=max_bytes, overwrite=overwrite,
+              lineage=(*_ancestors(checkpoint), *_lines(checkpoint, inputs)), watch=watch)
+    if kind == "safetensors":
+        from pellucid.model.to_safetensors import write
+    else:
+        from pellucid.model.to_gguf import write
+    files = write(job)
+    seconds = time.perf_counter() - started
+    kept = {how: sum(each == how for each in job.cast.kept.values()) for how in ("copied", "exact", "rounded")}
+    rounded = {f"{before} -> {after}": n for (before, after), n in job.cast.pairs.most_common()}
+    settings = {"source": os.path.abspath(source), "name": checkpoint.name, "out": os.path.abspath(out), "to": kind, "dtype": dtype, "quantize": quantize,
+                "overrides": [list(each) for each in overrides], "importance": importance is not None, "tokenizer": tokenizer, "max_bytes": max_bytes}
+    record = Record(
+        kind="convert", settings=settings, seed=None, inputs=inputs, measured={"seconds": seconds, "bytes": float(sum(file.n_bytes for file in files))},
+        output={"files": {str(file.path): {"sha256": file.sha256, "bytes": file.n_bytes} for file in files}, "kept": kept, "rounded": rounded,
+                "types": dict(job.types), "lineage": list(job.lineage)},
+        accepted_unread=list(described.accepted) if described else [], licenses={checkpoint.name: checkpoint.card.license_shown}, notes=job.notes)
+    path = record_path(out, kind)
+    record.save(path)
+    return Conversion(out=files[0].path if kind == "gguf" else out, to=kind, files=files, kept=kept, rounded=rounded, types=dict(job.types),
+                      notes=tuple(job.notes), seconds=seconds, record=path)
+
+
+def record_path(out: Path, kind: Kind) -> Path:
+    """Where the record of a conversion lies: in the folder, or beside the file."""
+    return out / RECORD if kind == "safetensors" else out.with_suffix(f".{RECORD}")
+
+
+def _kind(to: str | None, out: Path) -> Kind:
+    said = to or ("gguf" if out.suffix == ".gguf" else "safetensors")
+    if said not in ("gguf", "safetensors"):
+        raise BadRequest(f"--to {said!r} is no format that is written (written: gguf, safetensors)", field="to")
+    if (said == "gguf") != (out.suffix == ".gguf"):
+        raise BadRequest(f"{out} is to hold {said}, and {'a GGUF file is called NAME.gguf' if said == 'gguf' else 'safetensors lie in a folder'}. "
+                         f"Give another name", field="out")
+    return "gguf" if said == "gguf" else "safetensors"
+
+
+def _check(checkpoint: Checkpoint, out: Path, kind: Kind, dtype: str | None, quantize: str | None) -> None:
+    if dtype is not None and dtype.lower() not in _DTYPES:
+        raise BadRequest(f"--dtype {dtype!r} is none that is written (written: f32, f16, bf16; --quantize packs)", field="dtype")
+    if quantize is not None and dtype is not None:
+        raise BadRequest(f"--dtype {dtype} and --quantize {quantize} both say what matrices become. Give one", field="dtype")
+    if quantize is not None and kind != "gguf":
+        raise BadRequest(f"--quantize {quantize} is a format of GGUF, and {out} is a folder of safetensors. Write NAME.gguf", field="quantize")
+    source, place = checkpoint.folder.resolve(), out.resolve()
+    if kind == "gguf":
+        same = place.parent == source and whole_name(place) in {whole_name(Path(file.name)) for file in checkpoint.files}
+    else:
+        same = place == source or place in source.parents
+    if same:
+        raise BadRequest(f"{out} is what is read, or holds it, and is not written over. Give another name", field="out")
+    if kind == "safetensors" and out.is_dir() and any(out.iterdir()) and not (out / CONFIG).is_file():
+        raise BadRequest(f"{out} is there and is no model (it has no {CONFIG}); it is left alone, --force or not. Give another name", field="out")
+
+
+def _has_tokenizer(checkpoint: Checkpoint) -> bool:
+    if checkpoint.gguf is None:
+        return has_tokenizer(checkpoint.folder)
+    return checkpoint.gguf.metadata.get("tokenizer.ggml.model") not in (None, "none", "no_vocab")
+
+
+def _lines(checkpoint: Checkpoint, inputs: Mapping[str, Input]) -> list[str]:
+    return [f"{file.sha256}  {checkpoint.name}/{role}" for role, file in inputs.items()]
+
+
+def _ancestors(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What the files that are read say they were made from."""
+    if checkpoint.gguf is not None:
+        return lineage_of(checkpoint.gguf.metadata)
+    record = checkpoint.folder / RECORD
+    lines: Any = Record.read(record).output.get("lineage", []) if record.is_file() else []
+    return tuple(line for line in lines if isinstance(line, str))
+
+
+def made_by() -> str:
+    return f"pellucid {__version__}"

@@ -1,0 +1,86 @@
+"""A checkpoint's tensors by our names, read when they are asked for: what streams through, one tensor at a time, comes from here."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.errors import BadCheckpoint
+from pellucid.families._describe import Description
+from pellucid.model.decoder import Decoder
+from pellucid.ops.choose import choose
+from pellucid.spec import DecoderSpec
+from pellucid.weights import gguf_file, safetensors
+from pellucid.weights.assemble import assemble, holders
+from pellucid.weights.checkpoint import Checkpoint
+from pellucid.weights.gguf import BY_NAME
+from pellucid.weights.names import LeftOut, NameTable, Place
+from pellucid.weights.packed_rows import PackedRows, PackedWeight
+
+
+class Tensors:
+    """What a decoder of this description takes from a checkpoint: `shapes` and `stored` (the format in the files) by our names, the rest on demand.
+
+    left_out: reason -> names in the files of what no decoder takes.
+    Raises what `assemble` raises for a checkpoint that does not fit, with none of its data read but that of tied tables.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, described: Description) -> None:
+        self.checkpoint, self.spec, self._names = checkpoint, described.spec, described.names
+        self.shapes = parameter_shapes(self.spec)
+        used = [name for name in checkpoint.unpacked if not isinstance(self._names.place(name), LeftOut)]
+        self._numbers = {name: torch.tensor(number) for name, number in described.numbers.items()}  # which the metadata has in place of tensors
+        self._holders = holders(self._names, [*used, *self._numbers], self.spec)
+        tables = ("embed.weight", "unembed.weight") if self.spec.tied else ()  # which are compared, where the files hold both
+        ends = {name for name in used if isinstance(place := self._names.place(name), Place) and place.names[0] in tables}
+        probes = ((name, checkpoint.tensor(name) if name in ends else _like(checkpoint, name)) for name in checkpoint.unpacked)
+        _, self.left_out = assembled(checkpoint, self._names, chain(probes, self._numbers.items()), self.shapes, self.spec)
+        self.stored = {ours: "F32" if theirs[0] in self._numbers else checkpoint.unpacked[theirs[0]].dtype for ours, theirs in self._holders.items()}
+
+    def read(self, names: Sequence[str], unpack_to: torch.dtype | None = None) -> dict[str, Tensor | PackedWeight]:
+        """The tensors of these names, views of the files where they can be. unpack_to: see `Checkpoint.tensors`."""
+        theirs = dict.fromkeys(each for name in names for each in self._holders[name])
+        held = {ours: self.shapes[ours] for ours, by in self._holders.items() if theirs.keys() >= set(by)}
+        stored = ((each, self._numbers[each] if each in self._numbers else self.checkpoint.tensor(each, unpack_to)) for each in theirs)
+        ours, _ = assemble(self._names, stored, held, self.spec)
+        return {name: ours[name] for name in names}
+
+    def offset(self, name: str) -> float:
+        """What was added to the numbers of this tensor where they are stored: see `To.offset`."""
+        place = self._names.place(self._holders[name][0])
+        return place.rule.offset if isinstance(place, Place) else 0.0
+
+    def release(self) -> None:
+        """Gives back the memory of what was read."""
+        self.checkpoint.release()
+
+
+def parameter_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
+    """Every parameter of a decoder by its name; of tied matrices the embedding only."""
+    with torch.device("meta"):
+        return {name: tuple(p.shape) for name, p in Decoder(spec, choose("auto")).named_parameters()}
+
+
+def assembled(checkpoint: Checkpoint, names: NameTable, tensors: Iterable[tuple[str, Any]], shapes: Mapping[str, tuple[int, ...]],
+              spec: DecoderSpec) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """What `assemble` makes of a checkpoint, its errors in the words of the format: a GGUF file has no config.json."""
+    try:
+        return assemble(names, tensors, shapes, spec)
+    except BadCheckpoint as e:
+        if checkpoint.format != "gguf":
+            raise
+        raise type(e)(str(e).replace("model_type in config.json", "general.architecture").replace("config.json", "its metadata")) from None
+
+
+def _like(checkpoint: Checkpoint, name: str) -> Tensor | PackedWeight:
+    """A tensor of the same kind and shape that has no numbers."""
+    stored = checkpoint.unpacked[name]
+    plain = (gguf_file.DTYPES if checkpoint.format == "gguf" else safetensors.DTYPES).get(stored.dtype)
+    if plain is None and checkpoint.format == "gguf":
+        *rows, columns = stored.shape
+        of = BY_NAME[stored.dtype]
+        return PackedRows(torch.empty((*rows, columns // of.n_numbers * of.n_bytes), dtype=torch.uint8, device="meta"), stored.dtype)
+    return torch.empty(stored.shape, dtype=plain or torch.float32, device="meta")

@@ -1,0 +1,132 @@
+"""A checkpoint of any format -> a GGUF file that llama.cpp reads."""
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+
+from pellucid.families._gguf_write import architecture_of, factors, metadata
+from pellucid.model.convert import Job, made_by
+from pellucid.model.on_demand import Tensors
+from pellucid.model.report import count
+from pellucid.ops.cast import PLAIN, format_of, unpacked
+from pellucid.spec import Attention, Experts, LatentAttention
+from pellucid.weights.assemble import joined, layout
+from pellucid.weights.drafts import Planned, Written
+from pellucid.weights.gguf import Gguf
+from pellucid.weights.gguf_card import LINEAGE, VERSION, general
+from pellucid.weights.gguf_write import Value, copied, planned, write_gguf
+from pellucid.weights.mixes import MIXES, Facts, packable, plan_mix
+from pellucid.weights.names import NameTable
+from pellucid.weights.safetensors import raw
+
+
+def write(job: Job) -> tuple[Written, ...]:
+    """Writes the file, or its parts."""
+    metadata, tensors = _from_gguf(job, job.checkpoint.gguf) if job.checkpoint.gguf is not None else _from_safetensors(job)
+    metadata |= {VERSION: made_by(), LINEAGE: list(job.lineage)}
+    for tensor in tensors:
+        job.types[tensor.type] += tensor.n_bytes
+    job.watch.started(sum(tensor.n_bytes for tensor in tensors))
+    return write_gguf(job.out, metadata, tensors, max_bytes=job.max_bytes, overwrite=job.overwrite, report=job.watch.report)
+
+
+def _from_gguf(job: Job, model: Gguf) -> tuple[dict[str, Value], list[Planned]]:
+    """The same model: what keeps its format is copied bit for bit, metadata as well."""
+    metadata = copied(model)
+    types = {name: entry.type for name, (_, entry) in model.tensors.items()}
+    if (mix := job.quantize or job.dtype) is not None:
+        plan = plan_mix(mix, {name: entry.shape for name, (_, entry) in model.tensors.items()}, _facts(job), overrides=job.overrides,
+                        important=job.importance is not None)
+        # Vectors and what is never packed stay as they are.
+        types |= {name: plan.types[name] for name in types if plan.types[name] != "F32" or MIXES[plan.mix][0] == "F32"}
+        metadata |= {"general.file_type": plan.file_type, "general.quantization_version": 2}
+        job.notes += _fell_back(plan.fell_back, plan.types)
+        again = Counter(entry.type for name, (_, entry) in model.tensors.items() if entry.type != types[name] and entry.type not in PLAIN)
+        job.notes += [f"{n} matri{'ces were' if n > 1 else 'x was'} {type} before: what that lost stays lost. The original loses less"
+                      for type, n in again.items()]
+    if not job.tokenizer:
+        metadata = {key: value for key, value in metadata.items() if not key.startswith("tokenizer.")}
+
+    def read(name: str) -> Iterator[memoryview]:
+        for piece in job.cast.pieces(name, job.checkpoint.tensor(name), types[name], (job.importance or {}).get(name)):
+            yield raw(piece)
+        job.checkpoint.release()
+
+    return metadata, [planned(name, types[name], entry.shape, lambda name=name: read(name)) for name, (_, entry) in model.tensors.items()]
+
+
+def _from_safetensors(job: Job) -> tuple[dict[str, Value], list[Planned]]:
+    """A model of Hugging Face's files by its family's table."""
+    assert job.described is not None
+    spec = job.described.spec
+    architecture = architecture_of(spec)
+    source = Tensors(job.checkpoint, job.described)
+    like = {name: torch.empty(shape, dtype=PLAIN.get(source.stored[name], torch.float32), device="meta") for name, shape in source.shapes.items()}
+    places = layout(NameTable(architecture.table), like, spec)
+    said = {theirs: place for theirs, place in places.items() if theirs.rpartition(".")[0] in architecture.numbers}
+    numbers = {place.names[0]: unpacked(source.read(place.names)[place.names[0]]).item() for place in said.values()}
+    places = {theirs: places[theirs] for theirs in sorted(places.keys() - said.keys(), key=_in_order)}
+    shapes = {theirs: tuple(joined({name: like[name] for name in place.names}, place, spec).shape) for theirs, place in places.items()}
+    made = {name: torch.tensor(values) for name, values in factors(spec).items()}
+    about = metadata(spec, shapes | {name: tuple(t.shape) for name, t in made.items()}, numbers)
+    types, file_type = _types(job, shapes, {theirs: {source.stored[name] for name in place.names} for theirs, place in places.items()})
+    job.notes += [f"left out: {len(names)} tensor{'s' * (len(names) > 1)}, {why}" for why, names in source.left_out.items()]
+
+    def read(theirs: str) -> Iterator[memoryview]:
+        source.release()  # what the tensor before took
+        found = {name: unpacked(weight) for name, weight in source.read(places[theirs].names, unpack_to=torch.float32).items()}
+        weight = joined(found, places[theirs], spec)
+        yield from map(raw, job.cast.pieces(theirs, weight, types[theirs], (job.importance or {}).get(theirs)))
+        if offset := places[theirs].rule.offset:
+            [before] = found.values()
+            if not torch.equal((weight - offset).to(before.dtype), before):  # a small number lost its last bits to the one beside it
+                job.cast.rounded(theirs, format_of(before), f"{format_of(before)} + {offset:g}")
+
+    tensors = [planned(name, "F32", tuple(t.shape), lambda t=t: [raw(t)]) for name, t in made.items()]
+    tensors += [planned(theirs, types[theirs], shapes[theirs], lambda theirs=theirs: read(theirs)) for theirs in places]
+    label = count(sum(map(math.prod, source.shapes.values()))).replace(" ", "")
+    head = general(job.checkpoint.card, name=job.checkpoint.name, architecture=about.pop("general.architecture"), size_label=label, file_type=file_type)
+    return head | about, tensors
+
+
+def _types(job: Job, shapes: dict[str, tuple[int, ...]], stored: dict[str, set[str]]) -> tuple[dict[str, str], int]:
+    """Name -> format, and general.file_type. What is not asked for stays what the files hold; what they pack in another way than GGUF becomes F32."""
+    if (mix := job.quantize or job.dtype) is not None:
+        plan = plan_mix(mix, shapes, _facts(job), overrides=job.overrides, important=job.importance is not None)
+        job.notes += _fell_back(plan.fell_back, plan.types)
+        return dict(plan.types), plan.file_type
+    types = {}
+    for name, shape in shapes.items():
+        [format] = stored[name] if len(stored[name]) == 1 else ["F32"]
+        types[name] = format if packable(name, shape) and format in PLAIN else "F32"
+    most = Counter[str]()
+    for name, shape in shapes.items():
+        most[types[name]] += math.prod(shape) * packable(name, shape)
+    return types, MIXES[most.most_common(1)[0][0]][1]
+
+
+def _in_order(name: str) -> tuple[int, int, str]:
+    """What comes before the blocks, the blocks one after the other, what comes after them."""
+    block = re.match(r"blk\.(\d+)\.", name)
+    return (1, int(block[1]), name) if block else (2 if name.startswith("output") else 0, 0, name)
+
+
+def _fell_back(fell_back: dict[str, str], types: dict[str, str]) -> list[str]:
+    pairs = Counter((wanted, types[name]) for name, wanted in fell_back.items())
+    return [f"{n} matri{'ces are' if n > 1 else 'x is'} {type}: no block of {wanted} divides the rows" for (wanted, type), n in pairs.items()]
+
+
+def _facts(job: Job) -> Facts:
+    """What the rules of a mix ask of the model; a plain dtype asks nothing."""
+    if job.described is None:
+        return Facts(architecture="", n_layers=0, n_heads=1, n_kv_heads=1)
+    spec, gguf = job.described.spec, job.checkpoint.gguf
+    name = architecture_of(spec).name if gguf is None else str(gguf.metadata["general.architecture"])
+    mixers = [mixer for mixer in spec.mixers if isinstance(mixer, Attention | LatentAttention)]
+    experts = [mlp.n_experts for layer in spec.layers for mlp in (layer.mlp, layer.beside) if isinstance(mlp, Experts)]
+    return Facts(architecture=name, n_layers=len(spec.layers), n_heads=max(mixer.n_heads for mixer in mixers),
+                 n_kv_heads=max(mixer.n_kv_heads for mixer in mixers), n_experts=max(experts, default=0))

@@ -1,0 +1,118 @@
+"""A checkpoint of any format -> a folder of safetensors that any Hugging Face program reads."""
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.families import family
+from pellucid.families._describe import describe
+from pellucid.model.convert import Job, made_by
+from pellucid.model.on_demand import Tensors
+from pellucid.ops.cast import PLAIN, SPELLED, exact_in
+from pellucid.weights.assemble import layout
+from pellucid.weights.card import front_matter
+from pellucid.weights.checkpoint import GENERATION, Checkpoint
+from pellucid.weights.drafts import Written
+from pellucid.weights.inputs import input_files
+from pellucid.weights.names import NameTable
+from pellucid.weights.save import MAX_SHARD_BYTES, save_files
+
+_CARD = ("README.md", "LICEN[SC]E*", "NOTICE*")
+
+
+def write(job: Job) -> tuple[Written, ...]:
+    """Writes the folder; its files."""
+    checkpoint, described = job.checkpoint, job.described
+    assert described is not None
+    tensors = Tensors(checkpoint, described)
+    table = family(described.spec.family).WEIGHTS
+    dtypes = _dtypes(job, tensors)
+    if job.dtype is None:
+        _agree(dtypes, table, tensors)
+    like = {name: torch.empty(shape, dtype=dtypes[name], device="meta") for name, shape in tensors.shapes.items()}
+    job.types = Counter({SPELLED[dtype]: sum(t.nbytes for t in like.values() if t.dtype == dtype) for dtype in dict.fromkeys(dtypes.values())})
+    config = {key: value for key, value in described.config.items() if key not in described.accepted} | _ids(checkpoint)
+    config["torch_dtype"] = str(dtypes["embed.weight"]).removeprefix("torch.")
+    config.pop("dtype", None)
+    again = describe({**config, "quantization_config": None}, where=f"the config.json made from {checkpoint.name!r}")
+    assert again.spec == described.spec, "the config that is written describes another model"
+    job.notes += [f"left out: {len(names)} tensor{'s' * (len(names) > 1)}, {why}" for why, names in tensors.left_out.items()]
+    job.watch.started(sum(t.nbytes for t in like.values()))
+
+    def read(names: Sequence[str]) -> Mapping[str, Tensor]:
+        tensors.release()  # what the tensor before took
+        found = tensors.read(names, unpack_to=torch.float32)
+        return {name: _turned(job.cast.dense(name, weight, dtypes[name], tensors.offset(name)), tensors.shapes[name]) for name, weight in found.items()}
+
+    texts: dict[str, str | bytes] = {}
+    if checkpoint.gguf is not None:
+        texts["README.md"] = _readme(job)
+    beside = [] if checkpoint.gguf is not None else _beside(job)
+    return save_files(job.out, described.spec, table, like, config, read=read, generation=checkpoint.generation, beside=beside, texts=texts,
+                      max_shard_bytes=job.max_bytes or MAX_SHARD_BYTES, overwrite=job.overwrite, report=job.watch.report)
+
+
+def _dtypes(job: Job, tensors: Tensors) -> dict[str, torch.dtype]:
+    """What each of our tensors is written as: what was asked for; else what it is stored as, what is packed as float32."""
+    if job.dtype is not None:
+        return dict.fromkeys(tensors.shapes, PLAIN[job.dtype])
+    out = {name: PLAIN.get(tensors.stored[name], torch.float32) for name in tensors.shapes}
+    matrices = Counter[torch.dtype]()
+    for name, shape in tensors.shapes.items():
+        matrices[out[name]] += (len(shape) > 1) * torch.Size(shape).numel()
+    main = matrices.most_common(1)[0][0]
+    for name in tensors.shapes:
+        # GGUF has vectors, routers and positions in float32, whatever the model they come from had them in.
+        if tensors.stored[name] == "F32" and main != torch.float32 and exact_in(_tensor(tensors, name), main, tensors.offset(name)):
+            out[name] = main
+    return out
+
+
+def _turned(t: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Rows of all heads, of what stayed packed as it is stored: each head's matrix transposed (see `To.turned`)."""
+    return t if t.shape == shape else t.transpose(1, 2).flatten(0, 1)
+
+
+def _tensor(tensors: Tensors, name: str) -> Tensor:
+    found = tensors.read([name])[name]
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _agree(dtypes: dict[str, torch.dtype], table: Any, tensors: Tensors) -> None:
+    """What one tensor of the files holds is of one dtype: the widest of those."""
+    like = {name: torch.empty(shape, device="meta") for name, shape in tensors.shapes.items()}
+    for place in layout(NameTable(table), like, tensors.spec).values():
+        if len({dtypes[name] for name in place.names}) > 1:
+            dtypes.update(dict.fromkeys(place.names, torch.float32))
+
+
+def _ids(checkpoint: Checkpoint) -> dict[str, int]:
+    """The special ids of a GGUF file, as config.json calls them."""
+    if checkpoint.gguf is None:
+        return {}
+    metadata = checkpoint.gguf.metadata
+    found = {key: metadata.get(f"tokenizer.ggml.{theirs}_token_id") for key, theirs in (("bos_token_id", "bos"), ("eos_token_id", "eos"),
+                                                                                         ("pad_token_id", "padding"))}
+    return {key: value for key, value in found.items() if type(value) is int}
+
+
+def _beside(job: Job) -> list[Any]:
+    """The files that are copied along: tokenizer, card, license."""
+    checkpoint = job.checkpoint
+    weights = {file.name for file in checkpoint.files} | {"config.json", GENERATION}
+    found = [path for name, path in input_files(checkpoint).items() if name not in weights]
+    if not job.tokenizer:
+        found = []
+    return found + sorted({path for pattern in _CARD for path in checkpoint.folder.glob(pattern) if path.is_file()})
+
+
+def _readme(job: Job) -> str:
+    """The model card of a model that had none of its own: what its metadata says of license and lineage, and what it was made from."""
+    lines = [f"# {job.out.name}", "", f"Converted from {job.checkpoint.name} by {made_by()}. What went into it, by content:", "",
+             "```", *job.lineage, "```", ""]
+    return front_matter(job.checkpoint.card) + "\n".join(lines)
