@@ -338,11 +338,24 @@ def test_every_activation_has_a_spelling():
     assert set(SPELLINGS.values()) == set(ACTIVATIONS)
 
 
-@pytest.mark.parametrize(("name", "expected"), [("auto", "fused"), ("reference", "reference"), ("fused", "fused")])
-def test_choose(name, expected):
+@pytest.mark.parametrize(("name", "expected", "activations"), [("auto", "native", "int8"), ("native", "native", "int8"), ("reference", "reference", "exact"),
+                                                               ("fused", "fused", "exact")])
+def test_choose(name, expected, activations):
     ops = choose(name)
     assert ops.name == expected
-    assert ops.describe().startswith(expected)
+    assert expected in ops.describe()
+    assert ops.activations == activations
+    assert [choose(name, how).activations for how in ("exact", "int8")] == ["exact", "int8"]
+
+
+def test_choose_without_the_native_kernels_is_fused(monkeypatch):
+    monkeypatch.delitem(BACKENDS, "native")
+    assert (choose().name, choose().activations) == ("fused", "exact")
+
+
+def test_choose_names_the_ways_to_multiply_there_are():
+    with pytest.raises(BadRequest, match=r"activations='int4' is not a way to multiply \(auto, exact, int8\)"):
+        choose("auto", "int4")
 
 
 def test_choose_names_the_backends_there_are():

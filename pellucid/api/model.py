@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from pellucid.model.decoder import Decoder
 from pellucid.model.load import check_vocabulary as check_tokenizer
 from pellucid.model.load import load_decoder
 from pellucid.model.report import LoadReport
+from pellucid.ops.interface import Activations
 from pellucid.records import Input, Record, input_file, sha256_of_text
 from pellucid.spec import DecoderSpec
 from pellucid.tokenizer import Tokenizer
@@ -220,7 +221,8 @@ class Model:
                 "token_ids": list(completion.token_ids), "prompt_ids": list(completion.prompt_ids)}
         measured = {"seconds": completion.seconds, "prefill_seconds": completion.prefill_seconds, "load_seconds": report.seconds,
                     **({"tokens_per_second": rate} if (rate := completion.tokens_per_second) is not None else {})}
-        in_force = {"device": report.device, "dtype": report.dtype, "ops": self.decoder.ops.name, "ops_detail": report.ops, "threads": torch.get_num_threads()}
+        in_force = {"device": report.device, "dtype": report.dtype, "ops": self.decoder.ops.name, "ops_detail": report.ops, "activations": report.activations,
+                    "threads": torch.get_num_threads()}
         return Record(kind=kind, settings={"load": dict(self.settings), "request": dict(completion.settings), "in_force": in_force},
                       seed=completion.seed, inputs=self.inputs(), output=text, measured=measured, accepted_unread=list(report.accepted),
                       licenses={checkpoint.name: report.license}, notes=list(report.notes))
@@ -282,12 +284,15 @@ class Model:
 
 
 def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "auto", quantize: str | None = None, accept_unread: Iterable[str] = (),
-         ops: str = "auto", deterministic: bool = False, threads: int | None = None, chat_template: str | os.PathLike[str] | None = None,
-         cache_bytes: int | None = None, cache_dtype: CacheDtype = "same", draft: str | os.PathLike[str] | None = None) -> Model:
+         ops: str = "auto", activations: Activations | Literal["auto"] = "auto", deterministic: bool = False, threads: int | None = None,
+         chat_template: str | os.PathLike[str] | None = None, cache_bytes: int | None = None, cache_dtype: CacheDtype = "same",
+         draft: str | os.PathLike[str] | None = None) -> Model:
     """The model at a folder, a file, or a downloaded repository `owner/name[@revision]`. Never downloads, never runs remote code.
 
     Args:
         device, dtype, accept_unread, ops, deterministic: see model.load.load_decoder.
+        activations: what quantized weights are multiplied by. "int8" rounds, 32 numbers to a scale, and is many times faster where there are kernels;
+            "exact" does not; "auto" is int8 there, and exact elsewhere. The report and the records say which.
         threads: for torch's CPU work, in this whole process; None leaves it as it is.
         chat_template: a file, or the name of one of the model's own templates, in place of the default one.
         cache_bytes, cache_dtype: what keys and values may take, and how they are kept; see engine.engine.Engine.
@@ -303,14 +308,15 @@ def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "au
     found = resolve(path)
     settings: dict[str, Any] = {
         "model": os.fspath(path), "path": os.path.abspath(found), "device": device, "dtype": dtype, "accept_unread": sorted(accept_unread), "ops": ops,
-        "deterministic": deterministic, "threads": threads, "chat_template": None if chat_template is None else os.fspath(chat_template),
-        "cache_bytes": cache_bytes, "cache_dtype": cache_dtype,
+        "activations": activations, "deterministic": deterministic, "threads": threads,
+        "chat_template": None if chat_template is None else os.fspath(chat_template), "cache_bytes": cache_bytes, "cache_dtype": cache_dtype,
         "draft": None if draft is None else os.fspath(draft)}
     check_cache(cache_bytes, cache_dtype)
     if threads is not None:
         set_threads(threads)
     checkpoint = open_checkpoint(found)
-    decoder, report = load_decoder(checkpoint, device=device, dtype=dtype, accept_unread=settings["accept_unread"], ops=ops, deterministic=deterministic)
+    decoder, report = load_decoder(checkpoint, device=device, dtype=dtype, accept_unread=settings["accept_unread"], ops=ops, activations=activations,
+                                   deterministic=deterministic)
     if wrong := [i for i in checkpoint.eos_ids if i >= decoder.spec.n_vocab]:
         stated = "generation_config.json or config.json, whichever states it" if checkpoint.gguf is None else "the metadata (gguf-set-metadata)"
         raise BadConfig(f"{checkpoint.name!r} has eos_token_id {wrong[0]:,}, and its vocabulary has {decoder.spec.n_vocab:,} ids, so that nothing would "
@@ -320,7 +326,7 @@ def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "au
         check_tokenizer(decoder.spec, tokenizer.n_vocab)
     model = Model(decoder, report, checkpoint, tokenizer, settings=settings)
     if draft is not None:
-        model.proposer = proposer(os.fspath(draft), decoder.spec, device=report.device, dtype=dtype, ops=ops)
+        model.proposer = proposer(os.fspath(draft), decoder.spec, device=report.device, dtype=dtype, ops=ops, activations=activations)
     if chat_template is not None:
         model.chat_template = choose(model.tokenizer, settings["chat_template"])
     return model

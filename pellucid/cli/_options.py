@@ -44,7 +44,9 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Repeat a run exactly; 
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.")]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.")]
 Dtype = Annotated[str, typer.Option("--dtype", metavar="auto|float32|bfloat16|float16|float64", help="Of weights and arithmetic; auto is what the files hold.")]
-OpsName = Annotated[str, typer.Option("--ops", metavar="auto|fused|reference", help="Which kernels compute.")]
+OpsName = Annotated[str, typer.Option("--ops", metavar="auto|native|fused|reference", help="Which kernels compute.")]
+Activations = Annotated[str, typer.Option("--activations", metavar="auto|exact|int8",
+                                                  help="What quantized weights are multiplied by; int8 is rounded, and fast.")]
 Deterministic = Annotated[bool, typer.Option("--deterministic", help="Bit-equal results whatever is computed beside them; slower.")]
 AcceptUnread = Annotated[list[str] | None, typer.Option("--accept-unread", metavar="KEY", help="A key of config.json you know to be inert; recorded.")]
 Template = Annotated[str | None, typer.Option("--chat-template", metavar="FILE|NAME", help="In place of the model's own; recorded.")]

@@ -40,6 +40,7 @@ def command(
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     ops: o.OpsName = "auto",
+    activations: o.Activations = "auto",
     deterministic: o.Deterministic = False,
     accept_unread: o.AcceptUnread = None,
     chat_template: o.Template = None,
@@ -61,8 +62,9 @@ def command(
                        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias, stop=stop, seed=seed)
     asked.pop("seed", None)  # the conversation's: each answer has its own
     arguments, cache_bytes = template_arguments(template_arg or ()), o.n_bytes(cache)
-    loaded = o.load_model(model, accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, deterministic=deterministic,
-                          threads=threads, chat_template=chat_template, cache_bytes=cache_bytes, cache_dtype=cache_dtype, draft=draft)
+    loaded = o.load_model(model, accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, activations=activations,
+                          deterministic=deterministic, threads=threads, chat_template=chat_template, cache_bytes=cache_bytes,
+                          cache_dtype=cache_dtype, draft=draft)
     advised = {name: value for name, value in recommended(loaded.checkpoint.generation).items() if name not in asked}
     if advised and not quiet:
         by = "generation_config.json" if loaded.checkpoint.gguf is None else "its metadata"

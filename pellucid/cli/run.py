@@ -43,6 +43,7 @@ def command(
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
     ops: o.OpsName = "auto",
+    activations: o.Activations = "auto",
     deterministic: o.Deterministic = False,
     accept_unread: o.AcceptUnread = None,
     chat_template: o.Template = None,
@@ -72,8 +73,9 @@ def command(
     text = o.read_stdin("the prompt") if prompt is None and not sys.stdin.isatty() else prompt
     if text is None:
         raise BadRequest("no prompt. Give one with -p PROMPT, or pipe it in", field="prompt")
-    loaded = o.load_model(model, accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, deterministic=deterministic,
-                          threads=threads, chat_template=chat_template, cache_bytes=cache_bytes, cache_dtype=cache_dtype, draft=draft)
+    loaded = o.load_model(model, accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, activations=activations,
+                          deterministic=deterministic, threads=threads, chat_template=chat_template, cache_bytes=cache_bytes,
+                          cache_dtype=cache_dtype, draft=draft)
     if n > 1 or best_of is not None:
         completion = loaded.generate(text, **options)
         if not json:

@@ -148,7 +148,7 @@ def _identity(engine: Engine) -> dict[str, str]:
     cache = engine.cache
     spec = dataclasses.replace(engine.spec, n_ctx=1)  # how long a context may be changes nothing in it
     return {"spec_sha256": hashlib.sha256(repr(spec).encode()).hexdigest(), "cache": f"{cache.store}, {str(cache.dtype).removeprefix('torch.')}",
-            "page": str(PAGE), "computed": f"{'deterministic' if engine.deterministic else 'any order'}, {engine.decoder.ops.name}"}
+            "page": str(PAGE), "computed": f"{'deterministic' if engine.deterministic else 'any order'}, {engine.decoder.ops.name}, {engine.decoder.ops.activations}"}
 
 
 def _expect(path: Path, facts: Mapping[str, str], expected: Mapping[str, str], deterministic: bool) -> None:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,12 +25,13 @@ from pellucid.model.on_demand import assembled
 from pellucid.model.parts import Embed, Project, hold
 from pellucid.model.report import LoadReport
 from pellucid.ops.choose import choose
-from pellucid.ops.interface import Weight
+from pellucid.ops.interface import Activations, Weight
+from pellucid.ops.packed import is_whole
 from pellucid.ops.unpack import UNPACK, unpack
 from pellucid.spec import DecoderSpec
 from pellucid.weights.checkpoint import Checkpoint, open_checkpoint
 from pellucid.weights.names import LeftOut, family_name
-from pellucid.weights.packed_rows import PackedRows
+from pellucid.weights.packed_rows import PackedRows, PackedWeight
 from pellucid.weights.room import ALIGNMENT, Room, taken
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -39,14 +41,15 @@ _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "
 
 
 def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto",
-                 accept_unread: Iterable[str] = (), ops: str = "auto", deterministic: bool = False) -> tuple[Decoder, LoadReport]:
+                 accept_unread: Iterable[str] = (), ops: str = "auto", activations: Activations | Literal["auto"] = "auto",
+                 deterministic: bool = False) -> tuple[Decoder, LoadReport]:
     """The decoder of a checkpoint, in evaluation mode with frozen weights, and what was decided on the way.
 
     Args:
         device: "auto" is cuda, then mps, then cpu, the first that is there.
         dtype: "auto" is the one the files hold; of several, config.json's, or the one most bytes are in. The report says which.
         accept_unread: keys of config.json that you know to be inert.
-        ops: a backend's name; deterministic: see `Decoder`.
+        ops: a backend's name; activations: see `choose`; deterministic: see `Decoder`.
 
     Weights that lie well in the files' private map are used there, and changing them in place changes no file; the others are copied, if there is
     room, to where a matrix product likes them. On a CPU the process keeps freed memory from then on (`keep_freed_memory`). Raises what
@@ -54,12 +57,12 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
     not there, OutOfMemoryBudget before anything is copied.
     """
     started = time.perf_counter()
-    backend, place = choose(ops), _device(device)
+    backend, place = choose(ops, activations), _device(device)
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     described = describe_checkpoint(checkpoint, accept_unread)
     stored = _stored_dtypes(checkpoint, described)
     chosen, notes = _dtype(dtype, stored, checkpoint)
-    in_place = _in_place(checkpoint, described.spec, stored, chosen, place)
+    in_place = _in_place(checkpoint, described.spec, stored, chosen, place, repacked=backend.activations == "int8")
     free = available_bytes(place)
     check_memory(checkpoint.name, described.spec, chosen, in_place, place, free)
     if place.type == "cpu":
@@ -84,10 +87,14 @@ def check_vocabulary(spec: DecoderSpec, n_tokenizer: int) -> None:
                            f"Are the tokenizer files those of this model, or were tokens added without resizing the embedding?")
 
 
-def _in_place(checkpoint: Checkpoint, spec: DecoderSpec, stored: Mapping[str, int], dtype: torch.dtype, device: torch.device) -> int:
-    """Bytes of the weights, counted as if they were all of this dtype, that take no memory of their own."""
-    if checkpoint.format == "gguf":  # packed weights are used where they are mapped, and copied to another device as they are
-        return cost.parameters(spec) * dtype.itemsize - (0 if device.type == "cpu" else checkpoint.n_bytes)
+def _in_place(checkpoint: Checkpoint, spec: DecoderSpec, stored: Mapping[str, int], dtype: torch.dtype, device: torch.device, *,
+              repacked: bool) -> int:
+    """Bytes of the weights, counted as if they were all of this dtype, that take no memory of their own.
+
+    repacked: int8 products want packed rows in another order.
+    """
+    if checkpoint.format == "gguf":  # packed weights are used where they are mapped, or copied at about the size they have
+        return cost.parameters(spec) * dtype.itemsize - (0 if device.type == "cpu" and not repacked else checkpoint.n_bytes)
     return stored.get(SHORT[dtype], 0) if device.type == "cpu" else 0  # what the files hold in this dtype is used where they are mapped
 
 
@@ -105,10 +112,15 @@ def _fill(decoder: Decoder, ours: dict[str, Weight], checkpoint: Checkpoint, dty
     for name in list(ours):
         view, wanted = ours.pop(name), kept_in(name, dtype)
         path, _, leaf = name.rpartition(".")
+        module = decoder.get_submodule(path)
         tensor = room.copy(view, wanted) if room and name in copied else view.to(device=device, dtype=wanted)
-        if isinstance(view, Tensor) and tensor is not view:
+        copied_here = isinstance(view, Tensor) and tensor is not view
+        if isinstance(module, Project) or (decoder.spec.tied and module is decoder.embed):
+            tensor = decoder.ops.prepare(kept := tensor)
+            copied_here |= tensor is not kept
+        if copied_here:
             checkpoint.release()  # the pages just copied
-        hold(decoder.get_submodule(path), leaf, tensor)
+        hold(module, leaf, tensor)
     if decoder.spec.tied:
         hold(decoder.unembed, "weight", decoder.embed.weight)
 
@@ -202,9 +214,22 @@ def _device(asked: str | torch.device) -> torch.device:
     return device
 
 
+def _activations(decoder: Decoder, weights: list[Weight]) -> Activations:
+    """What the matrices are multiplied by: int8 matters where one of them is made of whole numbers."""
+    return decoder.ops.activations if any(map(is_whole, weights)) else "exact"
+
+
+def _unpacked(decoder: Decoder, weights: list[Weight]) -> list[str]:
+    """A note on the matrices without a kernel, where others have one."""
+    slow = Counter(w.format if isinstance(w, PackedRows) else "groups" for w in weights if isinstance(w, PackedWeight) and not is_whole(w))
+    if not slow or _activations(decoder, weights) == "exact":
+        return []
+    return [f"no kernels for {', '.join(f'{n:,} matrices in {name}' for name, n in slow.most_common())}: unpacked for every product, which is slow"]
+
+
 def _report(checkpoint: Checkpoint, described: Description, decoder: Decoder, *, n_parameters: int, stored: Mapping[str, int], dtype: torch.dtype,
             device: torch.device, seconds: float, left_out: dict[str, int], notes: Iterable[str]) -> LoadReport:
-    spec = described.spec
+    spec, weights = described.spec, [module.weight for module in decoder.modules() if isinstance(module, Project)]
     heads, kv_heads = ({getattr(mixer, name) for mixer in spec.mixers} or {0} for name in ("n_heads", "n_kv_heads"))
     wrapper = [f"the text model of a {described.model_type} checkpoint"] if family_name(described.model_type) != spec.family else []
     return LoadReport(
@@ -212,5 +237,6 @@ def _report(checkpoint: Checkpoint, described: Description, decoder: Decoder, *,
         n_kv_heads=(min(kv_heads), max(kv_heads)), n_parameters=n_parameters, n_ctx=spec.n_ctx,
         license=checkpoint.card.license_shown, format=checkpoint.format, dtype=SHORT[dtype], stored=dict(stored),
         device=str(device), n_bytes=checkpoint.n_bytes, seconds=seconds, ops=decoder.ops.describe(),
-        cache_bytes_per_token=cost.cache_bytes_per_token(spec, dtype.itemsize), left_out=left_out, accepted=described.accepted,
-        notes=(*wrapper, *checkpoint.notes, *described.notes, *notes, *checkpoint.card.notes))
+        activations=_activations(decoder, weights), cache_bytes_per_token=cost.cache_bytes_per_token(spec, dtype.itemsize), left_out=left_out,
+        accepted=described.accepted,
+        notes=(*wrapper, *checkpoint.notes, *described.notes, *notes, *_unpacked(decoder, weights), *checkpoint.card.notes))

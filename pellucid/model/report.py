@@ -11,7 +11,8 @@ class LoadReport:
     """The decisions of one load.
 
     n_heads, n_kv_heads: (smallest, largest) over the layers. n_bytes: of the weight files. dtype, device: of the loaded weights; `stored` is what
-    the files hold, dtype -> bytes. left_out: reason -> how many tensors. accepted: unread config keys the user vouched for.
+    the files hold, dtype -> bytes. activations: "exact" or "int8", what the matrices are multiplied by. left_out: reason -> how many tensors.
+    accepted: unread config keys the user vouched for.
     """
 
     name: str
@@ -30,6 +31,7 @@ class LoadReport:
     n_bytes: int
     seconds: float
     ops: str
+    activations: str
     cache_bytes_per_token: int
     left_out: dict[str, int]
     accepted: tuple[str, ...]

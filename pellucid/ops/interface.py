@@ -22,6 +22,7 @@ from pellucid.spec import Activation, Experts
 from pellucid.weights.packed_rows import PackedWeight
 
 Weight = Tensor | PackedWeight  # a matrix (F, D), dense or packed
+Activations = Literal["exact", "int8"]
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,14 @@ class Ops(Protocol):
     """What the decoder calls. Every function returns the dtype of its first argument unless it says otherwise."""
 
     name: str
+    activations: Activations  # what quantized weights are multiplied by: the numbers as they are, or rounded (`ops.packed.rounded`)
 
     def describe(self) -> str:
         """One line for the load report: which functions are native here, which fall back to the reference."""
+        ...
+
+    def prepare(self, weight_FD: Weight) -> Weight:
+        """A weight as `matmul` likes it best: itself, or the same numbers in another order, which `embed` and `unpack` take as well. Once, at load."""
         ...
 
     def matmul(self, x_TD: Tensor, weight_FD: Weight, bias_F: Tensor | None = None) -> Tensor:

@@ -1,6 +1,7 @@
 """The CPU's own kernels for packed weights and attention: C++ in ops/cpu, for the best instructions this processor has. The rest is torch's."""
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,20 +10,24 @@ from torch import Tensor
 from pellucid.errors import BadRequest
 from pellucid.ops import attention
 from pellucid.ops.fused import Fused
-from pellucid.ops.interface import Pages, Weight
+from pellucid.ops.interface import Activations, Pages, Weight
+from pellucid.ops.packed import is_rounded
 from pellucid.ops.panels import Panels, n_threads, native, why_not
+from pellucid.weights.group_rows import Reordered
 from pellucid.weights.packed_rows import PackedRows
 
 
 class Native(Fused):
-    """Products with packed weights whose rows `prepare` has put in panels, activations rounded to whole numbers of 8 bits, 32 of a row at a time.
+    """Products of rounded activations (`ops.packed.rounded`) with packed weights that `prepare` has put in panels.
 
-    A row's result does not depend, bitwise, on the rows beside it or on the number of threads.
+    A row's result does not depend, bitwise, on the rows beside it or on the number of threads. variant: a set of instructions, where it is not to be
+    the best one here. Raises BadRequest for one that this processor lacks, or where the kernels are not installed.
     """
 
     name = "native"
 
-    def __init__(self, variant: str | None = None) -> None:
+    def __init__(self, activations: Activations = "int8", variant: str | None = None) -> None:
+        super().__init__(activations)
         if native is None:
             raise BadRequest(f"ops='native' is not installed ({why_not}). Install a C++ compiler (Debian: apt-get install g++ python3-dev), "
                              f"then Pellucid again; in a checkout, make native", field="ops")
@@ -32,26 +37,30 @@ class Native(Fused):
         self.variant: str = variant or there[0]
 
     def describe(self) -> str:
-        return f"attend, matmul of packed weights native ({self.variant}) · the rest {super().describe()}"
+        packed, how = (", matmul_packed", ", int8 activations") if self.activations == "int8" else ("", "")
+        return f"attend{packed} native ({self.variant}{how}) · the rest fused, reference"
 
     def prepare(self, weight_FD: Weight) -> Weight:
-        """The weight as `matmul` wants it: packed rows of a format that there are kernels for are put in panels, anything else is left as it is."""
-        fits = type(weight_FD) is PackedRows and weight_FD.device.type == "cpu" and len(weight_FD.shape) == 2 and weight_FD.format in native.formats()
-        return Panels.of(weight_FD) if fits and all(weight_FD.shape) else weight_FD
+        """Packed rows of a format that there are kernels for, in panels; anything else as it is, and everything where activations are exact."""
+        if isinstance(weight_FD, Reordered):
+            return replace(weight_FD, rows=self.prepare(weight_FD.rows))
+        if self.activations == "exact" or not isinstance(weight_FD, PackedRows) or weight_FD.format not in native.formats():
+            return weight_FD
+        whole = len(weight_FD.shape) == 2 and all(weight_FD.shape) and weight_FD.device.type == "cpu"
+        return Panels.of(weight_FD) if whole else weight_FD
 
     def matmul(self, x_TD: Tensor, weight_FD: Weight, bias_F: Tensor | None = None) -> Tensor:
-        exact = x_TD.dtype == torch.float64 or (torch.is_grad_enabled() and x_TD.requires_grad)
-        if not isinstance(weight_FD, Panels) or exact:
+        if not isinstance(weight_FD, Panels) or not is_rounded(x_TD, weight_FD):
             return super().matmul(x_TD, weight_FD, bias_F)
         (T, D), (F, columns) = x_TD.shape, weight_FD.shape
         if columns != D or (bias_F is not None and bias_F.shape != (F,)):
             raise ValueError(f"rows of {D} numbers times a matrix of {F} x {columns}, plus a bias of {None if bias_F is None else tuple(bias_F.shape)}")
-        x, out_TF = x_TD.float().contiguous(), torch.empty(T, F)
+        x_TD, out_TF, dtype = x_TD.float().contiguous(), torch.empty(T, F), x_TD.dtype
         bias = None if bias_F is None else bias_F.float().contiguous()
         native.set_threads(n_threads())
-        native.matmul(self.variant, weight_FD.format, weight_FD.bytes.data_ptr(), F, D, x.data_ptr(), T, 0 if bias is None else bias.data_ptr(),
+        native.matmul(self.variant, weight_FD.format, weight_FD.bytes.data_ptr(), F, D, x_TD.data_ptr(), T, 0 if bias is None else bias.data_ptr(),
                       out_TF.data_ptr())
-        return out_TF.to(x_TD.dtype)
+        return out_TF.to(dtype)
 
     def attend(self, q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, **how: Any) -> Tensor:
         if not attention.fits(q_THC, k_SKC, v_SKC):
@@ -62,11 +71,3 @@ class Native(Fused):
         if not attention.fits(q_THC, k_PNKC, v_PNKC):
             return super().attend_pages(q_THC, k_PNKC, v_PNKC, pages, **how)
         return attention.attend_pages(self.variant, q_THC, k_PNKC, v_PNKC, pages, **how)
-
-    def embed(self, weight_VD: Weight, tokens_T: Tensor) -> Tensor:
-        if isinstance(weight_VD, Panels):
-            return weight_VD.numbers(tokens_T).to(weight_VD.dtype)
-        return super().embed(weight_VD, tokens_T)
-
-    def unpack(self, weight_FD: Weight, dtype: torch.dtype) -> Tensor:
-        return weight_FD.numbers(torch.arange(weight_FD.rows)).to(dtype) if isinstance(weight_FD, Panels) else super().unpack(weight_FD, dtype)

@@ -1,4 +1,8 @@
-"""Products with packed weights in torch: rows are unpacked as they are multiplied, a few at a time, and forgotten."""
+"""Products with packed weights in torch: rows are unpacked as they are multiplied, a few at a time, and forgotten.
+
+What they are multiplied by is the activations, or, under activations="int8", what `rounded` makes of them: then products are sums of whole numbers,
+which processors add up many times faster (ops/cpu). The weights mean the same numbers in both.
+"""
 from __future__ import annotations
 
 from typing import Any
@@ -6,10 +10,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.ops.panels import Panels
 from pellucid.ops.unpack import unpack
-from pellucid.weights.packed_rows import PackedWeight
+from pellucid.weights.group_rows import Reordered
+from pellucid.weights.packed_rows import PackedRows, PackedWeight
 
 BLOCK = 1 << 20  # numbers unpacked at once: 4 MB of float32
+GROUP = 32  # activations that share a scale
+# The formats that are small whole numbers times a scale, for which there are kernels: the others' products would be no faster for rounding.
+WHOLE = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
+LEAST = 2.0**-100  # a group of smaller numbers counts as zeros: an inverse might not be finite
+
+
+def is_whole(weight_FD: Tensor | PackedWeight) -> bool:
+    """Whether int8 activations apply to products with this weight."""
+    rows = weight_FD.rows if isinstance(weight_FD, Reordered) else weight_FD
+    return isinstance(rows, PackedRows | Panels) and rows.format in WHOLE
+
+
+def is_rounded(x_TD: Tensor, weight_FD: PackedWeight) -> bool:
+    """Whether these activations are rounded for this weight, under int8: never where a gradient is wanted or float64 is computed with."""
+    exact = x_TD.dtype == torch.float64 or (torch.is_grad_enabled() and x_TD.requires_grad)
+    return not exact and is_whole(weight_FD)
+
+
+def rounded(x_TD: Tensor) -> Tensor:
+    """Each group of 32 numbers of a row as whole numbers between -127 and 127, ties to even, times their largest size / 127: float32, (T, D).
+
+    A group that is not finite becomes NaN, so that what it touches is one too.
+    """
+    x = x_TD.float().unflatten(-1, (-1, GROUP))
+    most = x.abs().amax(-1, keepdim=True)
+    factor = most.new_tensor(127).div(most)  # 127 / most is 127 times an inverse in torch, rounded twice
+    whole = (x * factor).round().where(most >= LEAST, 0)
+    return (whole * (most / 127)).where(most.isfinite(), torch.nan).flatten(-2)
 
 
 def matmul_packed(x_TD: Tensor, weight_FD: PackedWeight, bias_F: Tensor | None = None) -> Tensor:

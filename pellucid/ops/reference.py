@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pellucid.ops.interface import Pages, Weight
-from pellucid.ops.packed import matmul_packed
+from pellucid.ops.interface import Activations, Pages, Weight
+from pellucid.ops.packed import is_rounded, matmul_packed, rounded
 from pellucid.ops.unpack import unpack
 from pellucid.spec import Activation, Experts
 from pellucid.weights.group_rows import Reordered
@@ -39,6 +39,12 @@ class Reference:
 
     name = "reference"
 
+    def __init__(self, activations: Activations = "exact") -> None:
+        self.activations = activations
+
+    def prepare(self, weight_FD: Weight) -> Weight:
+        return weight_FD
+
     def describe(self) -> str:
         return "reference: torch, every operation"
 
@@ -46,7 +52,7 @@ class Reference:
         if isinstance(weight_FD, Reordered):  # the columns of x go where the weight's are, and any kernel can multiply
             return self.matmul(x_TD.index_select(1, weight_FD.order), weight_FD.rows, bias_F)
         if isinstance(weight_FD, PackedWeight):
-            return matmul_packed(x_TD, weight_FD, bias_F)
+            return matmul_packed(rounded(x_TD) if self.activations == "int8" and is_rounded(x_TD, weight_FD) else x_TD, weight_FD, bias_F)
         return F.linear(x_TD, weight_FD, bias_F)
 
     def embed(self, weight_VD: Weight, tokens_T: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from pellucid.errors import UnsupportedModel
 from pellucid.ops import codebooks
 from pellucid.ops.bits import bits, cut, half, planes
 from pellucid.ops.groups import put_back, unpack_groups
+from pellucid.ops.panels import Panels
 from pellucid.weights.gguf import BY_NAME
 from pellucid.weights.group_rows import GroupRows, Reordered
 from pellucid.weights.packed_rows import PackedRows, PackedWeight
@@ -32,6 +33,8 @@ def unpack(rows: PackedWeight) -> Tensor:
         return unpack_groups(rows)
     if isinstance(rows, Reordered):
         return put_back(unpack(rows.rows), rows.order)
+    if isinstance(rows, Panels):
+        return rows.numbers(torch.arange(rows.rows))
     assert isinstance(rows, PackedRows)
     if rows.format not in UNPACK:
         raise UnsupportedModel(f"weights in the format {rows.format} are not read (read: {', '.join(UNPACK)})")

@@ -38,7 +38,7 @@ def test_a_record_holds_what_the_result_depends_on(folder):
     assert set(record.inputs) == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert record.inputs["model.safetensors"].sha256 == sha256_of(folder / "model.safetensors")
     assert record.settings["load"]["path"] == str(folder)
-    assert record.settings["in_force"].keys() == {"device", "dtype", "ops", "ops_detail", "threads"}
+    assert record.settings["in_force"].keys() == {"device", "dtype", "ops", "ops_detail", "activations", "threads"}
     assert (record.settings["in_force"]["device"], record.settings["in_force"]["dtype"]) == ("cpu", "f32")
     assert (record.settings["request"]["prompt"], record.settings["request"]["temperature"], record.seed) == ("a", 0.5, 5)
     assert record.settings["request"]["logit_bias"] == {"7": 1.5}

@@ -19,6 +19,7 @@ import pellucid
 from pellucid.engine.request import Request, Sampling
 from pellucid.errors import BadConfig, BadHeader, BadTokenizer, MisshapenTensor, MissingTensors, PellucidError, UnknownTensors, UnsupportedModel
 from pellucid.model.load import load_decoder
+from pellucid.ops.panels import Panels
 from pellucid.weights.assemble import assemble, disassemble
 from pellucid.weights.names import NameTable
 from pellucid.weights.packed_rows import PackedRows
@@ -123,7 +124,7 @@ def test_logits_are_those_of_the_dequantized_safetensors(tmp_path: Path, name: s
     files = converted(tmp_path / "m.gguf", built, kind)
     plain, _ = assemble(NameTable(built.module.WEIGHTS), files.items(), shapes(built.spec), built.spec)
     expected = logits(ours(built.spec, plain), built.tokens_T)
-    decoder, report = load_decoder(tmp_path / "m.gguf", device="cpu", dtype="float32")
+    decoder, report = load_decoder(tmp_path / "m.gguf", device="cpu", dtype="float32", activations="exact")
     found = logits(decoder, built.tokens_T)
     assert (found - expected).abs().max() < TOLERANCE * expected.abs().max()
     assert report.format == "gguf"
@@ -136,7 +137,7 @@ def test_logits_are_those_of_the_dequantized_safetensors(tmp_path: Path, name: s
 def test_weights_stay_packed_where_the_file_is_mapped(tmp_path: Path) -> None:
     built = build(CASES["llama-plain"])
     converted(tmp_path / "m.gguf", built, Kind.Q4_0)
-    decoder, report = load_decoder(tmp_path / "m.gguf", device="cpu")
+    decoder, report = load_decoder(tmp_path / "m.gguf", device="cpu", activations="exact")
     kept = {name: getattr(module, "weight", None) for name, module in decoder.named_modules()}
     packed = {name: weight for name, weight in kept.items() if isinstance(weight, PackedRows)}
     assert len(packed) == 7 * 2 + 2  # seven matrices a layer, the table and the unembedding
@@ -144,6 +145,34 @@ def test_weights_stay_packed_where_the_file_is_mapped(tmp_path: Path) -> None:
     assert report.stored.keys() == {"q4_0", "f32"}
     assert (report.dtype, report.license) == ("f32", "Apache-2.0")
     assert any("gguf q4_0 + f32, computed in f32" in line for line in report.lines())
+
+
+@pytest.mark.parametrize("name", ["llama-plain", "qwen3-tied"])
+def test_int8_activations_are_the_references_and_near_the_exact_ones(tmp_path: Path, name: str) -> None:
+    """By the kernels as by the reference, to the rounding of sums; a tied table is read from the panels."""
+    built = build(CASES[name])
+    converted(tmp_path / "m.gguf", built, Kind.Q4_0)
+    found = {}
+    for ops, activations in (("native", "int8"), ("reference", "int8"), ("reference", "exact")):
+        decoder, report = load_decoder(tmp_path / "m.gguf", device="cpu", ops=ops, activations=activations)
+        assert report.activations == activations
+        assert ops in report.ops
+        assert isinstance(decoder.blocks[0].attn.q.weight, Panels) == (ops == "native")
+        assert isinstance(decoder.embed.weight, Panels) == (ops == "native" and name == "qwen3-tied")
+        found[ops, activations] = logits(decoder, built.tokens_T)
+    exact, size = found["reference", "exact"], found["reference", "exact"].norm()
+    assert (found["native", "int8"] - exact).norm() < 0.05 * size  # two blocks a row, random weights: the coarsest case
+    # A sum rounded otherwise may move a later activation over the border between two whole numbers.
+    assert (found["native", "int8"] - found["reference", "int8"]).norm() < 0.3 * (found["reference", "int8"] - exact).norm()
+    assert not torch.equal(found["reference", "int8"], exact)
+
+
+def test_a_file_of_formats_without_kernels_says_so_and_is_exact_there(tmp_path: Path) -> None:
+    built = build(CASES["llama-plain"])
+    converted(tmp_path / "m.gguf", built, Kind.BF16)
+    _, report = load_decoder(tmp_path / "m.gguf", device="cpu", dtype="float32")
+    assert report.activations == "exact"
+    assert not [note for note in report.notes if "no kernels" in note]  # nothing has one here, so nothing is slower than the rest
 
 
 def test_an_f16_file_runs_in_f16_and_a_split_one_whole(tmp_path: Path) -> None:

@@ -238,7 +238,8 @@ def test_the_report_for_machines_is_plain_json(tmp_path: Path) -> None:
 def test_the_example_of_the_design_is_written_as_there() -> None:
     report = LoadReport(name="qwen3-0.6b", family="qwen3", n_layers=28, d_model=1024, n_heads=(16, 16), n_kv_heads=(8, 8), n_parameters=596_049_920,
                         n_ctx=40_960, license="Apache-2.0", format="safetensors", dtype="bf16", stored={"bf16": 1}, device="cpu", n_bytes=1_192_135_096,
-                        seconds=0.81, ops="attend native · the rest reference", cache_bytes_per_token=112 * 1024, left_out={}, accepted=(), notes=())
+                        seconds=0.81, ops="attend native · the rest reference", activations="exact", cache_bytes_per_token=112 * 1024,
+                        left_out={}, accepted=(), notes=())
     assert report.lines() == [
         "qwen3-0.6b  family qwen3 · 28 layers · d_model 1024 · 16 heads / 8 kv · 596 M parameters · Apache-2.0",
         "weights     safetensors bf16, 1.2 GB, read in 0.8 s",

@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from pellucid.errors import BadRequest
 from pellucid.ops.choose import choose
 from pellucid.ops.native import Native
+from pellucid.ops.packed import rounded
 from pellucid.ops.panels import Panels, native
 from pellucid.ops.unpack import unpack
 from pellucid.weights.gguf import BY_NAME
@@ -22,17 +22,10 @@ def weights(name: str, F: int, D: int, monkeypatch: pytest.MonkeyPatch) -> Packe
     return test_packed.weights(name, F)
 
 
-def rounded(x_TD: Tensor) -> Tensor:
-    """Activations as the kernels see them: each 32 numbers whole numbers up to 127 times a scale."""
-    x = x_TD.unflatten(-1, (-1, 32))
-    most = x.abs().amax(-1, keepdim=True)
-    return ((x * most.new_tensor(127).div(most)).round() * (most / 127)).flatten(-2)  # 127 / most would be 127 times an inverse
-
-
 @pytest.mark.parametrize("variant", native.variants())
 @pytest.mark.parametrize("name", native.formats())
 def test_every_shape_is_the_reference_on_rounded_activations(name: str, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ops, noise = Native(variant), torch.Generator().manual_seed(0)
+    ops, noise = Native(variant=variant), torch.Generator().manual_seed(0)
     for F, D in SHAPES:
         packed = weights(name, F, D, monkeypatch)
         panels, x_TD, bias_F = ops.prepare(packed), torch.randn(21, D, generator=noise), torch.randn(F, generator=noise)
@@ -57,7 +50,7 @@ def test_the_number_of_threads_moves_no_bit(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_asking_for_what_is_not_there_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadRequest, match=r"variant='sse9' does not run on this processor \(.*portable\)"):
-        Native("sse9")
+        Native(variant="sse9")
     monkeypatch.setattr("pellucid.ops.native.native", None)
     monkeypatch.setattr("pellucid.ops.native.why_not", "No module named '_native'")
     with pytest.raises(BadRequest, match=r"ops='native' is not installed \(No module named '_native'\)\. Install a C\+\+ compiler .*make native"):

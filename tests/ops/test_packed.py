@@ -10,6 +10,8 @@ from torch import Tensor
 
 from pellucid.ops import packed
 from pellucid.ops.choose import BACKENDS, choose
+from pellucid.ops.packed import rounded
+from pellucid.ops.panels import native
 from pellucid.ops.unpack import UNPACK, unpack
 from pellucid.weights.gguf import BY_NAME
 from pellucid.weights.packed_rows import PackedRows
@@ -20,7 +22,7 @@ F, D = 9, 512
 
 @pytest.fixture(params=BACKENDS)
 def ops(request):
-    return choose(request.param)
+    return choose(request.param, "exact")
 
 
 def weights(name: str, n_rows: int = F, dtype: torch.dtype = torch.float32) -> PackedRows:
@@ -89,3 +91,44 @@ def test_gradients_are_those_of_the_dense_product_and_keep_nothing_unpacked(ops,
     near(x.grad, grad.float() @ dense, dtype, 2)
     near(bias.grad, grad.float().sum(0), dtype, 2)
     assert all(n < F * D for n in kept)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", UNPACK)
+def test_int8_activations_are_rounded_for_whole_formats_and_only_there(backend, name):
+    ops, weight, x = choose(backend, "int8"), weights(name), random(5, D)
+    assert ops.activations == "int8"
+    prepared = ops.prepare(weight)
+    expected = (rounded(x) if name in packed.WHOLE else x).double() @ unpack(weight).double().T
+    out = ops.matmul(x, prepared)
+    assert (out - expected).abs().max() < 2e-6 * expected.abs().max()
+    # A step is the largest of 32 / 127, some 2.1 / 127 of their size, and its error 1 / sqrt(12) of it: 0.5 %, more where a few blocks outweigh the rest.
+    exact = x.double() @ unpack(weight).double().T
+    assert (out - exact).norm() < 0.02 * exact.norm()
+    x.requires_grad_()
+    assert (ops.matmul(x, prepared) - exact).abs().max() < 2e-6 * exact.abs().max()  # what is trained is exact
+    rows = torch.tensor([8, 0, 8])
+    assert torch.equal(ops.embed(prepared, rows), unpack(weight)[rows])
+    assert torch.equal(ops.unpack(prepared, torch.float32), unpack(weight))
+
+
+def test_rounded_keeps_what_is_whole_and_breaks_ties_to_even():
+    x = torch.zeros(1, 64)
+    x[0, :6] = torch.tensor([127.0, -126.0, 0.5, 1.5, -2.5, 0.4])
+    x[0, 32:34] = torch.tensor([2.0**-101, -(2.0**-103)])
+    assert rounded(x)[0, :6].tolist() == [127, -126, 0, 2, -2, 0]
+    assert not rounded(x)[0, 6:].any()
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_not_finite_is_not_rounded_away(backend, bad):
+    ops, x = choose(backend, "int8"), random(3, D)
+    x[1, 40] = bad
+    out = ops.matmul(x, ops.prepare(weights("Q4_0")))
+    assert out[1].isnan().all()
+    assert out[[0, 2]].isfinite().all()
+
+
+def test_the_whole_formats_are_those_of_the_kernels():
+    assert tuple(native.formats()) == packed.WHOLE

@@ -16,6 +16,11 @@ typename V::U load(const uint8_t* p) {
   return out;
 }
 
+template <class V>
+typename V::U raised(typename V::U line, int n_bits) {
+  return n_bits < 0 ? line >> -n_bits : line << n_bits;
+}
+
 // The eight quads of a block of 32 columns, this part's rows of the panel: 4 codes of a row in each lane.
 template <class V, int kFormat>
 void read_codes(const uint8_t* lines, typename V::U (&quads)[8]) {
@@ -38,12 +43,11 @@ void read_codes(const uint8_t* lines, typename V::U (&quads)[8]) {
   const uint8_t* high = lines + L.line_bytes();
   if constexpr (L.high_bits == 1) {
     const U line = load<V>(high);
-    for (int j = 0; j < 8; ++j) quads[j] |= (j < L.bits ? line << L.bits - j : line >> j - L.bits) & 0x01010101u * (1u << L.bits);
+    for (int j = 0; j < 8; ++j) quads[j] |= raised<V>(line, L.bits - j) & 0x01010101u << L.bits;
   } else if constexpr (L.high_bits == 2) {
     for (int j = 0; j < 8; ++j) {
       const U line = load<V>(high + kLine * (j / 4));
-      const int at = 2 * (j % 4);
-      quads[j] |= (at < L.bits ? line << L.bits - at : line >> at - L.bits) & 0x03030303u * (1u << L.bits);
+      quads[j] |= raised<V>(line, L.bits - 2 * (j % 4)) & 0x03030303u << L.bits;
     }
   }
   if constexpr (L.table != Table::none)

@@ -49,6 +49,18 @@ struct Layout {
 // The block structs are those of ggml-common.h: see ops/unpack.py.
 inline constexpr Layout kLayouts[] = {
     {"Q8_0", 32, 34, 8, 0, 128, 32, Scale::half, false, Table::none},
+    {"Q4_0", 32, 18, 4, 0, 8, 32, Scale::half, false, Table::none},
+    {"Q4_1", 32, 20, 4, 0, 0, 32, Scale::half, true, Table::none},
+    {"Q5_0", 32, 22, 4, 1, 16, 32, Scale::half, false, Table::none},
+    {"Q5_1", 32, 24, 4, 1, 0, 32, Scale::half, true, Table::none},
+    {"IQ4_NL", 32, 18, 4, 0, 128, 32, Scale::half, false, Table::iq4},
+    {"MXFP4", 32, 17, 4, 0, 16, 32, Scale::exponent, false, Table::e2m1},
+    {"Q2_K", 256, 84, 2, 0, 0, 16, Scale::codes, true, Table::none},
+    {"Q3_K", 256, 110, 2, 1, 4, 16, Scale::codes, false, Table::none},
+    {"Q4_K", 256, 144, 4, 0, 0, 32, Scale::codes, true, Table::none},
+    {"Q5_K", 256, 176, 4, 1, 0, 32, Scale::codes, true, Table::none},
+    {"Q6_K", 256, 210, 4, 2, 32, 16, Scale::codes, false, Table::none},
+    {"IQ4_XS", 256, 136, 4, 0, 128, 32, Scale::codes, false, Table::iq4},
 };
 constexpr int kFormats = sizeof kLayouts / sizeof *kLayouts;
 
