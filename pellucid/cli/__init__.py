@@ -22,6 +22,7 @@ COMMANDS = {
     "models": ("pellucid.cli.models", "the models on this disk"),
     "rm": ("pellucid.cli.rm", "delete a downloaded model"),
     "convert": ("pellucid.cli.convert", "safetensors <-> GGUF, quantized if wanted"),
+    "quantize": ("pellucid.cli.quantize", "a model in fewer bits"),
     "replay": ("pellucid.cli.replay", "run a record again and say whether the output is the same"),
 }
 

@@ -19,6 +19,7 @@ Source = Annotated[str, typer.Argument(metavar="IN", help="A folder, a .gguf fil
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="NAME.gguf, or a folder for safetensors.")]
 TensorType = Annotated[list[str] | None, typer.Option("--tensor-type", metavar="PATTERN=TYPE", help="Another format for the tensors whose GGUF names "
                                                                                                    "match; may be repeated.")]
+Imatrix = Annotated[Path | None, typer.Option("--imatrix", metavar="FILE", help="Which columns count, as `pellucid imatrix` or llama.cpp wrote it.")]
 Split = Annotated[str | None, typer.Option("--split-max-size", metavar="SIZE", help="Split into files of no more, such as 2GB.")]
 WithoutTokenizer = Annotated[bool, typer.Option("--without-tokenizer", help="Leave tokenizer and chat template out.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace OUT where it is there.")]
@@ -33,6 +34,7 @@ def command(
     quantize: Annotated[str | None, typer.Option("--quantize", metavar="Q8_0|Q4_K_M|...", help="Pack the matrices, in a mix that llama.cpp's users "
                                                                                              "know by name.")] = None,
     tensor_type: TensorType = None,
+    imatrix: Imatrix = None,
     split_max_size: Split = None,
     without_tokenizer: WithoutTokenizer = False,
     accept_unread: o.AcceptUnread = None,
@@ -51,8 +53,8 @@ def command(
     pellucid convert model.gguf ./model --dtype bf16
     pellucid convert big.gguf parts.gguf --split-max-size 2GB
     """
-    say(source, out, to=to, dtype=dtype, quantize=quantize, tensor_types=tensor_type or (), split=split_max_size, tokenizer=not without_tokenizer,
-        accept_unread=accept_unread or (), force=force, quiet=quiet, json=json)
+    say(source, out, to=to, dtype=dtype, quantize=quantize, tensor_types=tensor_type or (), imatrix=imatrix, split=split_max_size,
+        tokenizer=not without_tokenizer, accept_unread=accept_unread or (), force=force, quiet=quiet, json=json)
 
 
 def say(source: str, out: Path, *, tensor_types: Any, split: str | None, force: bool, quiet: bool, json: bool, **how: Any) -> None:

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
 from pellucid import __version__
 from pellucid.errors import BadRequest, UnsupportedModel
 from pellucid.families._describe import Description, describe_checkpoint
@@ -20,6 +18,7 @@ from pellucid.weights.checkpoint import CONFIG, Checkpoint, open_checkpoint
 from pellucid.weights.drafts import Written
 from pellucid.weights.gguf_card import lineage_of
 from pellucid.weights.gguf_write import whole_name
+from pellucid.weights.imatrix import Imatrix, read_imatrix
 from pellucid.weights.inputs import has_tokenizer, input_files
 
 Kind = Literal["gguf", "safetensors"]
@@ -46,7 +45,7 @@ class Job:
     dtype: str | None
     quantize: str | None
     overrides: Sequence[tuple[str, str]]
-    importance: Mapping[str, Tensor] | None
+    imatrix: Imatrix | None
     tokenizer: bool
     max_bytes: int | None
     overwrite: bool
@@ -80,7 +79,7 @@ class Conversion:
 
 
 def convert(source: str | Path, out: str | Path, *, name: str | None = None, to: str | None = None, dtype: str | None = None, quantize: str | None = None,
-            overrides: Sequence[tuple[str, str]] = (), importance: Mapping[str, Tensor] | None = None, tokenizer: bool = True, max_bytes: int | None = None,
+            overrides: Sequence[tuple[str, str]] = (), imatrix: str | Path | None = None, tokenizer: bool = True, max_bytes: int | None = None,
             overwrite: bool = False, accept_unread: Sequence[str] = (), watch: Watch = Watch()) -> Conversion:
     """Writes the model at `source` to `out`: a .gguf file, or a folder of safetensors.
 
@@ -89,7 +88,8 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
         to: "gguf" or "safetensors"; by itself what the name of `out` says.
         dtype: f32, f16 or bf16, for every matrix. By itself, what the files hold; what is packed is copied as it is to GGUF, and becomes f32 in
             safetensors, which holds it exactly.
-        quantize, overrides, importance: a mix by name, single tensors' formats, and an imatrix: see `plan_mix` and `quantize_rows`. Vectors stay f32.
+        quantize, overrides, imatrix: a mix by name, single tensors' formats, and the file of an imatrix: see `plan_mix` and `quantize_rows`. Vectors
+            stay f32.
         tokenizer: false leaves it out.
         max_bytes: split into files of no more.
 
@@ -99,7 +99,8 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
     checkpoint, out = open_checkpoint(source), Path(out).expanduser()
     checkpoint.name = name or checkpoint.name
     kind = _kind(to, out)
-    _check(checkpoint, out, kind, dtype, quantize)
+    _check(checkpoint, out, kind, dtype, quantize, imatrix)
+    measured = None if imatrix is None else read_imatrix(Path(imatrix).expanduser())
     described = None
     if not (checkpoint.gguf and kind == "gguf" and quantize is None):  # a copy may be of an architecture that nobody here runs
         described = describe_checkpoint(checkpoint, accept_unread)
@@ -107,9 +108,12 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
         raise UnsupportedModel(f"the tokenizer of {checkpoint.name!r} is not written in another format yet. --without-tokenizer writes the weights alone")
     watch.note(f"hashing {checkpoint.name}")
     inputs = {role: input_file(path) for role, path in input_files(checkpoint).items()}
+    lineage = (*_ancestors(checkpoint), *_lines(checkpoint, inputs))
+    if imatrix is not None:
+        inputs["imatrix"] = input_file(imatrix)
     job = Job(checkpoint=checkpoint, out=out, described=described, dtype=None if dtype is None else _DTYPES[dtype.lower()], quantize=quantize,
-              overrides=overrides, importance=importance, tokenizer=tokenizer, max_bytes=max_bytes, overwrite=overwrite,
-              lineage=(*_ancestors(checkpoint), *_lines(checkpoint, inputs)), watch=watch)
+              overrides=overrides, imatrix=measured, tokenizer=tokenizer, max_bytes=max_bytes, overwrite=overwrite,
+              lineage=lineage, watch=watch)
     if kind == "safetensors":
         from pellucid.model.to_safetensors import write
     else:
@@ -119,7 +123,8 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
     kept = {how: sum(each == how for each in job.cast.kept.values()) for how in ("copied", "exact", "rounded")}
     rounded = {f"{before} -> {after}": n for (before, after), n in job.cast.pairs.most_common()}
     settings = {"source": os.path.abspath(source), "name": checkpoint.name, "out": os.path.abspath(out), "to": kind, "dtype": dtype, "quantize": quantize,
-                "overrides": [list(each) for each in overrides], "importance": importance is not None, "tokenizer": tokenizer, "max_bytes": max_bytes}
+                "overrides": [list(each) for each in overrides], "imatrix": None if imatrix is None else os.path.abspath(imatrix), "tokenizer": tokenizer,
+                "max_bytes": max_bytes}
     record = Record(
         kind="convert", settings=settings, seed=None, inputs=inputs, measured={"seconds": seconds, "bytes": float(sum(file.n_bytes for file in files))},
         output={"files": {str(file.path): {"sha256": file.sha256, "bytes": file.n_bytes} for file in files}, "kept": kept, "rounded": rounded,
@@ -146,11 +151,13 @@ def _kind(to: str | None, out: Path) -> Kind:
     return "gguf" if said == "gguf" else "safetensors"
 
 
-def _check(checkpoint: Checkpoint, out: Path, kind: Kind, dtype: str | None, quantize: str | None) -> None:
+def _check(checkpoint: Checkpoint, out: Path, kind: Kind, dtype: str | None, quantize: str | None, imatrix: str | Path | None) -> None:
     if dtype is not None and dtype.lower() not in _DTYPES:
         raise BadRequest(f"--dtype {dtype!r} is none that is written (written: f32, f16, bf16; --quantize packs)", field="dtype")
     if quantize is not None and dtype is not None:
         raise BadRequest(f"--dtype {dtype} and --quantize {quantize} both say what matrices become. Give one", field="dtype")
+    if imatrix is not None and quantize is None:
+        raise BadRequest(f"--imatrix {imatrix} says where quantizing may err, and nothing is quantized. Add --quantize Q4_K_M", field="imatrix")
     if quantize is not None and kind != "gguf":
         raise BadRequest(f"--quantize {quantize} is a format of GGUF, and {out} is a folder of safetensors. Write NAME.gguf", field="quantize")
     source, place = checkpoint.folder.resolve(), out.resolve()

@@ -4,10 +4,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
+from torch import Tensor
 
+from pellucid.errors import BadRequest
 from pellucid.families._gguf_write import architecture_of, factors, metadata
 from pellucid.model.convert import Job, made_by
 from pellucid.model.on_demand import Tensors
@@ -40,10 +42,11 @@ def _from_gguf(job: Job, model: Gguf) -> tuple[dict[str, Value], list[Planned]]:
     types = {name: entry.type for name, (_, entry) in model.tensors.items()}
     if (mix := job.quantize or job.dtype) is not None:
         plan = plan_mix(mix, {name: entry.shape for name, (_, entry) in model.tensors.items()}, _facts(job), overrides=job.overrides,
-                        important=job.importance is not None)
+                        important=job.imatrix is not None)
         # Vectors and what is never packed stay as they are.
         types |= {name: plan.types[name] for name in types if plan.types[name] != "F32" or MIXES[plan.mix][0] == "F32"}
         metadata |= {"general.file_type": plan.file_type, "general.quantization_version": 2}
+        metadata |= _measured(job, types, {name: entry.shape for name, (_, entry) in model.tensors.items()})
         job.notes += _fell_back(plan.fell_back, plan.types)
         again = Counter(entry.type for name, (_, entry) in model.tensors.items() if entry.type != types[name] and entry.type not in PLAIN)
         job.notes += [f"{n} matri{'ces were' if n > 1 else 'x was'} {type} before: what that lost stays lost. The original loses less"
@@ -52,7 +55,7 @@ def _from_gguf(job: Job, model: Gguf) -> tuple[dict[str, Value], list[Planned]]:
         metadata = {key: value for key, value in metadata.items() if not key.startswith("tokenizer.")}
 
     def read(name: str) -> Iterator[memoryview]:
-        for piece in job.cast.pieces(name, job.checkpoint.tensor(name), types[name], (job.importance or {}).get(name)):
+        for piece in job.cast.pieces(name, job.checkpoint.tensor(name), types[name], _importance(job, name, tuple(model.tensors[name][1].shape))):
             yield raw(piece)
         job.checkpoint.release()
 
@@ -80,7 +83,7 @@ def _from_safetensors(job: Job) -> tuple[dict[str, Value], list[Planned]]:
         source.release()  # what the tensor before took
         found = {name: unpacked(weight) for name, weight in source.read(places[theirs].names).items()}
         weight = joined(found, places[theirs], spec)
-        yield from map(raw, job.cast.pieces(theirs, weight, types[theirs], (job.importance or {}).get(theirs)))
+        yield from map(raw, job.cast.pieces(theirs, weight, types[theirs], _importance(job, theirs, shapes[theirs])))
         if offset := places[theirs].rule.offset:
             [before] = found.values()
             if not torch.equal((weight - offset).to(before.dtype), before):  # a small number lost its last bits to the one beside it
@@ -90,13 +93,37 @@ def _from_safetensors(job: Job) -> tuple[dict[str, Value], list[Planned]]:
     tensors += [planned(theirs, types[theirs], shapes[theirs], lambda theirs=theirs: read(theirs)) for theirs in places]
     label = count(sum(map(math.prod, source.shapes.values()))).replace(" ", "")
     head = general(job.checkpoint.card, name=job.checkpoint.name, architecture=about.pop("general.architecture"), size_label=label, file_type=file_type)
-    return head | about, tensors
+    return head | about | _measured(job, types, shapes), tensors
+
+
+def _importance(job: Job, name: str, shape: tuple[int, ...]) -> Tensor | None:
+    return None if job.imatrix is None or len(shape) < 2 else job.imatrix.importance(name, shape)
+
+
+def _measured(job: Job, types: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Value]:
+    """What the metadata says of an imatrix, as llama.cpp's tools/quantize writes it; every entry is checked before the first byte is written.
+
+    Raises what `Imatrix.importance` raises, BadRequest for an imatrix that has none of these matrices.
+    """
+    if (imatrix := job.imatrix) is None:
+        return {}
+    tables = ("per_layer_token_embd.weight", *(("token_embd.weight",) if "output.weight" in shapes else ()))  # looked up, and multiplied with nothing
+    packed = [name for name, shape in shapes.items() if packable(name, shape) and types[name] not in PLAIN and name not in tables]
+    with_importance = [name for name in packed if _importance(job, name, shapes[name]) is not None]
+    if packed and not with_importance:
+        raise BadRequest(f"{imatrix.source} has no importance of any matrix of this model: it has {', '.join([*imatrix.entries][:3])}, and "
+                         f"{packed[0]} was looked for. Was it made from this model?", field="imatrix")
+    if missing := [name for name in packed if name not in with_importance]:
+        job.notes.append(f"{len(missing)} of {len(packed)} matrices are not in the imatrix, and their columns count alike: {', '.join(missing[:3])}"
+                         f"{', ...' * (len(missing) > 3)}")
+    return {"quantize.imatrix.file": imatrix.source, "quantize.imatrix.dataset": ", ".join(imatrix.datasets),
+            "quantize.imatrix.entries_count": len(imatrix.entries), "quantize.imatrix.chunks_count": imatrix.n_chunks}
 
 
 def _types(job: Job, shapes: dict[str, tuple[int, ...]], stored: dict[str, set[str]]) -> tuple[dict[str, str], int]:
     """Name -> format, and general.file_type. What is not asked for stays what the files hold; what they pack in another way than GGUF becomes F32."""
     if (mix := job.quantize or job.dtype) is not None:
-        plan = plan_mix(mix, shapes, _facts(job), overrides=job.overrides, important=job.importance is not None)
+        plan = plan_mix(mix, shapes, _facts(job), overrides=job.overrides, important=job.imatrix is not None)
         job.notes += _fell_back(plan.fell_back, plan.types)
         return dict(plan.types), plan.file_type
     types = {}

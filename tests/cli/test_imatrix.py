@@ -1,4 +1,4 @@
-"""`pellucid imatrix`, as a user meets it."""
+"""`pellucid imatrix` and `pellucid quantize`, as a user meets them."""
 from __future__ import annotations
 
 import json
@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Kind
 
+from pellucid.ops.quantize.rows import quantize_rows
 from pellucid.records import Record, sha256_of
-from pellucid.weights.imatrix import read_imatrix
+from pellucid.weights.gguf import read_gguf
+from pellucid.weights.gguf_file import GgufFile
+from pellucid.weights.imatrix import Imatrix, Squares, read_imatrix, write_imatrix
 from tests.api.scripted import scripted_model
 from tests.cli.conftest import Said
+from tests.families.build import build
+from tests.families.test_gguf import CASES, converted
 
 Say = Callable[..., Said]
 
@@ -75,3 +81,75 @@ def test_a_text_too_short_says_both_counts(say: Say, model: Path, text: Path, tm
     assert done.code == 2
     assert "the calibration text has 120 tokens, and 122 are needed at least: 2 windows of 61" in done.err
     assert not (tmp_path / "a.dat").exists()
+
+
+# what quantizing makes of it
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    """A model as GGUF has it, of whose matrices every row can be packed."""
+    converted(tmp_path / "m.gguf", build(CASES["llama-plain"]), Kind.F32)
+    return tmp_path / "m.gguf"
+
+
+def importance(path: Path, source: Path, value: Callable[[int], torch.Tensor], only: str = "blk.") -> Path:
+    widths = {name: entry.shape[-1] for name, entry in read_gguf(source).tensors.items() if len(entry.shape) > 1 and name.startswith(only)}
+    write_imatrix(path, Imatrix({name: Squares(value(n)[None], torch.ones(1)) for name, n in widths.items()}, ("t.txt",), 3))
+    return path
+
+
+def squares(n: int) -> torch.Tensor:
+    return torch.arange(n).float() ** 2 + 0.1
+
+
+def test_quantizing_weighs_columns_and_says_by_what(say: Say, packed: Path, tmp_path: Path) -> None:
+    measured = importance(tmp_path / "i.gguf", packed, squares)
+    done = say("quantize", str(packed), str(tmp_path / "q.gguf"), "--to", "q4_0", "--imatrix", str(measured))
+    assert done.code == 0, done.err
+    source, found = (GgufFile(path, read_gguf(path)) for path in (packed, tmp_path / "q.gguf"))
+    for name, entry in found.header.tensors.items():
+        if entry.type == "Q4_0":
+            weight = source.tensor(name)
+            expected = quantize_rows(weight, "Q4_0", squares(weight.shape[-1]) if name.startswith("blk.") else None)
+            assert torch.equal(found.tensor(name).bytes, expected.bytes), name
+    metadata = {key: found.header.metadata[f"quantize.imatrix.{key}"] for key in ("file", "dataset", "chunks_count")}
+    assert metadata == {"file": "i.gguf", "dataset": "t.txt", "chunks_count": 3}
+    record = Record.read(tmp_path / "q.record.json")
+    assert record.inputs["imatrix"].sha256 == sha256_of(measured)
+    assert record.settings["imatrix"] == str(measured)
+    assert "1 of 15 matrices are not in the imatrix, and their columns count alike: output.weight\n" in done.err
+
+
+def test_quantize_is_convert_by_another_name(say: Say, packed: Path, tmp_path: Path) -> None:
+    measured = str(importance(tmp_path / "i.dat", packed, squares))
+    for name, command in (("a", ("quantize", "--to", "Q8_0")), ("b", ("convert", "--quantize", "Q8_0"))):
+        assert say(command[0], str(packed), str(tmp_path / f"{name}.gguf"), *command[1:], "--imatrix", measured, "--tensor-type", "attn_v=F16").code == 0
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    assert read_gguf(tmp_path / "a.gguf").tensors["blk.0.attn_v.weight"].type == "F16"
+
+
+def test_the_options_of_quantize_are_these(say: Say) -> None:
+    listed = say("quantize", "--help").out.split("Options:")[1]
+    assert set(re.findall(r"^ +\*? *(?:-\w, )?(--[\w-]+)", listed, re.M)) == {
+        "--to", "--imatrix", "--tensor-type", "--split-max-size", "--without-tokenizer", "--accept-unread", "--force", "--quiet", "--json", "--debug", "--help"}
+
+
+@pytest.mark.parametrize(("make", "options", "message"), [
+    (lambda tmp, source: tmp / "none.gguf", ("--to", "Q4_0"), "no such file: "),
+    (lambda tmp, source: importance(tmp / "i.gguf", source, lambda n: squares(n + 1)), ("--to", "Q4_0"), "weight has 1 x "),
+    (lambda tmp, source: importance(tmp / "i.gguf", source, squares, "token_embd"), ("--to", "Q4_0", "--tensor-type", "token_embd=F16"),
+     "i.gguf has no importance of any matrix of this model: it has token_embd.weight, and output.weight was"),
+    (lambda tmp, source: source, ("--to", "Q4_0"), "m.gguf is of general.type "),
+    (lambda tmp, source: importance(tmp / "i.gguf", source, squares), ("--to", "Q4"), "'Q4' is no mix of formats that is written here")])
+def test_an_imatrix_that_cannot_be_used_leaves_nothing_behind(say: Say, packed: Path, tmp_path: Path, make: Callable[[Path, Path], Path],
+                                                              options: tuple[str, ...], message: str) -> None:
+    done = say("quantize", str(packed), str(tmp_path / "q.gguf"), "--imatrix", str(make(tmp_path, packed)), *options)
+    assert done.code != 0
+    assert message in done.err
+    assert not list(tmp_path.glob("*q.*"))
+
+
+def test_an_imatrix_without_quantizing_is_a_mistake(say: Say, packed: Path, tmp_path: Path) -> None:
+    done = say("convert", str(packed), str(tmp_path / "q.gguf"), "--imatrix", str(importance(tmp_path / "i.gguf", packed, squares)))
+    assert done.code == 2
+    assert "says where quantizing may err, and nothing is quantized. Add --quantize Q4_K_M" in done.err

@@ -23,16 +23,22 @@ def _spread(level: int, *factors: float) -> list[float]:
     return [level * factor for factor in factors]
 
 
-# Levels that the farthest number may go to; beyond the last one it is cut off. Of both signs where one side is longer by one level of a few.
-_FOUR = [*_spread(-8, 0.91, 0.95, 0.98, 1.0, 1.03, 1.06, 1.09), *_spread(7, 0.97, 1.0, 1.04, 1.08)]
-_FIVE = [*_spread(-16, 0.95, 0.97, 0.985, 1.0, 1.015, 1.03, 1.045), *_spread(15, 0.97, 0.985, 1.0, 1.015, 1.03)]
-_EIGHT = _spread(-127, 0.9925, 0.995, 0.9965, 0.998, 1.0, 1.0015, 1.003, 1.0045, 1.006)
-_SIX = _spread(-32, 0.9, 0.94, 0.97, 0.985, 1.0, 1.015, 1.03, 1.06)
-_THREE = [sign * factor for factor in (0.85, 0.9, 0.95, 0.98, 1.01, 1.04, 1.07, 1.1, 1.15) for sign in (-4, 4)]
+# Levels that the farthest number may go to; beyond the last one it is cut off, and before it a step is smaller than it need be. Wide apart, because with
+# importance the farthest number may count little; of both signs where one side is longer by one level of a few.
+_FOUR = [*_spread(-8, 0.72, 0.8, 0.87, 0.93, 0.98, 1.02, 1.07, 1.13, 1.22, 1.35), *_spread(7, 0.75, 0.85, 0.95, 1.02, 1.1, 1.2)]
+_FIVE = [*_spread(-16, 0.82, 0.89, 0.93, 0.96, 0.98, 1.0, 1.02, 1.045, 1.08, 1.14), *_spread(15, 0.88, 0.95, 0.98, 1.0, 1.03, 1.08)]
+_EIGHT = _spread(-127, 0.9, 0.92, 0.94, 0.955, 0.97, 0.98, 0.987, 0.993, 0.997, 1.0, 1.003, 1.006, 1.01, 1.015)
+_SIX = _spread(-32, 0.86, 0.91, 0.94, 0.96, 0.975, 0.99, 1.005, 1.02, 1.04, 1.07, 1.12)
+_THREE = [sign * factor for factor in (0.7, 0.8, 0.87, 0.93, 0.98, 1.03, 1.09, 1.17, 1.28) for sign in (-4, 4)]
 _UNEVEN = [level * factor for factor in (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1) for level in (-127, 113)]
-_CUTS = [(below / 100, above / 100) for below in (-1, 1, 3, 6) for above in (-1, 1, 3, 6)]
-_CUTS_NESTED = [(below / 100, above / 100) for below in (-0.5, 2, 5) for above in (-0.5, 2, 5)]
-_CUTS_OF_FOUR = [(below / 100, above / 100) for below in (0, 5, 10, 16) for above in (0, 5, 10, 16)]
+
+
+def _cuts(*percent: float) -> list[tuple[float, float]]:
+    """Each of these at either end; below zero there is room beyond the farthest number."""
+    return [(below / 100, above / 100) for below in percent for above in percent]
+
+
+_CUTS, _CUTS_OF_FIVE, _CUTS_NESTED, _CUTS_OF_TWO = _cuts(-1, 1, 3, 6), _cuts(-1, 0.3, 1.5, 3.2, 5.5), _cuts(-0.5, 2, 5), _cuts(0, 5, 10, 16)
 _NEAREST_UNEVEN, _NEAREST_E2M1 = book(IQ4), book(sorted(set(E2M1)))
 
 
@@ -46,10 +52,10 @@ def _scaled(low: int, high: int, starts: list[float], lay: Callable[[Tensor], li
     return pack
 
 
-def _lined(top: int, lay: Callable[[Tensor], list[Tensor]]) -> Pack:
+def _lined(top: int, cuts: list[tuple[float, float]], lay: Callable[[Tensor], list[Tensor]]) -> Pack:
     """A float16 scale and a float16 minimum."""
     def pack(x: Tensor, w: Tensor) -> Tensor:
-        d, m = (stored(found) for found in fit_line(x, w, top, _CUTS, n_follow=2, free=True))
+        d, m = (stored(found) for found in fit_line(x, w, top, cuts, n_follow=2, free=True))
         q = (x + m).mul_(inverse(d)).round_().clamp_(0, top)
         d, m = whole(x, w, d * q - m, d, m)
         return torch.cat([as_half(d), as_half(-m), *lay(q)], -1)
@@ -68,7 +74,7 @@ def _fives(q: Tensor) -> list[Tensor]:
 
 
 def _q2_k(x: Tensor, w: Tensor) -> Tensor:
-    unit, unit_m, scale, least, q = fit_lines(x.view(-1, 16, 16), w.view(-1, 16, 16), 3, _CUTS_OF_FOUR, 15)
+    unit, unit_m, scale, least, q = fit_lines(x.view(-1, 16, 16), w.view(-1, 16, 16), 3, _CUTS_OF_TWO, 15)
     scales = scale[..., 0].byte() | least[..., 0].byte() << 4
     return torch.cat([scales, _quarters(q.byte()), as_half(unit[:, 0]), as_half(unit_m[:, 0])], -1)
 
@@ -150,8 +156,8 @@ def _sixes(scale: Tensor, least: Tensor) -> Tensor:
 PACK: Mapping[str, Pack] = {
     "F32": lambda x, w: x.contiguous().view(torch.uint8), "F16": lambda x, w: as_half(x),
     "BF16": lambda x, w: x.bfloat16().contiguous().view(torch.uint8),
-    "Q4_0": _scaled(-8, 7, _FOUR, lambda q: _nibbles(q + 8)), "Q4_1": _lined(15, _nibbles),
-    "Q5_0": _scaled(-16, 15, _FIVE, lambda q: _fives(q + 16)), "Q5_1": _lined(31, _fives),
+    "Q4_0": _scaled(-8, 7, _FOUR, lambda q: _nibbles(q + 8)), "Q4_1": _lined(15, _CUTS, _nibbles),
+    "Q5_0": _scaled(-16, 15, _FIVE, lambda q: _fives(q + 16)), "Q5_1": _lined(31, _CUTS_OF_FIVE, _fives),
     "Q8_0": _scaled(-127, 127, _EIGHT, lambda q: [q.to(torch.int8).view(torch.uint8)]),
     "Q2_K": _q2_k, "Q3_K": _q3_k, "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k, "IQ4_NL": _iq4_nl, "IQ4_XS": _iq4_xs, "MXFP4": _mxfp4,
 }
