@@ -46,16 +46,37 @@ def random_ids(row: int, length: int, n_vocab: int) -> list[int]:
     return [rng.randrange(5, n_vocab) for _ in range(length)]
 
 
-def pellucid(path: str, prompts: list[list[int]], answer: int, repeats: int, threads: int, dtype: str) -> dict:
+def pellucid(path: str, prompts: list[list[int]], answer: int, repeats: int, threads: int, dtype: str, started: float | None = None) -> dict:
+    """started: when the process began, by the clock on the wall; the first token is then timed from there."""
     import pellucid
-    engine = pellucid.load(path, dtype=dtype, threads=threads).engine
+    model = pellucid.load(path, dtype=dtype, threads=threads)
+    engine = model.engine
 
     def run(n: int) -> dict:
         start = time.perf_counter()
         results = [several[0] for several in engine.run([request(ids, n) for ids in prompts])]
         return dict(ids=[list(r.token_ids) for r in results], first=statistics.mean(r.prefill_seconds for r in results), seconds=time.perf_counter() - start)
+    first = {}
+    if started is not None:
+        run(1)
+        first = dict(first_token_seconds=time.time() - started)
     run(2)
-    return dict(runs=[run(answer) for _ in range(repeats)], peak_memory_mb=peak_mb())
+    return dict(first, runs=[run(answer) for _ in range(repeats)], peak_memory_mb=peak_mb(), ops=model.report.ops)
+
+
+def written(path: str, n: int, threads: int) -> dict:
+    """Ids that the model itself draws."""
+    import pellucid
+    model = pellucid.load(path, threads=threads)
+    begin = model.tokenizer.encode("It was", special=True)
+    [[result]] = model.engine.run([request(begin, n - len(begin), temperature=0.8)])
+    return dict(ids=[[*begin, *result.token_ids]])
+
+
+def likeliest(path: str, ids: list[int], activations: str, threads: int) -> dict:
+    """The likeliest next token after every one."""
+    import pellucid
+    return dict(likeliest=pellucid.load(path, activations=activations, threads=threads).logits(ids).argmax(-1).tolist())
 
 
 def transformers(path: str, prompts: list[list[int]], answer: int, repeats: int, threads: int, dtype: str) -> dict:
@@ -277,4 +298,4 @@ def _free(ids: list[int], n: int, seed: int):
 
 
 WORK: dict[str, Callable[..., dict]] = {"pellucid": pellucid, "transformers": transformers, "prefix": prefix, "overhead": overhead, "flat": flat, "mode": mode,
-                                        "loss": loss}
+                                        "loss": loss, "written": written, "likeliest": likeliest}

@@ -81,10 +81,20 @@ def main() -> None:
     n_tokens = len(job["prompts"][0]) + job["answer"]
     ctx, n_vocab = context(path, len(job["prompts"]), n_tokens, job["threads"], job["repack"])
     batch = cpp.llama_batch_init(len(job["prompts"]) * n_tokens, 0, 1)
+    if "likeliest" in job:
+        ids = job["likeliest"]
+        decode(ctx, batch, [(token, i, 0, True) for i, token in enumerate(ids)])
+        print(json.dumps(dict(likeliest=[likeliest(ctx, i, n_vocab) for i in range(len(ids))])))
+        return None
+    first = {}
+    if "started" in job:
+        run(ctx, batch, job["prompts"], 1, n_vocab)
+        first = dict(first_token_seconds=time.time() - job["started"])
     run(ctx, batch, job["prompts"], 2, n_vocab)
     runs = [run(ctx, batch, job["prompts"], job["answer"], n_vocab) for _ in range(job["repeats"])]
     features = cpp.llama_print_system_info().decode()
-    print(json.dumps(dict(runs=runs, peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, version=cpp.__version__, features=features)))
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps(dict(first, runs=runs, peak_memory_mb=peak_mb, version=cpp.__version__, features=features)))
     return None
 
 

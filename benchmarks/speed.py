@@ -28,7 +28,8 @@ TINYLLAMA = dict(  # https://huggingface.co/TinyLlama/TinyLlama-1.1B-Chat-v1.0/b
     num_attention_heads=32, num_key_value_heads=4, max_position_embeddings=2048, rms_norm_eps=1e-5, rope_theta=10000.0, hidden_act="silu",
     tie_word_embeddings=False, torch_dtype="bfloat16", bos_token_id=1, eos_token_id=2)
 RANDOM = {"random-1.1b": TINYLLAMA,
-          "random-30m": TINYLLAMA | dict(vocab_size=8192, hidden_size=512, intermediate_size=1280, num_hidden_layers=8, num_attention_heads=8)}
+          "random-30m": TINYLLAMA | dict(vocab_size=8192, hidden_size=512, intermediate_size=1280, num_hidden_layers=8, num_attention_heads=8),
+          "random-58m": TINYLLAMA | dict(hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8)}
 
 
 def make_random(folder: Path, raw: dict) -> Path:
