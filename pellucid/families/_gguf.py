@@ -71,7 +71,7 @@ class Facts:
         return self.said.pop(key, absent)
 
 
-Derive = Callable[[Facts, dict[str, Any]], Mapping[str, Any]]
+Derive = Callable[[Facts, dict[str, Any]], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +176,7 @@ def config(facts: Facts) -> tuple[dict[str, Any], Architecture]:
         raw |= architecture.derive(facts, raw)
     except (TypeError, ValueError, KeyError, ArithmeticError, IndexError) as e:
         raise BadConfig(f"{file} has a value of a kind that architecture {name!r} cannot read ({type(e).__name__}: {e}). Is the file whole?") from e
-    if scaling := _scaling(facts, architecture, raw):
+    if "rope_parameters" not in raw and (scaling := _scaling(facts, architecture, raw)):
         raw["rope_scaling"] = scaling
     for key in (*architecture.inert, *architecture.numbers):
         said.pop(key, None)
@@ -245,7 +245,7 @@ def _scaling(facts: Facts, architecture: Architecture, raw: Mapping[str, Any]) -
     """Takes the keys of the rope's scaling, and its factors where a tensor holds them."""
     file, name, factor = facts.file, facts.name, facts.take("rope.scaling.factor", facts.take("rope.scale_linear"))
     kind = facts.take("rope.scaling.type", "linear" if factor is not None else "none")  # llama.cpp's own reading of a factor alone
-    original, gain = facts.take("rope.scaling.original_context_length"), facts.take("rope.scaling.attn_factor", 1.0)
+    original, gain = facts.take("rope.scaling.original_context_length"), facts.take("rope.scaling.attn_factor")
     facts.take("rope.scaling.finetuned")  # says that the model was tuned so
     context = raw.get("max_position_embeddings", 0)
     if FACTORS in facts.tensors:
@@ -255,8 +255,8 @@ def _scaling(facts: Facts, architecture: Architecture, raw: Mapping[str, Any]) -
         return {"rope_type": "longrope", "short_factor": both, "long_factor": both, "attention_factor": 1.0,
                 "original_max_position_embeddings": context}
     if LONG in facts.tensors or SHORT in facts.tensors:
-        return {"rope_type": "longrope", "short_factor": _factors(facts, SHORT), "long_factor": _factors(facts, LONG), "attention_factor": gain,
-                "original_max_position_embeddings": original or context}
+        return {"rope_type": "longrope", "short_factor": _factors(facts, SHORT), "long_factor": _factors(facts, LONG),
+                "original_max_position_embeddings": original or context} | ({} if gain is None else {"attention_factor": gain})
     if kind == "none" or (kind == "linear" and factor in (None, 1.0)):
         return None
     yarn = dict(architecture.yarn) if kind == "yarn" else {}

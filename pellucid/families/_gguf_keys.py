@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Linear, LongRope, Matrix, Rope, Yarn
+from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Linear, LongRope, Matrix, Mixer, Rope, Yarn
 
 
 class Free(NamedTuple):
@@ -41,10 +41,19 @@ def windowed(s: DecoderSpec) -> list[bool]:
     return [isinstance(layer.mixer, Attention) and layer.mixer.window is not None for layer in s.layers]
 
 
-def ropes(s: DecoderSpec, local: bool = False) -> list[Rope]:
-    """Those of the layers that see everything, or of the windowed ones; of all layers where there is no such layer with a rope."""
-    every = [(isinstance(mixer, Attention) and mixer.window is not None, mixer.rope) for mixer in s.mixers]
-    return [rope for here, rope in every if rope is not None and here == local] or [rope for _, rope in every if rope is not None]
+def far(s: DecoderSpec) -> list[Mixer]:
+    """The mixers that see everything, or all where none does."""
+    return [m for m in s.mixers if not isinstance(m, Attention) or m.window is None] or list(s.mixers)
+
+
+def near(s: DecoderSpec) -> list[Attention]:
+    """The windowed ones."""
+    return [m for m in attentions(s) if m.window is not None]
+
+
+def ropes(s: DecoderSpec) -> list[Rope]:
+    """Those of the mixers that see everything, or of all where none of those has one."""
+    return [m.rope for m in far(s) if m.rope is not None] or [m.rope for m in s.mixers if m.rope is not None]
 
 
 def of_attention(fact: Callable[[Attention], Any]) -> Of:
@@ -67,7 +76,7 @@ def of_scaling(fact: Callable[[Any], Any], *kinds: type) -> Of:
     return of
 
 
-def _feed_forward_length(s: DecoderSpec) -> Any:
+def feed_forward_length(s: DecoderSpec) -> Any:
     dense = [layer.mlp.d_ff if isinstance(layer.mlp, FeedForward) else 0 for layer in s.layers]
     if not any(dense):
         return Free(mixtures(s)[0].each.d_ff)  # llama.cpp takes it where nothing else says how wide an expert is
@@ -89,16 +98,25 @@ def _dense_before(s: DecoderSpec) -> int | None:
     return sparse.index(True) if True in sparse else None
 
 
+def _scaling_type(scaling: Linear | Yarn | LongRope) -> str | None:
+    """None for one set of factors and no gain: that is Llama 3's, whose factors alone say it."""
+    if isinstance(scaling, LongRope):
+        return None if scaling.short == scaling.long and scaling.gain == 1.0 else "longrope"
+    return "linear" if isinstance(scaling, Linear) else "yarn"
+
+
 KEYS: dict[str, Of] = {
     "context_length": lambda s: s.n_ctx,
     "embedding_length": lambda s: s.d_model,
     "block_count": lambda s: len(s.layers),
-    "feed_forward_length": _feed_forward_length,
+    "feed_forward_length": feed_forward_length,
     "vocab_size": lambda s: s.n_vocab,
     "attention.head_count": _heads,
     "attention.head_count_kv": _kv_heads,
-    "attention.key_length": lambda s: one(m.d_head if isinstance(m, Attention) else m.n_cached for m in s.mixers),
-    "attention.value_length": lambda s: one(m.d_head if isinstance(m, Attention) else m.d_latent for m in s.mixers),
+    "attention.key_length": lambda s: one(m.d_head if isinstance(m, Attention) else m.n_cached for m in far(s)),
+    "attention.value_length": lambda s: one(m.d_head if isinstance(m, Attention) else m.d_latent for m in far(s)),
+    "attention.key_length_swa": lambda s: one(m.d_head for m in near(s)),
+    "attention.value_length_swa": lambda s: one(m.d_head for m in near(s)),
     "attention.layer_norm_epsilon": lambda s: s.norm.eps if s.norm.kind == "layer" else None,
     "attention.layer_norm_rms_epsilon": lambda s: s.norm.eps if s.norm.kind == "rms" else None,
     "attention.causal": lambda s: s.causal,
@@ -117,12 +135,13 @@ KEYS: dict[str, Of] = {
     "residual_scale": lambda s: s.residual_scale,
     "use_parallel_residual": lambda s: s.parallel,
     "rope.dimension_count": lambda s: one(rope.d_rotary for rope in ropes(s)),
-    "rope.freq_base": lambda s: one(rope.theta for rope in ropes(s)),
-    "rope.freq_base_swa": lambda s: one(rope.theta for rope in ropes(s, local=True)),
-    "rope.scaling.type": lambda s: of_scaling(lambda r: {Linear: "linear", Yarn: "yarn"}.get(type(r)), Linear, Yarn)(s),
+    "rope.dimension_count_swa": lambda s: one(m.rope.d_rotary for m in near(s) if m.rope is not None),
+    "rope.freq_base": lambda s: (Free if all(windowed(s)) else lambda x: x)(one(rope.theta for rope in ropes(s))),
+    "rope.freq_base_swa": lambda s: one(m.rope.theta for m in near(s) if m.rope is not None),
+    "rope.scaling.type": of_scaling(_scaling_type, Linear, Yarn, LongRope),
     "rope.scaling.factor": of_scaling(lambda r: r.factor, Linear, Yarn),
-    "rope.scaling.attn_factor": of_scaling(lambda r: r.gain, LongRope),
-    "rope.scaling.original_context_length": of_scaling(lambda r: r.original, Yarn, LongRope),
+    "rope.scaling.attn_factor": of_scaling(lambda r: r.gain if _scaling_type(r) else None, LongRope),
+    "rope.scaling.original_context_length": of_scaling(lambda r: r.original if _scaling_type(r) else None, Yarn, LongRope),
     "rope.scaling.yarn_attn_factor": of_scaling(lambda r: r.gain, Yarn),
     "rope.scaling.yarn_beta_fast": of_scaling(lambda r: r.fast, Yarn),
     "rope.scaling.yarn_beta_slow": of_scaling(lambda r: r.slow, Yarn),

@@ -41,6 +41,7 @@ OUT_NORMS = block({"post_attention_norm": "attn_out_norm", "post_ffw_norm": "mlp
 # q, k and v as one, where the converter was asked for it (--fuse-qkv), and in the architectures whose files always have it so.
 ALSO_QKV = {name: old(rule) for name, rule in fused("attn_qkv", "attn.q", "attn.k", "attn.v").items()}
 QKV = {name: old(ATTN[name]) for name in ATTN if "output" not in name} | fused("attn_qkv", "attn.q", "attn.k", "attn.v")
+ATTN_FUSED = ATTN | QKV
 GATE_UP = fused("ffn_up", "mlp.gate", "mlp.up")
 
 TENSORS: dict[str, Rule] = ENDS | NORMS | ATTN | MLP | ALSO_QKV
@@ -55,6 +56,28 @@ EXPERTS: dict[str, Rule] = block({"ffn_gate_inp": "mlp.router"}) | {
     name: old(rule) for name, rule in fused("ffn_gate_up_exps", *(ours for _, ours in _EXPERTS[:2]), experts=True).items()}  # --fuse-gate-up-exps
 CORRECTION: dict[str, Rule] = {"blk.{i}.exp_probs_b.bias": "blocks.{i}.mlp.router.correction"}
 SHARED = block({f"ffn_{x}_shexp": f"mlp.shared.{x}" for x in ("gate", "up", "down")})
+
+
+# DeepSeek's latent attention. What brings latents to keys and values lies apart, a matrix a head, the keys' turned; older files have both in one.
+LATENT: dict[str, Rule] = {
+    **block({"attn_q": "attn.q", "attn_q_a": "attn.q_down", "attn_q_a_norm": "attn.q_norm", "attn_q_b": "attn.q_up", "attn_kv_a_mqa": "attn.kv_down",
+             "attn_kv_a_norm": "attn.kv_norm", "attn_output": "attn.o"}),
+    "blk.{i}.attn_k_b.weight": to("blocks.{i}.attn.k_up.weight", by_head="turned"),
+    "blk.{i}.attn_v_b.weight": to("blocks.{i}.attn.v_up.weight", by_head=True),
+    "blk.{i}.attn_kv_b.weight": old(to("blocks.{i}.attn.k_up.weight", "blocks.{i}.attn.v_up.weight", stacked="by_kv_head"))}
+# Gemma 4's inputs of each layer's own, and its mixture beside the feed-forward.
+INPUTS: dict[str, Rule] = {
+    "per_layer_token_embd.weight": "inputs.table.weight", "per_layer_model_proj.weight": "inputs.project.weight",
+    "per_layer_proj_norm.weight": "inputs.norm.weight",
+    **block({"inp_gate": "input.gate", "proj": "input.out", "post_norm": "input.out_norm"}, "weight"),
+    "blk.{i}.layer_output_scale.weight": to("blocks.{i}.scale", flat=True)}
+BESIDE: dict[str, Rule] = {
+    **block({"pre_ffw_norm_2": "beside.norm", "post_ffw_norm_1": "beside.mlp_norm", "post_ffw_norm_2": "beside.out_norm",
+             "ffn_gate_inp": "beside.mixture.router"}, "weight"),
+    "blk.{i}.ffn_gate_inp.scale": "blocks.{i}.beside.mixture.router.norm.weight", "blk.{i}.ffn_down_exps.scale": "blocks.{i}.beside.mixture.router.gain",
+    **fused("ffn_gate_up_exps", *(f"beside.mixture.experts.{{e}}.{x}" for x in ("gate", "up")), experts=True),
+    **fused("ffn_down_exps", "beside.mixture.experts.{e}.down", experts=True),
+    **{name: old(rule) for x in ("gate", "up") for name, rule in fused(f"ffn_{x}_exps", f"beside.mixture.experts.{{e}}.{x}", experts=True).items()}}
 
 
 def raised(table: Table, by: float = 1.0) -> dict[str, Rule]:

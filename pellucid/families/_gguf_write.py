@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from pellucid.errors import UnsupportedModel
+from pellucid.errors import BadConfig, UnsupportedModel
 from pellucid.families import family
 from pellucid.families._describe import describe
 from pellucid.families._gguf import Architecture, check, config, facts_of, of_family
 from pellucid.families._gguf_keys import KEYS, Free
 from pellucid.families._gguf_tensors import FACTORS, LONG, SHORT
-from pellucid.spec import Attention, DecoderSpec, LatentAttention, Layer, Llama3, LongRope, Ntk, Rope
+from pellucid.spec import Attention, DecoderSpec, LatentAttention, Layer, Llama3, LongRope, Ntk, Proportional, Rope
 
 
 def architecture_of(spec: DecoderSpec) -> Architecture:
@@ -56,6 +56,9 @@ def metadata(spec: DecoderSpec, shapes: Mapping[str, tuple[int, ...]], numbers: 
 
 def factors(spec: DecoderSpec) -> dict[str, list[float]]:
     """Tensors beside the weights, by their names there: what the frequency of each pair of channels is divided by."""
+    for rope in _ropes(spec):
+        if isinstance(rope.scaling, Proportional):  # pairs that stand still turn by nothing that a float32 can say
+            return {FACTORS: [rope.scaling.factor] * rope.scaling.turning + [1e30] * (rope.d_rotary // 2 - rope.scaling.turning)}
     scaling = next((rope.scaling for rope in _ropes(as_written(spec)) if isinstance(rope.scaling, LongRope)), None)
     if scaling is None:
         return {}
@@ -98,9 +101,12 @@ def _ropes(spec: DecoderSpec) -> list[Rope]:
 def _read_back(spec: DecoderSpec, said: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
     made = factors(spec)
     facts = facts_of("what would be written", said, shapes, made.__getitem__)
-    raw, architecture = config(facts)
-    again = describe(raw, where="what would be written").spec
-    check(facts, architecture, again)
+    try:
+        raw, architecture = config(facts)
+        again = describe(raw, where="what would be written").spec
+        check(facts, architecture, again)
+    except BadConfig as e:
+        raise UnsupportedModel(f"a GGUF file of architecture {facts.name!r} cannot say what this model is: {e} Save it as safetensors.") from e
     if differing := next(_differences(dataclasses.replace(spec, family=again.family), again, ""), None):
         path, ours, theirs = differing
         raise UnsupportedModel(f"a GGUF file of architecture {architecture.name!r} cannot say {path}={ours!r:.80}: it would be read as {theirs!r:.80}. "

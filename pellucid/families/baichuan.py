@@ -4,14 +4,20 @@ transformers does not have it: modeling_baichuan.py and configuration_baichuan.p
 model_type, and their code differs; what tells them apart in config.json is what only one of their configuration classes has.
 """
 from pellucid.errors import UnsupportedModel
-from pellucid.families import _parts, llama
+from pellucid.families import _gguf, _parts, llama
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import PAIRED, TENSORS
 from pellucid.spec import Alibi, Attention, DecoderSpec, Layer, Norm, Rope
 from pellucid.weights.names import Rule, to
 
 WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if "bias" not in k and not any(f".{x}_proj." in k for x in "qkv")} | {
     "model.layers.{i}.self_attn.W_pack.weight": to(*(f"blocks.{{i}}.attn.{x}.weight" for x in "qkv")),
 }
+GGUF = _gguf.Architecture(
+    name="baichuan", tensors=TENSORS | PAIRED, inert=("rope.dimension_count", "tensor_data_layout"), also=("rope.freq_base",),
+    reads=_gguf.reads(less=("attention.head_count_kv", "attention.key_length", "rope.freq_base")),
+    # Of 40 layers is a 13B, and has ALiBi: src/models/baichuan.cpp
+    derive=lambda facts, raw: {"max_position_embeddings": None, "model_max_length": raw["max_position_embeddings"]} if raw["num_hidden_layers"] == 40 else {})
 
 
 def spec(c: Config) -> DecoderSpec:

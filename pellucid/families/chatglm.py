@@ -7,6 +7,7 @@ from dataclasses import replace
 from pellucid.errors import UnsupportedModel
 from pellucid.families import glm
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import ATTN_FUSED
 from pellucid.spec import Attention, DecoderSpec, FeedForward, Layer, Norm
 from pellucid.weights.names import Rule, left_out, to
 
@@ -23,7 +24,7 @@ WEIGHTS: dict[str, Rule] = {
     "transformer.encoder.final_layernorm.weight": "final_norm.weight",
     "transformer.output_layer.weight": "unembed.weight",
 }
-GGUF = replace(glm.GGUF, when=None)
+GGUF = replace(glm.GGUF, when=None, tensors={**glm.GGUF.tensors, **ATTN_FUSED})
 
 
 def spec(c: Config) -> DecoderSpec:

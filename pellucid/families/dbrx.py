@@ -1,7 +1,8 @@
 """DBRX: q, k and v as one clipped matrix, LayerNorm without bias, 16 experts side by side in one tensor. https://github.com/databricks/dbrx"""
 from pellucid.errors import BadConfig
-from pellucid.families import _parts
+from pellucid.families import _gguf, _parts
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import ENDS, EXPERTS, QKV, block
 from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, Layer, Norm
 from pellucid.weights.names import Rule, to
 
@@ -18,6 +19,17 @@ WEIGHTS: dict[str, Rule] = {
     "transformer.norm_f.weight": "final_norm.weight",
     "lm_head.weight": "unembed.weight",
 }
+GGUF = _gguf.Architecture(
+    name="dbrx", tensors=ENDS | QKV | EXPERTS | block({"attn_norm": "attn_norm", "attn_output": "attn.o", "attn_output_norm": "mlp_norm"}, "weight"),
+    reads={"context_length": "max_seq_len", "embedding_length": "d_model", "block_count": "n_layers", "attention.head_count": "n_heads",
+           "vocab_size": "vocab_size"},
+    derive=lambda facts, raw: {
+        "attn_config": {"kv_n_heads": facts.take("attention.head_count_kv"), "clip_qkv": facts.take("attention.clamp_kqv"),
+                        "rope_theta": facts.take("rope.freq_base", _gguf.THETA)},
+        "ffn_config": {"ffn_hidden_size": facts.take("feed_forward_length"), "moe_num_experts": facts.take("expert_count"),
+                       "moe_top_k": facts.take("expert_used_count")}},
+    also=("attention.head_count_kv", "attention.clamp_kqv", "rope.freq_base", "feed_forward_length", "expert_count", "expert_used_count",
+          "attention.layer_norm_epsilon"))
 
 
 def spec(c: Config) -> DecoderSpec:

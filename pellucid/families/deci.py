@@ -1,11 +1,16 @@
 """DeciLM 7B: Llama whose layers differ in their number of key/value heads. https://huggingface.co/Deci/DeciLM-7B"""
 from dataclasses import replace
 
-from pellucid.families import _parts, llama
+from pellucid.families import _gguf, _gguf_derive, _parts, llama
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import PAIRED, TENSORS
 from pellucid.spec import DecoderSpec, Layer
 
 WEIGHTS = llama.WEIGHTS
+GGUF = _gguf.Architecture(
+    name="deci", tensors=TENSORS | PAIRED, many=("attention.head_count_kv",), present=llama.GGUF.present, also=("attention.head_count_kv",),
+    reads=_gguf.reads(less=("attention.head_count_kv",)), when=lambda facts: not _gguf_derive.chosen(facts),
+    derive=lambda facts, raw: {"num_key_value_heads_per_layer": _gguf_derive.each(facts, "attention.head_count_kv", raw["num_hidden_layers"])})
 
 
 def spec(c: Config) -> DecoderSpec:

@@ -4,13 +4,18 @@ transformers does not have it: modeling_deepseek.py of deepseek-ai/deepseek-moe-
 """
 import dataclasses
 
-from pellucid.families import _parts, qwen3_moe
+from pellucid.families import _gguf, _parts, qwen3_moe
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import EXPERTS, PAIRED, SHARED, TENSORS
 from pellucid.spec import DecoderSpec, Experts, Layer
 from pellucid.weights.names import Rule
 
 WEIGHTS: dict[str, Rule] = {k: v for k, v in qwen3_moe.WEIGHTS.items() if "_norm.weight" not in k} | {
     f"model.layers.{{i}}.mlp.shared_experts.{x}_proj.weight": f"blocks.{{i}}.mlp.shared.{x}.weight" for x in ("gate", "up", "down")}
+GGUF = _gguf.Architecture(
+    name="deepseek", tensors=TENSORS | PAIRED | EXPERTS | SHARED, given={"norm_topk_prob": False}, also=("expert_weights_scale",),
+    reads=_gguf.reads({key: theirs for key, theirs in _gguf.CORRECTED.items() if "group" not in key and "weights" not in key},
+                      less=("attention.key_length",)))
 
 
 def spec(c: Config) -> DecoderSpec:

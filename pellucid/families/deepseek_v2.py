@@ -1,7 +1,8 @@
 """DeepSeek-V2 and V2-Lite: keys and values out of a latent, many small experts beside shared ones. https://arxiv.org/abs/2405.04434"""
 from pellucid.errors import UnsupportedModel
-from pellucid.families import _parts, qwen3_moe
+from pellucid.families import _gguf, _gguf_derive, _parts, qwen3_moe
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import ENDS, EXPERTS, LATENT, MLP, NORMS, SHARED
 from pellucid.spec import DecoderSpec, Layer
 from pellucid.weights.names import Rule, to
 
@@ -15,6 +16,11 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in qwen3_moe.WEIGHTS.items() if not an
     "model.layers.{i}.self_attn.kv_b_proj.weight": to("blocks.{i}.attn.k_up.weight", "blocks.{i}.attn.v_up.weight", stacked="by_kv_head"),
     **{f"model.layers.{{i}}.mlp.shared_experts.{x}_proj.{p}": f"blocks.{{i}}.mlp.shared.{x}.{p}" for x in ("gate", "up", "down") for p in ("weight", "bias")},
 }
+GGUF = _gguf.Architecture(
+    name="deepseek2", tensors=ENDS | NORMS | LATENT | MLP | EXPERTS | SHARED, when=lambda facts: facts.said.get("expert_gating_func") != 2,
+    reads=_gguf.reads(_gguf.CORRECTED, less=("attention.head_count_kv", "attention.key_length")), given={"norm_topk_prob": False, "routed_scaling_factor": 1.0},
+    derive=lambda facts, raw: _gguf_derive.latent(facts, raw) | {"topk_method": "group_limited_greedy" if raw.get("n_group", 1) > 1 else "greedy"},
+    of=_gguf_derive.LATENT, also=_gguf_derive.ALSO_LATENT, log_multiplier=0.1)
 
 
 def spec(c: Config) -> DecoderSpec:

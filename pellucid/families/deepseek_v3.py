@@ -1,10 +1,15 @@
 """DeepSeek-V3 and R1: V2's attention; experts chosen by sigmoid scores with a correction, in groups. https://arxiv.org/abs/2412.19437"""
-from pellucid.families import _parts, deepseek_v2
+from dataclasses import replace
+
+from pellucid.families import _gguf_derive, _parts, deepseek_v2
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import CORRECTION
 from pellucid.spec import DecoderSpec, Layer
 from pellucid.weights.names import Rule
 
 WEIGHTS: dict[str, Rule] = deepseek_v2.WEIGHTS | {"model.layers.{i}.mlp.gate.e_score_correction_bias": "blocks.{i}.mlp.router.correction"}
+GGUF = replace(deepseek_v2.GGUF, tensors={**deepseek_v2.GGUF.tensors, **CORRECTION}, when=lambda facts: facts.said.get("expert_gating_func") == 2,
+               given={"n_group": 1, "topk_group": 1, **deepseek_v2.GGUF.given}, derive=_gguf_derive.latent)
 
 
 def spec(c: Config) -> DecoderSpec:

@@ -1,29 +1,31 @@
-"""Falcon: parallel blocks over shared key/value heads (7B one, 40B and 180B eight); the RW models in sequence under ALiBi.
+"""Falcon: parallel blocks over shared key/value heads (7B one, 40B and 180B eight); the RW models in sequence under ALiBi. https://arxiv.org/abs/2311.16867
 
-https://arxiv.org/abs/2311.16867
 Facts: https://github.com/huggingface/transformers/blob/v5.0.0/src/transformers/models/falcon/modeling_falcon.py
 """
 from pellucid.errors import BadConfig
-from pellucid.families import _buffers, _parts
+from pellucid.families import _buffers, _gguf, _gguf_derive, _parts
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import PLAIN, block, without
 from pellucid.spec import Alibi, Attention, DecoderSpec, FeedForward, Layer, Norm
 from pellucid.weights.names import Rule, to
 
-WEIGHTS: dict[str, Rule] = {"transformer.word_embeddings.weight": "embed.weight", "lm_head.weight": "unembed.weight"}
+WEIGHTS: dict[str, Rule] = _buffers.ROTARY | {"transformer.word_embeddings.weight": "embed.weight", "lm_head.weight": "unembed.weight"}
 WEIGHTS |= {f"transformer.{theirs}.{p}": f"{ours}.{p}" for p in ("weight", "bias") for theirs, ours in {
-    "h.{i}.self_attention.dense": "blocks.{i}.attn.o",
-    "h.{i}.mlp.dense_h_to_4h": "blocks.{i}.mlp.up",
-    "h.{i}.mlp.dense_4h_to_h": "blocks.{i}.mlp.down",
-    "ln_f": "final_norm",
+    "h.{i}.self_attention.dense": "blocks.{i}.attn.o", "ln_f": "final_norm",
+    "h.{i}.mlp.dense_h_to_4h": "blocks.{i}.mlp.up", "h.{i}.mlp.dense_4h_to_h": "blocks.{i}.mlp.down",
 }.items()}
 WEIGHTS |= {f"transformer.h.{{i}}.self_attention.query_key_value.{p}": to(*(f"blocks.{{i}}.attn.{x}.{p}" for x in "qkv"), stacked="by_kv_head")
             for p in ("weight", "bias")}
-# Where both halves of a parallel block have a norm of their own, the norms have names of their own.
 WEIGHTS |= {f"transformer.h.{{i}}.ln_{x}.{p}": to(f"blocks.{{i}}.{x}_norm.{p}", when=lambda spec: spec.parallel and not spec.shared_norm)
-            for p in ("weight", "bias") for x in ("attn", "mlp")}
+            for p in ("weight", "bias") for x in ("attn", "mlp")}  # where both halves of a parallel block have a norm of their own
 WEIGHTS |= {f"transformer.h.{{i}}.{theirs}_layernorm.{p}": to(f"blocks.{{i}}.{x}_norm.{p}", when=lambda spec: not spec.parallel or spec.shared_norm)
             for p in ("weight", "bias") for theirs, x in {"input": "attn", "post_attention": "mlp"}.items()}
-WEIGHTS |= _buffers.ROTARY
+GGUF = tuple(_gguf.Architecture(
+    name="falcon", tensors=without(PLAIN, "attn_norm", "ffn_norm") | block(norms), present={"bias": "blk.0.attn_qkv.bias"},
+    reads=_gguf.reads({"attention.head_count_kv": "num_kv_heads", "feed_forward_length": "ffn_hidden_size"}, less=("attention.key_length",),
+                      eps="layer_norm_epsilon"), inert=("tensor_data_layout",),
+    given={"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1 + two}, **_gguf_derive.norms_apart(two))
+    for two, norms in ((False, {"attn_norm": "attn_norm"}), (True, {"attn_norm": "mlp_norm", "attn_norm_2": "attn_norm"})))
 
 
 def spec(c: Config, *, new: bool = False) -> DecoderSpec:

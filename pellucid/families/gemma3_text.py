@@ -1,9 +1,15 @@
 """Gemma 3, text: q/k norms for soft caps, five windowed layers per full one, a rope for each kind. https://arxiv.org/abs/2503.19786"""
-from pellucid.families import _parts, gemma2, qwen3
+from pellucid.families import _gguf, _gguf_derive, _parts, gemma2, qwen3
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import OUT_NORMS, QK_NORMS, TENSORS, raised
 from pellucid.spec import DecoderSpec, Layer, Norm
 
 WEIGHTS = qwen3.WEIGHTS | gemma2.WEIGHTS
+GGUF = _gguf.Architecture(
+    name="gemma3", tensors=raised(TENSORS | OUT_NORMS | QK_NORMS), many=("attention.sliding_window_pattern",), given={"sliding_window": None},
+    derive=lambda facts, raw: _gguf_derive.query_scalar(62)(facts, raw) | _gguf_derive.windows(6)(facts, raw),
+    reads=_gguf.reads({"attention.sliding_window": "sliding_window", "final_logit_softcapping": "final_logit_softcapping",
+                       "rope.freq_base_swa": "rope_local_base_freq"}))
 
 
 def spec(c: Config) -> DecoderSpec:

@@ -3,28 +3,29 @@
 Facts: transformers 5.23, models/gemma4/modeling_gemma4.py and configuration_gemma4.py.
 """
 from pellucid.errors import BadConfig
-from pellucid.families import _parts, gemma2, qwen3
+from pellucid.families import _gguf, _gguf_derive, _parts, gemma2, qwen3
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import BESIDE, INPUTS, OUT_NORMS, QK_NORMS, TENSORS
 from pellucid.spec import DecoderSpec, Layer, LayerInputs, Norm
 from pellucid.weights.names import Rule, to
 
-WEIGHTS: dict[str, Rule] = qwen3.WEIGHTS | gemma2.WEIGHTS | {
-    "model.layers.{i}.layer_scalar": "blocks.{i}.scale",
+WEIGHTS: dict[str, Rule] = qwen3.WEIGHTS | gemma2.WEIGHTS | {"model.layers.{i}.layer_scalar": "blocks.{i}.scale"} | {
     "model.embed_tokens_per_layer.weight": "inputs.table.weight",  # E2B and E4B: what every layer reads beside the stream
-    "model.per_layer_model_projection.weight": "inputs.project.weight",
-    "model.per_layer_projection_norm.weight": "inputs.norm.weight",
-    "model.layers.{i}.per_layer_input_gate.weight": "blocks.{i}.input.gate.weight",
-    "model.layers.{i}.per_layer_projection.weight": "blocks.{i}.input.out.weight",
-    "model.layers.{i}.post_per_layer_input_norm.weight": "blocks.{i}.input.out_norm.weight",
-    "model.layers.{i}.post_feedforward_layernorm_1.weight": "blocks.{i}.beside.mlp_norm.weight",  # 26B-A4B: experts beside the feed-forward
-    "model.layers.{i}.pre_feedforward_layernorm_2.weight": "blocks.{i}.beside.norm.weight",
-    "model.layers.{i}.post_feedforward_layernorm_2.weight": "blocks.{i}.beside.out_norm.weight",
+    "model.per_layer_model_projection.weight": "inputs.project.weight", "model.per_layer_projection_norm.weight": "inputs.norm.weight",
+    **{f"model.layers.{{i}}.{theirs}.weight": f"blocks.{{i}}.input.{ours}.weight" for theirs, ours in (
+        ("per_layer_input_gate", "gate"), ("per_layer_projection", "out"), ("post_per_layer_input_norm", "out_norm"))},
+    **{f"model.layers.{{i}}.{theirs}.weight": f"blocks.{{i}}.beside.{ours}.weight" for theirs, ours in (  # 26B-A4B: experts beside the feed-forward
+        ("post_feedforward_layernorm_1", "mlp_norm"), ("pre_feedforward_layernorm_2", "norm"), ("post_feedforward_layernorm_2", "out_norm"))},
     "model.layers.{i}.router.proj.weight": "blocks.{i}.beside.mixture.router.weight",
     "model.layers.{i}.router.scale": "blocks.{i}.beside.mixture.router.norm.weight",
     "model.layers.{i}.router.per_expert_scale": "blocks.{i}.beside.mixture.router.gain",
     "model.layers.{i}.experts.gate_up_proj": to(*(f"blocks.{{i}}.beside.mixture.experts.{{e}}.{x}.weight" for x in ("gate", "up")), all_experts=True),
     "model.layers.{i}.experts.down_proj": to("blocks.{i}.beside.mixture.experts.{e}.down.weight", all_experts=True),
 }
+GGUF = _gguf.Architecture(
+    name="gemma4", tensors=TENSORS | OUT_NORMS | QK_NORMS | INPUTS | BESIDE, derive=_gguf_derive.two_widths, of=_gguf_derive.TWO_WIDTHS,
+    many=_gguf_derive.MANY_WIDTHS, also=_gguf_derive.ALSO_WIDTHS, reads=_gguf.reads(
+        {"attention.sliding_window": "sliding_window", "final_logit_softcapping": "final_logit_softcapping"}, less=_gguf_derive.ALSO_WIDTHS))
 
 
 def spec(c: Config) -> DecoderSpec:

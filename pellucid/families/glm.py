@@ -1,12 +1,12 @@
 """GLM-4 9B as transformers spells it: glm4 without the norms after each sublayer. https://arxiv.org/abs/2406.12793"""
 from pellucid.families import _gguf, _parts, glm4
 from pellucid.families._config import Config
-from pellucid.families._gguf_tensors import QKV, without
+from pellucid.families._gguf_tensors import without
 from pellucid.spec import DecoderSpec, Layer
 from pellucid.weights.names import Rule
 
 WEIGHTS: dict[str, Rule] = {k: v for k, v in glm4.WEIGHTS.items() if "post_self_attn" not in k and "post_mlp" not in k}
-GGUF = _gguf.Architecture(name="chatglm", tensors=without(glm4.GGUF.tensors, "post_") | QKV, present={"attention_bias": "blk.0.attn_q.bias"},
+GGUF = _gguf.Architecture(name="chatglm", tensors=without(glm4.GGUF.tensors, "post_"), present={"attention_bias": "blk.0.attn_q.bias"},
                           derive=glm4.GGUF.derive, also=("rope.dimension_count",))
 
 

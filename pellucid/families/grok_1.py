@@ -4,8 +4,10 @@ The release has no config.json; config and tensor names are those of the convers
 model_type "grok-1": a config.json without it needs it added. The matrices are tied where the file is silent, as that class says. Its code has the
 exact gelu, the release's own has `jax.nn.gelu`, which is the tanh form: the release is followed.
 """
-from pellucid.families import _parts
+from pellucid.families import _gguf, _parts
 from pellucid.families._config import Config
+from pellucid.families._gguf_keys import KEYS
+from pellucid.families._gguf_tensors import EXPERTS, MLP, TENSORS, block, without
 from pellucid.spec import DecoderSpec, Layer
 from pellucid.weights.names import Rule
 
@@ -23,6 +25,15 @@ WEIGHTS: dict[str, Rule] = {
     "model.norm.scale": "final_norm.weight",
     "lm_head.weight": "unembed.weight",
 }
+GGUF = _gguf.Architecture(
+    name="grok", tensors=without(TENSORS, *MLP) | EXPERTS | block({"attn_output_norm": "attn_out_norm", "layer_output_norm": "mlp_out_norm"}, "weight"),
+    reads=_gguf.reads({
+        "expert_count": "num_experts", "expert_used_count": "num_experts_per_tok", "attention.output_scale": "attn_output_multiplier",
+        "attn_logit_softcapping": "max_attn_value", "embedding_scale": "embedding_multiplier_scale", "logit_scale": "output_multiplier_scale"},
+        less=("attention.key_length",)),
+    given={"max_attn_value": 30.0, "attn_output_multiplier": 128 ** -0.5, "output_multiplier_scale": 3 ** -0.5,  # of files without these keys
+           "embedding_multiplier_scale": 6144 ** 0.5}, inert=("router_logit_softcapping",),
+    of={"attention.output_scale": KEYS["attention.scale"], "logit_scale": lambda s: s.logit_scale})
 
 
 def spec(c: Config) -> DecoderSpec:

@@ -2,11 +2,14 @@
 
 "Kimi-K2 reuses the DeepSeekV3CausalLM architecture": docs/deploy_guidance.md of https://github.com/MoonshotAI/Kimi-K2.
 """
+from dataclasses import replace
+
 from pellucid.families import deepseek_v3
 from pellucid.families._config import Config
 from pellucid.spec import DecoderSpec
 
 WEIGHTS = deepseek_v3.WEIGHTS
+GGUF = replace(deepseek_v3.GGUF, when=None)
 
 
 def spec(c: Config) -> DecoderSpec:

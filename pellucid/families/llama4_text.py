@@ -5,8 +5,9 @@ Facts: https://github.com/huggingface/transformers/blob/v4.51.0/src/transformers
 import dataclasses
 
 from pellucid.errors import BadConfig, UnsupportedModel
-from pellucid.families import _parts, llama
+from pellucid.families import _gguf, _gguf_derive, _parts, llama
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import EXPERTS, SHARED, TENSORS
 from pellucid.spec import DecoderSpec, Layer, Norm, Temperature
 from pellucid.weights.names import Rule, to
 
@@ -18,6 +19,11 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if ".mlp." no
                                                              all_experts=True),
     "model.layers.{i}.feed_forward.experts.down_proj": to("blocks.{i}.mlp.experts.{e}.down.weight", transpose=True, all_experts=True),
 }
+GGUF = _gguf.Architecture(
+    name="llama4", tensors=TENSORS | EXPERTS | SHARED, derive=_gguf_derive.chunked, also=("rope.dimension_count", "expert_shared_count"),
+    reads=_gguf.reads({"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok", "feed_forward_length": "intermediate_size_mlp",
+                       "expert_feed_forward_length": "intermediate_size", "interleave_moe_layer_step": "interleave_moe_layer_step"}),
+    of={"interleave_moe_layer_step": _gguf_derive.every})
 
 
 def spec(c: Config) -> DecoderSpec:

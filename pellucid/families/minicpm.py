@@ -6,8 +6,9 @@ import math
 from dataclasses import replace
 
 from pellucid.errors import UnsupportedModel
-from pellucid.families import _parts, llama
+from pellucid.families import _gguf, _gguf_derive, _parts, llama
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import EXPERTS, PAIRED, TENSORS
 from pellucid.spec import DecoderSpec, Experts, FeedForward, Layer, LongRope
 from pellucid.weights.names import Rule
 
@@ -16,6 +17,11 @@ WEIGHTS: dict[str, Rule] = llama.WEIGHTS | {  # of the mixture
     **{f"model.layers.{{i}}.mlp.experts.{{e}}.{theirs}.weight": f"blocks.{{i}}.mlp.experts.{{e}}.{ours}.weight"
        for theirs, ours in (("w1", "gate"), ("w3", "up"), ("w2", "down"))},
 }
+GGUF = _gguf.Architecture(
+    name="minicpm", tensors=TENSORS | PAIRED | EXPERTS, derive=_gguf_derive.scaled, of={
+        "logit_scale": lambda s: 1 / s.logit_scale, "rope.scaling.attn_factor": lambda s: None},
+    reads=_gguf.reads({"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok", "embedding_scale": "scale_emb"},
+                      less=("attention.key_length",)), also=("residual_scale", "logit_scale"))
 
 
 def spec(c: Config) -> DecoderSpec:

@@ -1,9 +1,15 @@
 """Ministral 3: Mistral whose queries grow with the logarithm of their position past the original context. https://mistral.ai/news/mistral-3"""
-from pellucid.families import _parts, llama
+from pellucid.families import _gguf, _gguf_derive, _parts, llama
 from pellucid.families._config import Config
+from pellucid.families._gguf_keys import Free, of_attention
+from pellucid.families._gguf_tensors import PAIRED, TENSORS
 from pellucid.spec import DecoderSpec, Layer, Temperature
 
 WEIGHTS = llama.WEIGHTS
+GGUF = _gguf.Architecture(
+    name="mistral3", tensors=TENSORS | PAIRED, when=lambda facts: bool(facts.said.get("attention.temperature_scale")), derive=_gguf_derive.sharpened,
+    also=("attention.temperature_scale", "rope.scaling.yarn_log_multiplier"),
+    of={"rope.scaling.yarn_log_multiplier": lambda s: Free(1.0), "attention.temperature_scale": of_attention(lambda a: getattr(a.temperature, "by", None))})
 
 
 def spec(c: Config) -> DecoderSpec:

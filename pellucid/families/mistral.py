@@ -6,7 +6,9 @@ from pellucid.families._config import Config
 from pellucid.spec import DecoderSpec, Layer
 
 WEIGHTS = llama.WEIGHTS
-GGUF = replace(llama.GGUF, when=None)
+# Mistral Small 3.1 and later stand as another architecture, which knows more than they need.
+GGUF = (replace(llama.GGUF, when=None),
+        replace(llama.GGUF, name="mistral3", when=lambda facts: not facts.said.get("attention.temperature_scale"), given={"sliding_window": None}))
 
 
 def spec(c: Config) -> DecoderSpec:

@@ -7,26 +7,26 @@ https://github.com/mosaicml/llm-foundry (llmfoundry/models: mpt/, layers/attenti
 from typing import Any
 
 from pellucid.errors import UnsupportedModel
+from pellucid.families import _gguf, _gguf_derive
 from pellucid.families._config import Config
+from pellucid.families._gguf_tensors import PLAIN, QK_NORMS
 from pellucid.spec import Alibi, Attention, DecoderSpec, FeedForward, Layer, Norm
 from pellucid.weights.names import Rule, to
 
 WEIGHTS: dict[str, Rule] = {
-    "transformer.wte.weight": "embed.weight",
-    "transformer.wpe.weight": "pos_embed.weight",  # without ALiBi
-    "lm_head.weight": "unembed.weight",
-}
+    "transformer.wte.weight": "embed.weight", "lm_head.weight": "unembed.weight", "transformer.wpe.weight": "pos_embed.weight"}  # the last without ALiBi
 WEIGHTS |= {f"transformer.{theirs}.{p}": f"{ours}.{p}" for p in ("weight", "bias") for theirs, ours in {
-    "blocks.{i}.norm_1": "blocks.{i}.attn_norm",
-    "blocks.{i}.attn.q_ln": "blocks.{i}.attn.q_norm",  # where qk_ln says so
-    "blocks.{i}.attn.k_ln": "blocks.{i}.attn.k_norm",
-    "blocks.{i}.attn.out_proj": "blocks.{i}.attn.o",
-    "blocks.{i}.norm_2": "blocks.{i}.mlp_norm",
-    "blocks.{i}.ffn.up_proj": "blocks.{i}.mlp.up",
-    "blocks.{i}.ffn.down_proj": "blocks.{i}.mlp.down",
-    "norm_f": "final_norm",
+    "blocks.{i}.norm_1": "blocks.{i}.attn_norm", "blocks.{i}.norm_2": "blocks.{i}.mlp_norm",
+    "blocks.{i}.attn.q_ln": "blocks.{i}.attn.q_norm", "blocks.{i}.attn.k_ln": "blocks.{i}.attn.k_norm",  # where qk_ln says so
+    "blocks.{i}.attn.out_proj": "blocks.{i}.attn.o", "norm_f": "final_norm",
+    "blocks.{i}.ffn.up_proj": "blocks.{i}.mlp.up", "blocks.{i}.ffn.down_proj": "blocks.{i}.mlp.down",
 }.items()}
 WEIGHTS |= {f"transformer.blocks.{{i}}.attn.Wqkv.{p}": to(*(f"blocks.{{i}}.attn.{x}.{p}" for x in "qkv")) for p in ("weight", "bias")}
+GGUF = _gguf.Architecture(
+    name="mpt", tensors=PLAIN | QK_NORMS | {"position_embd.weight": "pos_embed.weight"}, derive=_gguf_derive.mosaic,
+    reads={"context_length": "max_seq_len", "embedding_length": "d_model", "block_count": "n_layers", "attention.head_count": "n_heads",
+           "attention.layer_norm_epsilon": "layer_norm_epsilon", "vocab_size": "vocab_size"},
+    also=("feed_forward_length", "attention.head_count_kv", "attention.clamp_kqv", "attention.max_alibi_bias"))
 
 
 def spec(c: Config) -> DecoderSpec:

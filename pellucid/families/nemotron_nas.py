@@ -1,7 +1,7 @@
 """Llama-Nemotron 49B, 51B and 253B: Llama whose layers were chosen one by one, each of its own width, one matrix, or left out. https://arxiv.org/abs/2411.19146"""
 from dataclasses import replace
 
-from pellucid.families import _parts, llama
+from pellucid.families import _gguf, _gguf_derive, _parts, deci, llama
 from pellucid.families._config import Config
 from pellucid.spec import DecoderSpec, Layer, Matrix
 from pellucid.weights.names import Rule
@@ -10,6 +10,9 @@ WEIGHTS: dict[str, Rule] = llama.WEIGHTS | {  # the 51B, names of its own modeli
     "model.layers.{i}.self_attn.linear_attn.weight": "blocks.{i}.attn.matrix.weight",
     "model.layers.{i}.mlp.linear_mlp.weight": "blocks.{i}.mlp.matrix.weight",
 }
+GGUF = replace(deci.GGUF, many=("attention.head_count", "attention.head_count_kv", "feed_forward_length"), derive=_gguf_derive.blocks,
+               reads=_gguf.reads(less=("attention.head_count", "attention.head_count_kv", "feed_forward_length")), when=_gguf_derive.chosen,
+               also=("attention.head_count", "attention.head_count_kv", "feed_forward_length"))
 
 
 def spec(c: Config) -> DecoderSpec:

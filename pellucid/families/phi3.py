@@ -3,7 +3,7 @@ from pellucid.errors import UnsupportedModel
 from pellucid.families import _gguf, _gguf_derive, _parts, llama
 from pellucid.families._config import Config
 from pellucid.families._gguf_keys import KEYS, Free
-from pellucid.families._gguf_tensors import ATTN, ENDS, GATE_UP, NORMS, QKV, block
+from pellucid.families._gguf_tensors import ATTN_FUSED, ENDS, GATE_UP, NORMS, block
 from pellucid.spec import DecoderSpec, Layer, LongRope
 from pellucid.weights.names import Rule, to
 
@@ -13,7 +13,7 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if not any(
     "model.layers.{i}.mlp.gate_up_proj.weight": to("blocks.{i}.mlp.gate.weight", "blocks.{i}.mlp.up.weight"),
 }
 
-GGUF = _gguf.Architecture(name="phi3", tensors=ENDS | NORMS | ATTN | QKV | GATE_UP | block({"ffn_down": "mlp.down"}),
+GGUF = _gguf.Architecture(name="phi3", tensors=ENDS | NORMS | ATTN_FUSED | GATE_UP | block({"ffn_down": "mlp.down"}),
                           derive=lambda facts, raw: _gguf_derive.partial(facts, raw) | {
                               "sliding_window": raw.get("sliding_window") or None,  # zero is written for none
                               "original_max_position_embeddings": facts.said.get("rope.scaling.original_context_length", raw["max_position_embeddings"])},

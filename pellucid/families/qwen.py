@@ -3,8 +3,10 @@
 transformers does not have it: modeling_qwen.py of the Qwen-7B and Qwen-7B-Chat repositories is the source. With use_dynamic_ntk the base grows
 with the row, whose length counts as the next power of two of seq_length: 2 ** ceil(log2(length / seq_length) + 1) - 1 is what Dynamic says with factor 2.
 """
-from pellucid.families import _buffers
+from pellucid.families import _buffers, _gguf, _gguf_derive
 from pellucid.families._config import Config
+from pellucid.families._gguf_keys import feed_forward_length
+from pellucid.families._gguf_tensors import ATTN_FUSED, ENDS, MLP, NORMS
 from pellucid.spec import Attention, DecoderSpec, Dynamic, FeedForward, Layer, LogTemperature, Norm, Rope
 from pellucid.weights.names import Rule, to
 
@@ -18,6 +20,15 @@ WEIGHTS: dict[str, Rule] = _buffers.ROTARY | _buffers.MASKS | {
     "transformer.ln_f.weight": "final_norm.weight",
     "lm_head.weight": "unembed.weight",
 }
+GGUF = _gguf.Architecture(
+    name="qwen", tensors=ENDS | NORMS | ATTN_FUSED | MLP, present={"no_bias": "output_norm.weight"},
+    also=("rope.dimension_count", "attention.layer_norm_rms_epsilon"),
+    reads=_gguf.reads({"rope.freq_base": "rotary_emb_base"}, less=("attention.head_count_kv", "attention.key_length", "attention.layer_norm_rms_epsilon")),
+    derive=lambda facts, raw: {"layer_norm_epsilon": facts.take("attention.layer_norm_rms_epsilon", facts.take("attention.layer_norm_epsilon")),
+                               "kv_channels": _gguf_derive.d_head(raw), "rotary_pct": _gguf_derive.turning(facts, raw),
+                               "seq_length": raw["max_position_embeddings"], "use_dynamic_ntk": False, "use_logn_attn": False},
+    of={"feed_forward_length": lambda s: 2 * feed_forward_length(s),  # gate and up together, as config.json counts too
+        "attention.layer_norm_epsilon": lambda s: s.norm.eps})
 
 
 def spec(c: Config) -> DecoderSpec:

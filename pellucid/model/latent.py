@@ -23,6 +23,24 @@ from pellucid.ops.interface import Ops
 from pellucid.spec import LatentAttention
 
 
+class KeyUp(Project):
+    """What brings latents to the keys of all heads. Packed rows may be those of each head's matrix turned, (H, L, N), as GGUF's deepseek2 stores it:
+    no row of it can be turned without being unpacked, so it is turned where its numbers are read.
+    """
+
+    def __init__(self, ops: Ops, d_latent: int, n_heads: int, d_plain: int) -> None:
+        super().__init__(ops, d_latent, n_heads * d_plain, bias=False)
+        self.n_heads = n_heads
+
+    def forward(self, x_TL: Tensor) -> Tensor:
+        return super().forward(x_TL) if len(self.weight.shape) == 2 else self.ops.matmul(x_TL, self.numbers(x_TL.dtype).flatten(0, 1), None)
+
+    def numbers(self, dtype: torch.dtype) -> Tensor:
+        """(H, N, L)."""
+        numbers = self.ops.unpack(self.weight, dtype)
+        return numbers.transpose(1, 2) if numbers.ndim == 3 else numbers.unflatten(0, (self.n_heads, -1))
+
+
 class CompressedAttention(nn.Module):
     """Queries and latents projected, normalized, partly rotated; then attention inside each row."""
 
@@ -38,7 +56,7 @@ class CompressedAttention(nn.Module):
             self.q_up = Project(ops, mixer.d_query_latent, H * (N + R), bias=False)
         self.kv_down = Project(ops, d_model, L + R, mixer.latent_bias)
         self.kv_norm = Normalize(ops, mixer.norm, L)
-        self.k_up = Project(ops, L, H * N, bias=False)
+        self.k_up = KeyUp(ops, L, H, N)
         self.v_up = Project(ops, L, H * V, bias=False)
         self.o = Project(ops, H * V, d_model, mixer.out_bias)
 
@@ -73,7 +91,7 @@ class CompressedAttention(nn.Module):
         """(T, H, V), with one key and one value for all heads: what was kept, and the latent in it."""
         H, (kept,) = self.mixer.n_heads, held.parts
         # The matrices' numbers are read here, not their modules called: whoever changes what k_up and v_up compute changes their weights.
-        k_HNL, v_HVL = (self.ops.unpack(project.weight, q_THN.dtype).unflatten(0, (H, -1)) for project in (self.k_up, self.v_up))
+        k_HNL, v_HVL = self.k_up.numbers(q_THN.dtype), self.ops.unpack(self.v_up.weight, q_THN.dtype).unflatten(0, (H, -1))
         q_THE = torch.cat([torch.einsum("thn,hnl->thl", q_THN, k_HNL), q_THR], -1)
         out_THL = held.attend(self.ops, q_THE, kept, kept[..., : self.mixer.d_latent], q_lengths, **self._how)
         return torch.einsum("thl,hvl->thv", out_THL, v_HVL)

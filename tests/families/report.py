@@ -17,6 +17,7 @@ import transformers
 
 from pellucid import families
 from pellucid.catalog import families as catalog
+from pellucid.families._gguf import of_family
 from pellucid.ops.choose import BACKENDS
 from tests.families.build import TOLERANCE, build, error, in_chunks, logits, ours
 from tests.families.case import Case
@@ -28,7 +29,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 PROOFS = Path(catalog.__file__).with_name("proofs.toml")
 MEASURED = "# Measured by `python -m tests.families.report`. Do not edit.\n"
 COLUMNS = ("| model_type | what is particular | checkpoints | proven against | cases | logit error | cached | mutants | measured | vLLM | llama.cpp | "
-           "transformers |\n" + "| --- " * 12 + "|\n")
+           "transformers | GGUF |\n" + "| --- " * 13 + "|\n")
 
 HEAD = """# Families
 
@@ -47,6 +48,9 @@ The columns:
 - **mutants**: facts of the specs changed, one at a time; each was refused at load or moved the logits.
 - **vLLM, llama.cpp, transformers**: whether the engine's own published list names the architecture, read on {read_on}; for vLLM the last release
   where it was removed, for llama.cpp the name it has there. What no list said is unknown. Read from: {vllm}; {llama_cpp}; {transformers}.
+- **GGUF**: the architecture of the files that are read as this family, and written from it; in brackets what it is written as, and read again as
+  another family that computes the same. Every family is listed with what its files cannot say in tests/families/test_gguf_write.py; against what they
+  were held, [gguf.md](gguf.md) says.
 
 A row without numbers runs another family's decoder under tensor names of its own (tests/weights/test_wrappers.py).
 
@@ -106,7 +110,8 @@ def columns(row: catalog.Row) -> list[str]:
     proof = row.proof
     proven = ["–"] * 6 if proof is None else [
         proof.against, str(proof.cases), f"{proof.error:.1e}", f"{proof.cached:.1e}", f"{proof.mutants} of {proof.mutants}", str(proof.measured)]
-    return [row.name, row.particular, row.checkpoints, *proven, row.vllm, row.llama_cpp, row.transformers]
+    stands = [one.name if one.when is not None else f"({one.name})" for one in of_family(families.family(row.name))]
+    return [row.name, row.particular, row.checkpoints, *proven, row.vllm, row.llama_cpp, row.transformers, ", ".join(dict.fromkeys(stands)) or "–"]
 
 
 def proofs() -> list[str]:
