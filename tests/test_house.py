@@ -16,7 +16,7 @@ FLOORS = [["errors"], ["spec"], ["records", "cost"], ["tokenizer", "weights"], [
           ["data"], ["guard"], ["evaluate"], ["audit"], ["train"], ["serve"], ["cli"]]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 TORCH_FREE = ["errors", "spec", "records", "cost", "families", "families._describe", "catalog", "catalog.families",
-              "weights.names", "weights.header", "weights.gguf", "weights.mixes", "weights.gguf_write", "weights.hub", "cli"]
+              "weights.names", "weights.header", "weights.gguf", "weights.packed", "weights.mixes", "weights.gguf_write", "weights.hub", "cli"]
 
 
 def imports(path: Path) -> list[tuple[int, str]]:

@@ -62,7 +62,7 @@ def _facts(model: str, checkpoint: Checkpoint, described: Description) -> dict[s
     """Everything there is to say, as plain data."""
     spec, card, files = described.spec, checkpoint.card, input_files(checkpoint)
     stored: Counter[str] = Counter()
-    left_out: Counter[str] = Counter()
+    left_out: Counter[str] = Counter(checkpoint.left_out.values())
     unknown = []
     for name, tensor in checkpoint.unpacked.items():
         place = described.names.place(name)
@@ -78,10 +78,14 @@ def _facts(model: str, checkpoint: Checkpoint, described: Description) -> dict[s
     dtype = stored.most_common(1)[0][0] if stored else "float32"
     in_blocks = checkpoint.format == "gguf" and not stored.keys() <= set(DTYPES.values())  # which run in float32
     bytes_per_number = 4 if dtype == "float32" or in_blocks else 8 if dtype == "float64" else 2
+    quantization = checkpoint.quantization
+    packed = None if quantization is None else {"method": quantization.method, "shown": quantization.shown, "n_matrices": len(quantization.matrices),
+                                                **quantization.facts}
     return {
         "model": model, "path": os.path.abspath(checkpoint.folder), "family": spec.family, "model_type": described.model_type,
-        "n_parameters": cost.parameters(spec), "n_active_parameters": cost.active_parameters(spec), "dtype": dtype, "stored_bytes": dict(stored),
-        "format": checkpoint.format, "n_bytes": checkpoint.n_bytes, "cache_bytes_per_token": cost.cache_bytes_per_token(spec, bytes_per_number),
+        "n_parameters": cost.parameters(spec), "n_active_parameters": cost.active_parameters(spec), "dtype": dtype,
+        "stored_bytes": dict(stored), "quantization": packed, "format": checkpoint.format, "n_bytes": checkpoint.n_bytes,
+        "cache_bytes_per_token": cost.cache_bytes_per_token(spec, bytes_per_number),
         "license": card.license_shown, "license_source": card.source, "base_models": list(card.base_models), "eos_ids": list(checkpoint.eos_ids),
         "tokenizer": _tokenizer(checkpoint), "left_out": dict(left_out),
         "unknown_tensors": unknown, "accepted_unread": list(described.accepted),
@@ -155,6 +159,7 @@ def _rows(facts: dict[str, Any], spec: DecoderSpec) -> list[tuple[str, str]]:
         ("license", f"{facts['license'] or 'not said'}{source}{made_from}"),
         ("parameters", f"{count(facts['n_parameters'])} ({facts['n_parameters']:,}){active}"),
         ("weights", f"{facts['format']} {' + '.join(facts['stored_bytes'])}, {size(facts['n_bytes'])}"),
+        *([("packed", f"{quantization['shown']} · {quantization['n_matrices']:,} matrices")] if (quantization := facts["quantization"]) else []),
         ("context", f"{spec.n_ctx:,} tokens, {binary(facts['cache_bytes_per_token'])} of cache each"),
         ("width", f"d_model {spec.d_model}, vocabulary {spec.n_vocab:,}{', embedding and unembedding are one' if spec.tied else ''}"),
     ]

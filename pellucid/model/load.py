@@ -30,7 +30,8 @@ from pellucid.ops.packed import is_whole
 from pellucid.ops.unpack import UNPACK, unpack
 from pellucid.spec import DecoderSpec
 from pellucid.weights.checkpoint import Checkpoint, open_checkpoint
-from pellucid.weights.names import LeftOut, family_name
+from pellucid.weights.names import LeftOut, Place, family_name
+from pellucid.weights.packed import METHODS
 from pellucid.weights.packed_rows import PackedRows, PackedWeight
 from pellucid.weights.room import ALIGNMENT, Room, taken
 
@@ -62,7 +63,7 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
     described = describe_checkpoint(checkpoint, accept_unread)
     stored = _stored_dtypes(checkpoint, described)
     chosen, notes = _dtype(dtype, stored, checkpoint)
-    in_place = _in_place(checkpoint, described.spec, stored, chosen, place, repacked=backend.activations == "int8")
+    in_place = _in_place(checkpoint, described, stored, chosen, place, repacked=backend.activations == "int8")
     free = available_bytes(place)
     check_memory(checkpoint.name, described.spec, chosen, in_place, place, free)
     if place.type == "cpu":
@@ -70,7 +71,7 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
     with torch.device("meta"):
         decoder = Decoder(described.spec, backend, deterministic=deterministic)
     shapes = {name: tuple(p.shape) for name, p in decoder.named_parameters()}
-    tensors = checkpoint.tensors(release=True, unpack_to=chosen, used=lambda name: not isinstance(described.names.place(name), LeftOut))
+    tensors = checkpoint.tensors(release=True, used=lambda name: not isinstance(described.names.place(name), LeftOut))
     numbers = ((name, torch.tensor(number)) for name, number in described.numbers.items())
     ours, left_out = assembled(checkpoint, described.names, chain(tensors, numbers), shapes, described.spec)
     _fill(decoder, ours, checkpoint, chosen, place, align=place.type == "cpu" and room_to_copy(described.spec, chosen, free))
@@ -87,15 +88,18 @@ def check_vocabulary(spec: DecoderSpec, n_tokenizer: int) -> None:
                            f"Are the tokenizer files those of this model, or were tokens added without resizing the embedding?")
 
 
-def _in_place(checkpoint: Checkpoint, spec: DecoderSpec, stored: Mapping[str, int], dtype: torch.dtype, device: torch.device, *,
+def _in_place(checkpoint: Checkpoint, described: Description, stored: Mapping[str, int], dtype: torch.dtype, device: torch.device, *,
               repacked: bool) -> int:
     """Bytes of the weights, counted as if they were all of this dtype, that take no memory of their own.
 
     repacked: int8 products want packed rows in another order.
     """
     if checkpoint.format == "gguf":  # packed weights are used where they are mapped, or copied at about the size they have
-        return cost.parameters(spec) * dtype.itemsize - (0 if device.type == "cpu" and not repacked else checkpoint.n_bytes)
-    return stored.get(SHORT[dtype], 0) if device.type == "cpu" else 0  # what the files hold in this dtype is used where they are mapped
+        return cost.parameters(described.spec) * dtype.itemsize - (0 if device.type == "cpu" and not repacked else checkpoint.n_bytes)
+    # Those of other formats are put in another order, so copied, and take about the bytes that they take in the files.
+    saved = sum(math.prod(packed.shape) * dtype.itemsize - checkpoint.unpacked[name].n_bytes for name, packed in checkpoint.packed.items()
+                if isinstance(described.names.place(name), Place))
+    return saved + (stored.get(SHORT[dtype], 0) if device.type == "cpu" else 0)  # what the files hold in this dtype is used where they are mapped
 
 
 def _fill(decoder: Decoder, ours: dict[str, Weight], checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, align: bool) -> None:
@@ -103,9 +107,8 @@ def _fill(decoder: Decoder, ours: dict[str, Weight], checkpoint: Checkpoint, dty
 
     align: copies what does not begin at a multiple of ALIGNMENT; packed rows stay where they are.
     """
-    if checkpoint.format == "gguf":
-        for name, weight in ours.items():
-            ours[name] = _packed(weight, matrix=_is_matrix(decoder, name), dtype=kept_in(name, dtype))
+    for name, weight in ours.items():
+        ours[name] = _packed(weight, matrix=_is_matrix(decoder, name), gguf=checkpoint.format == "gguf", dtype=kept_in(name, dtype))
     copied = {name: taken(weight, kept_in(name, dtype)) for name, weight in ours.items() if device.type == "cpu" and isinstance(weight, Tensor)
               and weight.numel() and (weight.dtype != kept_in(name, dtype) or (align and weight.data_ptr() % ALIGNMENT))}
     room = Room(sum(copied.values())) if copied else None
@@ -131,11 +134,11 @@ def _is_matrix(decoder: Decoder, name: str) -> bool:
     return leaf == "weight" and isinstance(decoder.get_submodule(path), Project | Embed)
 
 
-def _packed(weight: Weight, *, matrix: bool, dtype: torch.dtype) -> Weight:
-    """What a GGUF file holds, as it is kept: matrices in whatever format they are in, anything else as numbers."""
-    if isinstance(weight, PackedRows) and not matrix:
+def _packed(weight: Weight, *, matrix: bool, gguf: bool, dtype: torch.dtype) -> Weight:
+    """What the files hold, as it is kept: packed matrices, and of GGUF all, in whatever format they are in, anything else as numbers."""
+    if isinstance(weight, PackedWeight) and not matrix:
         return unpack(weight)
-    if matrix and isinstance(weight, Tensor) and weight.dtype != dtype and (format := SHORT[weight.dtype].upper()) in UNPACK:
+    if gguf and matrix and isinstance(weight, Tensor) and weight.dtype != dtype and (format := SHORT[weight.dtype].upper()) in UNPACK:
         return PackedRows(weight.contiguous().view(torch.uint8), format, dtype)
     return weight
 
@@ -152,19 +155,18 @@ def _stored_dtypes(checkpoint: Checkpoint, described: Description) -> dict[str, 
             quantization = checkpoint.config.get("quantization_config")
             method = f" ({quantization.get('quant_method', 'quantized')})" if isinstance(quantization, dict) else ""
             raise UnsupportedModel(f"{checkpoint.name!r} holds packed weights{method}: {name} is {tensor.dtype}, and this version runs "
-                                   f"{', '.join(_STORED)}, and unpacks FP8 in blocks and MXFP4. Fetch the repository it was quantized from.")
+                                   f"{', '.join(_STORED)}, and what {', '.join(METHODS)} pack. Fetch the repository it was quantized from.")
         out[SHORT[_STORED[tensor.dtype]] if tensor.dtype in _STORED else tensor.dtype.lower()] += tensor.n_bytes
     return dict(out.most_common())
 
 
 def _dtype(asked: str | torch.dtype, stored: Mapping[str, int], checkpoint: Checkpoint) -> tuple[torch.dtype, list[str]]:
     """The dtype to run in, and what there is to say about the choice."""
-    formats = {packed.shown for packed in checkpoint.packed.values()}
+    quantization = checkpoint.quantization
     plain = [dtype for dtype in _STORED.values() if SHORT[dtype] in stored]
     plain.sort(key=lambda dtype: -stored[SHORT[dtype]])
-    unpacked = f"{len(checkpoint.packed):,} packed matrices ({', '.join(sorted(formats))}) are unpacked: each number times its scale, rounded once"
-    notes = [unpacked] if formats else []
-    if "quantization_config" in checkpoint.config and not formats:
+    notes = [] if quantization is None else [f"{len(checkpoint.packed):,} matrices stay packed: {quantization.shown}", *quantization.notes]
+    if "quantization_config" in checkpoint.config and quantization is None:
         notes.append("config.json has a quantization_config, and the files hold plain numbers: they are used as they are")
     named = _named(checkpoint)
     stated = DTYPES.get(named or "")
@@ -175,7 +177,7 @@ def _dtype(asked: str | torch.dtype, stored: Mapping[str, int], checkpoint: Chec
         return DTYPES[name], notes
     if checkpoint.format == "gguf" and len(plain) < len(stored):  # products with packed weights are computed in float32 anyway
         return torch.float32, notes
-    if formats:  # packed weights run in what they were trained in; their plain neighbors may be float32
+    if quantization is not None:  # packed weights run in what they were trained in; their plain neighbors may be float32
         return stated or torch.bfloat16, notes
     most = next(iter(plain), torch.float32)
     chosen = stated if stated in plain else most

@@ -36,15 +36,16 @@ class Tensors:
         self._holders = holders(self._names, [*used, *self._numbers], self.spec)
         tables = ("embed.weight", "unembed.weight") if self.spec.tied else ()  # which are compared, where the files hold both
         ends = {name for name in used if isinstance(place := self._names.place(name), Place) and place.names[0] in tables}
-        probes = ((name, checkpoint.tensor(name) if name in ends else _like(checkpoint, name)) for name in checkpoint.unpacked)
+        looked_at = ends | set(checkpoint.quantization.biases if checkpoint.quantization else ())
+        probes = ((name, checkpoint.tensor(name) if name in looked_at else _like(checkpoint, name)) for name in checkpoint.unpacked)
         _, self.left_out = assembled(checkpoint, self._names, chain(probes, self._numbers.items()), self.shapes, self.spec)
         self.stored = {ours: "F32" if theirs[0] in self._numbers else checkpoint.unpacked[theirs[0]].dtype for ours, theirs in self._holders.items()}
 
-    def read(self, names: Sequence[str], unpack_to: torch.dtype | None = None) -> dict[str, Tensor | PackedWeight]:
-        """The tensors of these names, views of the files where they can be. unpack_to: see `Checkpoint.tensors`."""
+    def read(self, names: Sequence[str]) -> dict[str, Tensor | PackedWeight]:
+        """The tensors of these names, views of the files where they can be; what is packed stays so."""
         theirs = dict.fromkeys(each for name in names for each in self._holders[name])
         held = {ours: self.shapes[ours] for ours, by in self._holders.items() if theirs.keys() >= set(by)}
-        stored = ((each, self._numbers[each] if each in self._numbers else self.checkpoint.tensor(each, unpack_to)) for each in theirs)
+        stored = ((each, self._numbers[each] if each in self._numbers else self.checkpoint.tensor(each)) for each in theirs)
         ours, _ = assemble(self._names, stored, held, self.spec)
         return {name: ours[name] for name in names}
 
@@ -68,7 +69,10 @@ def assembled(checkpoint: Checkpoint, names: NameTable, tensors: Iterable[tuple[
               spec: DecoderSpec) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """What `assemble` makes of a checkpoint, its errors in the words of the format: a GGUF file has no config.json."""
     try:
-        return assemble(names, tensors, shapes, spec)
+        ours, out = assemble(names, tensors, shapes, spec, zeros=checkpoint.quantization.biases if checkpoint.quantization else ())
+        for name, why in checkpoint.left_out.items():
+            out.setdefault(why, []).append(name)
+        return ours, out
     except BadCheckpoint as e:
         if checkpoint.format != "gguf":
             raise
@@ -78,6 +82,8 @@ def assembled(checkpoint: Checkpoint, names: NameTable, tensors: Iterable[tuple[
 def _like(checkpoint: Checkpoint, name: str) -> Tensor | PackedWeight:
     """A tensor of the same kind and shape that has no numbers."""
     stored = checkpoint.unpacked[name]
+    if name in checkpoint.packed:  # of packed rows only shapes and the way they are cut count, which all formats share
+        return PackedRows(torch.empty((*stored.shape[:-1], 4 * stored.shape[-1]), dtype=torch.uint8, device="meta"), "F32")
     plain = (gguf_file.DTYPES if checkpoint.format == "gguf" else safetensors.DTYPES).get(stored.dtype)
     if plain is None and checkpoint.format == "gguf":
         *rows, columns = stored.shape

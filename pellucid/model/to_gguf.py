@@ -81,7 +81,7 @@ def _from_safetensors(job: Job) -> tuple[dict[str, Value], list[Planned]]:
 
     def read(theirs: str) -> Iterator[memoryview]:
         source.release()  # what the tensor before took
-        found = {name: unpacked(weight) for name, weight in source.read(places[theirs].names, unpack_to=torch.float32).items()}
+        found = {name: unpacked(weight) for name, weight in source.read(places[theirs].names).items()}
         weight = joined(found, places[theirs], spec)
         yield from map(raw, job.cast.pieces(theirs, weight, types[theirs], _importance(job, theirs, shapes[theirs])))
         if offset := places[theirs].rule.offset:

@@ -19,6 +19,8 @@ from pellucid.weights.checkpoint import GENERATION, Checkpoint
 from pellucid.weights.drafts import Written
 from pellucid.weights.inputs import input_files
 from pellucid.weights.names import NameTable
+from pellucid.weights.packed import BESIDE as QUANTIZED
+from pellucid.weights.packed import KEYS
 from pellucid.weights.save import MAX_SHARD_BYTES, save_files
 
 _CARD = ("README.md", "LICEN[SC]E*", "NOTICE*")
@@ -38,14 +40,14 @@ def write(job: Job) -> tuple[Written, ...]:
     config = {key: value for key, value in described.config.items() if key not in described.accepted} | _ids(checkpoint)
     config["torch_dtype"] = str(dtypes["embed.weight"]).removeprefix("torch.")
     config.pop("dtype", None)
-    again = describe({**config, "quantization_config": None}, where=f"the config.json made from {checkpoint.name!r}")
+    again = describe({**config, **dict.fromkeys(KEYS)}, where=f"the config.json made from {checkpoint.name!r}")
     assert again.spec == described.spec, "the config that is written describes another model"
     job.notes += [f"left out: {len(names)} tensor{'s' * (len(names) > 1)}, {why}" for why, names in tensors.left_out.items()]
     job.watch.started(sum(t.nbytes for t in like.values()))
 
     def read(names: Sequence[str]) -> Mapping[str, Tensor]:
         tensors.release()  # what the tensor before took
-        found = tensors.read(names, unpack_to=torch.float32)
+        found = tensors.read(names)
         return {name: _turned(job.cast.dense(name, weight, dtypes[name], tensors.offset(name)), tensors.shapes[name]) for name, weight in found.items()}
 
     texts: dict[str, str | bytes] = {}
@@ -104,7 +106,7 @@ def _ids(checkpoint: Checkpoint) -> dict[str, int]:
 def _beside(job: Job) -> list[Any]:
     """The files that are copied along: tokenizer, card, license."""
     checkpoint = job.checkpoint
-    weights = {file.name for file in checkpoint.files} | {"config.json", GENERATION}
+    weights = {file.name for file in checkpoint.files} | {"config.json", GENERATION, *QUANTIZED}
     found = [path for name, path in input_files(checkpoint).items() if name not in weights]
     if not job.tokenizer:
         found = []

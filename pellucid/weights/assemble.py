@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -12,18 +12,19 @@ from torch import Tensor
 from pellucid.errors import MisshapenTensor, MissingTensors, UnknownTensors
 from pellucid.spec import Attention, DecoderSpec, Experts, LatentAttention
 from pellucid.weights.names import LeftOut, NameTable, Place, To
-from pellucid.weights.packed_rows import PackedRows
+from pellucid.weights.packed_rows import PackedRows, PackedWeight
 
 Shape = tuple[int, ...]
 
 
 def assemble(table: NameTable, checkpoint: Iterable[tuple[str, Any]], shapes: Mapping[str, Shape],
-             spec: DecoderSpec) -> tuple[dict[str, Any], dict[str, list[str]]]:
+             spec: DecoderSpec, *, zeros: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """(our name -> tensor for every name in `shapes`, reason -> checkpoint names left out).
 
     Args:
         checkpoint: (name, tensor) pairs, read lazily: each is looked at once, and views of it are kept. Of packed rows, packed rows.
         shapes: what the decoder expects, by our names; of tied matrices the embedding only.
+        zeros: names in the checkpoint that need no place where all their numbers are zero: biases that some quantizers add.
 
     Raises UnknownTensors, MisshapenTensor or MissingTensors, with the names concerned.
     """
@@ -39,7 +40,10 @@ def assemble(table: NameTable, checkpoint: Iterable[tuple[str, Any]], shapes: Ma
         elif place is not None and spec.tied and place.names == ("unembed.weight",):
             tied_copies.append((theirs, tensor))
         elif place is None or not place.rule.holds(spec) or not shapes.keys() >= set(place.names):
-            unknown.append(theirs)
+            if theirs in zeros and not bool(tensor.any()):
+                out.setdefault("a bias of zeros that quantizing added", []).append(theirs)
+            else:
+                unknown.append(theirs)
         elif place.head is not None:
             gains.setdefault(place.names[0], {})[place.head] = tensor
         else:
@@ -116,7 +120,7 @@ def _tie(ours: dict[str, Tensor], out: dict[str, list[str]], copies: list[tuple[
     for theirs, tensor in copies:
         if "embed.weight" not in ours:  # a writer that dropped the second of two equal tensors may have dropped this one
             ours["embed.weight"] = _checked(theirs, tensor, shapes["embed.weight"], "embed.weight")
-        elif torch.equal(tensor, ours["embed.weight"]):
+        elif isinstance(tensor, Tensor) and isinstance(ours["embed.weight"], Tensor) and torch.equal(tensor, ours["embed.weight"]):
             out.setdefault("a copy of the tied embedding", []).append(theirs)
         else:
             raise MisshapenTensor(f"{theirs} differs from the embedding, but config.json says tie_word_embeddings=true. "
@@ -131,10 +135,13 @@ def _parts(theirs: str, tensor: Tensor, place: Place, shapes: Mapping[str, Shape
         if rule.all_experts == "rows":
             if tensor.shape[0] % len(experts):
                 raise MisshapenTensor(f"{theirs} has {tensor.shape[0]} rows, and config.json counts {len(experts)} experts. Do they belong together?")
-            tensor = _shared(tensor, len(experts))
-        if tensor.shape[0] != len(experts):
-            raise MisshapenTensor(f"{theirs} holds {tensor.shape[0]} experts, and config.json counts {len(experts)}. Do they belong together?")
-        return {name: part for i, one in enumerate(experts) for name, part in _parts(theirs, tensor[i], one, shapes, spec).items()}
+            n = tensor.shape[0] // len(experts)
+            each = [tensor[i * n : (i + 1) * n] for i in range(len(experts))]
+        elif (n := 1 if isinstance(tensor, PackedWeight) and len(tensor.shape) == 2 else tensor.shape[0]) != len(experts):
+            raise MisshapenTensor(f"{theirs} holds {n} experts, and config.json counts {len(experts)}. Do they belong together?")
+        else:
+            each = [tensor[i] for i in range(len(experts))]
+        return {name: part for t, one in zip(each, experts, strict=True) for name, part in _parts(theirs, t, one, shapes, spec).items()}
     shape = shapes[place.names[0]]
     if rule.lone:
         tensor = _checked(theirs, tensor, (1, *shape), place.names[0])[0]
@@ -146,14 +153,15 @@ def _parts(theirs: str, tensor: Tensor, place: Place, shapes: Mapping[str, Shape
         return {place.names[0]: _from_heads(theirs, tensor, place, shape, spec)}
     rows = [shapes[name][0] for name in place.names]
     whole = (sum(rows), *shapes[place.names[0]][1:])
-    t = _checked(theirs, tensor.T if rule.transpose else tensor, whole, place.names[0])
+    # Packed rows are a matrix's outputs whichever way round the plain files of the same model have it.
+    t = _checked(theirs, tensor.T if rule.transpose and isinstance(tensor, Tensor) else tensor, whole, place.names[0])
     if rule.offset:
         t = t.float() - rule.offset
     if rule.stacked == "whole" or len(rows) == 1:
         parts = [t[start:stop] for start, stop in pairwise(accumulate(rows, initial=0))] if len(rows) > 1 else [t]
         return {name: part[_halves(place, spec, part.shape[0]).to(part.device)] if i < rule.paired else part
                 for i, (name, part) in enumerate(zip(place.names, parts, strict=True))}
-    if isinstance(t, PackedRows):
+    if isinstance(t, PackedWeight):
         return dict(zip(place.names, _picked(t, rows, place, spec), strict=True))
     if rule.stacked == "interleaved":
         # Of a transposed tensor every other row has no two numbers side by side, and each matmul would copy it again: copied once, here.
@@ -174,7 +182,7 @@ def _from_heads(theirs: str, t: Tensor, place: Place, shape: Shape, spec: Decode
     return (t.transpose(1, 2) if turned else t).flatten(0, 1)
 
 
-def _picked(t: PackedRows, rows: Sequence[int], place: Place, spec: DecoderSpec) -> list[PackedRows]:
+def _picked(t: PackedWeight, rows: Sequence[int], place: Place, spec: DecoderSpec) -> list[PackedWeight]:
     """Packed rows of each part where the parts' rows alternate: copies, since only rows that lie in order can be a view."""
     at = torch.arange(sum(rows))
     if place.rule.stacked == "interleaved":

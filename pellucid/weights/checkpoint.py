@@ -12,22 +12,22 @@ A GGUF file is a checkpoint by itself: it has no config.json, and whatever lies 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pellucid.errors import BadCheckpoint, BadConfig, MissingShard, MissingTensors, ModelNotFound, UnknownTensors, nearest
+from pellucid.errors import BadCheckpoint, BadConfig, MissingShard, MissingTensors, ModelNotFound, UnknownTensors, UnsupportedModel, nearest
 from pellucid.records import read_object
 from pellucid.weights.card import Card, read_card
 from pellucid.weights.gguf import Gguf, open_gguf
 from pellucid.weights.gguf_card import card_of
 from pellucid.weights.header import Header, read_header
-from pellucid.weights.packed import Packed, find_packed
+from pellucid.weights.packed import find_packed
+from pellucid.weights.quantization import Packed, Quantization
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from pellucid.weights.gguf_file import GgufFile
@@ -108,18 +108,37 @@ class Checkpoint:
         return out
 
     @cached_property
-    def packed(self) -> dict[str, Packed]:
-        """Name -> how it is packed, for every tensor that the files hold in two: see weights/packed.py. Raises what `stored` and that raise."""
-        return find_packed(self.config, self.stored)
+    def quantization(self) -> Quantization | None:
+        """How matrices are packed, several tensors for one: see weights/packed.py. None where none is. Raises what `stored` and that raise."""
+        found = None if self.gguf is not None else find_packed(self.config, self.folder, self.stored, self._bytes)
+        if found is not None and self.format == "pickle":
+            raise UnsupportedModel(f"{self.name!r} holds weights packed by {found.method} in pickles, and they are read from safetensors only. Is there a "
+                                   f"safetensors revision of it?")
+        return found
+
+    @cached_property
+    def packed(self) -> Mapping[str, Packed]:
+        """Name -> how it is packed, of what `quantization` finds."""
+        return {} if self.quantization is None else self.quantization.matrices
+
+    @cached_property
+    def left_out(self) -> Mapping[str, str]:
+        """Name -> why, of tensors beside packed matrices that nothing here reads."""
+        return {} if self.quantization is None else self.quantization.left_out
 
     @cached_property
     def unpacked(self) -> dict[str, Stored]:
-        """Every tensor under the name that `tensors` gives it; of packed ones `dtype` names the format and `n_bytes` counts the scales too."""
-        parts = {part: name for name, packed in self.packed.items() for part in (packed.numbers, packed.scales)}
-        out = {name: t for name, t in self.stored.items() if name not in parts}
+        """Every tensor under the name that `tensors` gives it; of packed ones `dtype` names the format and `n_bytes` counts all their parts.
+
+        Raises UnknownTensors where a matrix is there both packed and plain.
+        """
+        parts = {part for packed in self.packed.values() for part in packed.parts.values()}
+        out = {name: t for name, t in self.stored.items() if name not in parts and name not in self.left_out}
         for name, packed in self.packed.items():
-            numbers, scales = self.stored[packed.numbers], self.stored[packed.scales]
-            out[name] = Stored(numbers.file, packed.format.upper(), packed.shape, numbers.n_bytes + scales.n_bytes)
+            if name in out:
+                raise UnknownTensors(f"{name} is there, and {next(iter(packed.parts.values()))} packs it too. Which of the two is meant, nothing says.")
+            of = [self.stored[part] for part in packed.parts.values()]
+            out[name] = Stored(of[0].file, packed.format.upper(), packed.shape, sum(part.n_bytes for part in of))
         return out
 
     @cached_property
@@ -134,17 +153,13 @@ class Checkpoint:
         """The ids that end a sequence: generation_config.json's where it names any, else config.json's."""
         return self._ids("eos_token_id")
 
-    def tensors(self, *, release: bool = False, unpack_to: torch.dtype | None = None,
-                used: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, Any]]:
-        """(name, tensor) of everything stored, as views of the files where the format allows it; what is packed in two comes unpacked, as a copy.
+    def tensors(self, *, release: bool = False, used: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, Any]]:
+        """(name, tensor) of everything that is not left out, as views of the files where the format allows it. What is packed stays so: a PackedWeight.
 
-        What a GGUF file packs comes as PackedRows, and stays so.
-
-        unpack_to: the dtype of what is unpacked; bfloat16 where it is not given.
-        used: whether a packed tensor will be used; of one that will not, the packed numbers are given as they are.
+        used: whether a packed tensor will be used; of one that will not, a part is given as it is.
         release: memory of a tensor's pages goes back to the system once the next one is asked for. What reads a tensor only once (to copy
         or compare it) then never holds two; whoever keeps a view and reads it later reads it again. Not for tensors changed in place.
-        Raises what `stored` raises, and UnsafePickle.
+        Raises what `stored` and `quantization` raise, and UnsafePickle.
         """
         if self.format == "pickle":
             for file in self.files:
@@ -155,20 +170,18 @@ class Checkpoint:
             return
         for name in self.unpacked:
             packed = self.packed.get(name)
-            yield name, self.tensor(name, unpack_to) if packed is None or used(name) else self._tensor(packed.numbers)
+            parts = (name,) if packed is None else tuple(packed.parts.values())
+            yield name, self.tensor(name) if packed is None or used(name) else self._tensor(parts[0])
             if release:
-                for part in (name,) if packed is None else (packed.numbers, packed.scales):
+                for part in parts:
                     self._mapped[self.stored[part].file].release(part)
 
-    def tensor(self, name: str, unpack_to: torch.dtype | None = None) -> Any:
+    def tensor(self, name: str) -> Any:
         """One of those that `tensors` gives, by its name."""
         if self.format == "pickle":
             return self._unpickled(self.stored[name].file)[name]
-        import torch
         packed = self.packed.get(name)
-        if packed is None:
-            return self._tensor(name)
-        return packed.unpack(self._tensor(packed.numbers), self._tensor(packed.scales), unpack_to or torch.bfloat16)
+        return self._tensor(name) if packed is None else packed.build({role: self._tensor(part) for role, part in packed.parts.items()})
 
     def release(self) -> None:
         """Gives back the memory of every mapped page; tensors still in use read theirs again. Not for tensors changed in place."""
@@ -185,6 +198,16 @@ class Checkpoint:
         elif file not in self._mapped:
             self._mapped[file] = SafetensorsFile(self.folder / file, self._header(file))
         return self._mapped[file].tensor(name)
+
+    def _bytes(self, name: str) -> bytes:
+        """A small tensor's bytes, without torch where the file is safetensors."""
+        file = self.stored[name].file
+        if self.format != "safetensors":
+            return self._unpickled(file)[name].numpy().tobytes()
+        entry = self._header(file).tensors[name]
+        with (self.folder / file).open("rb") as opened:
+            opened.seek(entry.start)
+            return opened.read(entry.n_bytes)
 
     def _entries(self, file: str) -> dict[str, Stored]:
         if self.format == "safetensors":

@@ -7,12 +7,14 @@ Each number is a float32 product, rounded once. What GGUF has the very same numb
 """
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from pellucid.errors import MisshapenTensor, UnsupportedModel
 from pellucid.weights.packed_rows import PackedRows, PackedWeight
 
 BLOCK = 32  # numbers in a block of Q4_0, Q4_1 and Q8_0
@@ -95,11 +97,55 @@ class Reordered(PackedWeight):
         return replace(self, rows=self.rows.to(device, dtype), order=self.order.to(device), dtype=dtype)
 
 
-def nibbles(codes: Tensor) -> Tensor:
-    """Codes below 16, (rows, columns) uint8, two a byte and the first one low: (rows, bytes of a row)."""
-    if codes.shape[1] % 2:
-        codes = torch.nn.functional.pad(codes, (0, 1))
-    return codes[:, ::2] | codes[:, 1::2] << 4
+def pack(codes: Tensor, width: int) -> Tensor:
+    """Codes of 2, 4 or 8 bits, (rows, columns) uint8, several a byte and the first one lowest: (rows, bytes of a row)."""
+    each = 8 // width
+    if ragged := -codes.shape[1] % each:
+        codes = torch.nn.functional.pad(codes, (0, ragged))
+    return functools.reduce(torch.bitwise_or, (codes[:, i::each] << width * i for i in range(each)))
+
+
+def spread(packed: Tensor, width: int) -> Tensor:
+    """The codes of 2, 3, 4 or 8 bits in (rows, bytes or words of a row), the lowest first, those of three bits across bytes: (rows, columns) uint8."""
+    b = packed.view(torch.uint8)
+    if width == 8:
+        return b
+    if width == 3:  # eight of them in three bytes
+        first, second, third = b.view(b.shape[0], -1, 3).int().unbind(-1)
+        return ((first | second << 8 | third << 16)[..., None] >> torch.arange(0, 24, 3, dtype=torch.int32) & 7).to(torch.uint8).flatten(1)
+    return (b[..., None] >> torch.arange(0, 8, width, dtype=torch.uint8) & (1 << width) - 1).flatten(1)
+
+
+def constant(zeros: Tensor) -> Tensor | int:
+    """The one number that they all are, or the numbers."""
+    return int(zeros[0, 0]) if zeros.numel() and bool((zeros == zeros[0, 0]).all()) else zeros
+
+
+def by_blocks(numbers: Tensor, n_rows: int, block: int) -> Tensor:
+    """Of a number for `block` rows each, or one for all, a number for every row: (rows, groups)."""
+    return numbers.reshape(-1, numbers.shape[-1] if numbers.ndim == 2 else 1).repeat_interleave(block, 0)[:n_rows]
+
+
+def arranged(rows: GroupRows, index: Tensor | None, *, ordered: bool, name: str) -> PackedRows | GroupRows | Reordered:
+    """Rows whose columns belong to the groups `index` says, (columns,), each group's put side by side; as GGUF's blocks where those are exact.
+
+    ordered: whether the settings say that columns may stand in any order. Raises MisshapenTensor or UnsupportedModel for an index that makes no groups.
+    """
+    if index is None:
+        return as_blocks(rows)
+    n_groups, in_order = rows.scales.shape[1], torch.arange(rows.n_columns) // rows.group
+    if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < n_groups:
+        raise MisshapenTensor(f"{name} names groups {int(index.min())} to {int(index.max())}, and there are scales of {n_groups}. Is the file whole?")
+    index = index.long()
+    if torch.equal(index, in_order):
+        return as_blocks(rows)
+    if not ordered:
+        raise MisshapenTensor(f"{name} puts columns in another order, and the settings say that they stand in their own. Do the two belong together?")
+    order = index.argsort(stable=True)
+    if not torch.equal(index[order], in_order):
+        raise UnsupportedModel(f"{name} makes groups of {index.bincount(minlength=n_groups).tolist()[:8]} columns, and {rows.group} each were expected")
+    codes = pack(spread(rows.codes, rows.width)[:, : rows.n_columns].index_select(1, order), rows.width)
+    return Reordered(as_blocks(replace(rows, codes=codes)), order, rows.dtype)
 
 
 def as_blocks(rows: GroupRows) -> PackedRows | GroupRows:
@@ -110,10 +156,10 @@ def as_blocks(rows: GroupRows) -> PackedRows | GroupRows:
     if not torch.equal(scales.float(), rows.scales.float()):
         return rows
     if rows.width == 4 and isinstance(rows.zeros, int) and rows.zeros == 8:
-        return _blocks("Q4_0", rows, [scales], _halves(rows.codes))
+        return _blocks("Q4_0", rows, [scales], halves(rows.codes))
     if rows.width == 4:
         least = scales.float() * rows.zeros * -1
-        return _blocks("Q4_1", rows, [scales, least.half()], _halves(rows.codes)) if torch.equal(least.half().float(), least) else rows
+        return _blocks("Q4_1", rows, [scales, least.half()], halves(rows.codes)) if torch.equal(least.half().float(), least) else rows
     if rows.byte == torch.int8 and isinstance(rows.zeros, int) and rows.zeros == 0:
         return _blocks("Q8_0", rows, [scales], rows.codes.reshape(rows.shape[0], -1, BLOCK))
     if rows.byte == torch.uint8 and rows.width == 8 and isinstance(rows.zeros, int) and rows.zeros == 128:
@@ -128,7 +174,7 @@ def _blocks(format: str, rows: GroupRows, halves: list[Tensor], codes: Tensor) -
     return PackedRows(torch.cat([*each, codes], -1).flatten(1), format, rows.dtype)
 
 
-def _halves(codes: Tensor) -> Tensor:
+def halves(codes: Tensor) -> Tensor:
     """Two neighbors a byte -> a number and the one 16 further, as ggml's blocks of four bits have them: (rows, blocks, 16)."""
     first, last = codes.reshape(codes.shape[0], -1, 2, BLOCK // 4).unbind(2)
     return torch.stack([first & 15 | last << 4, first >> 4 | last & 240], -1).flatten(2)

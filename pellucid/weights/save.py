@@ -19,6 +19,7 @@ from pellucid.weights.assemble import joined, layout
 from pellucid.weights.checkpoint import CONFIG, GENERATION
 from pellucid.weights.drafts import Draft, Planned, Report, Written, room
 from pellucid.weights.names import NameTable, Place, Table, family_name
+from pellucid.weights.packed import KEYS
 from pellucid.weights.safetensors import SPELLED, raw, write_planned
 
 MAX_SHARD_BYTES = 5 * 10**9  # what the hub recommends, and transformers writes
@@ -138,7 +139,7 @@ def _with_dtype(config: Mapping[str, Any], ours: Mapping[str, Tensor]) -> dict[s
         name = str(tensor.dtype).removeprefix("torch.")
         by_dtype[name] = by_dtype.get(name, 0) + tensor.nbytes
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
-    plain = {k: v for k, v in config.items() if k != "quantization_config"}
+    plain = {k: v for k, v in config.items() if k not in KEYS}
     return {**plain, key: max(by_dtype, key=by_dtype.__getitem__)}
 
 

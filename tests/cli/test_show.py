@@ -22,6 +22,10 @@ from tests.cli.conftest import ROOT, Said
 from tests.conftest import SHARED
 from tests.families.build import build
 from tests.families.test_gguf import CASES, converted
+from tests.weights import test_fp8 as fp8
+from tests.weights import test_gptq as gptq
+from tests.weights.build import write
+from tests.weights.quantized import SIZES, files
 
 Say = Callable[..., Said]
 
@@ -46,6 +50,21 @@ def test_json_says_what_the_loaded_model_is(say: Say, folder: Path) -> None:
         k: v for k in said["spec"] if isinstance(v := getattr(model.spec, k), int | float | str)}
     assert said["tokenizer"] == {"n_vocab": 259, "bos": {"id": 256, "token": "<|bos|>"}, "eos": {"id": 258, "token": "<|im_end|>"}, "adds_bos": False,
                                  "n_special": 3, "chat_template": True}
+
+
+def test_packed_weights_are_named_and_counted(say: Say, tmp_path: Path) -> None:
+    packed, _ = files(gptq.packer(ordered=True, bias=True))
+    folder = write(tmp_path / "m", packed, **SIZES, quantization_config=gptq.CONFIG | {"desc_act": True})
+    said = json.loads(say("show", str(folder), "--json").out)
+    assert said["quantization"] == {"method": "gptq", "shown": "gptq: int4, a scale for 32 columns, columns in the order of activation", "n_matrices": 14,
+                                    "bits": 4, "group_size": 32, "desc_act": True, "symmetric": True, "format": "gptq"}
+    assert (said["stored_bytes"].keys(), said["unknown_tensors"]) == ({"INT4", "float32", "float16"}, [])  # the biases of zeros are float16
+    assert said["n_parameters"] == pellucid.load(folder).report.n_parameters
+    told = say("show", str(folder)).out
+    assert "packed      gptq: int4, a scale for 32 columns, columns in the order of activation · 14 matrices" in told
+    files_of_fp8, _ = files(fp8.packer(None, shape=(), beside="activation_scale"))
+    folder = write(tmp_path / "fp8", files_of_fp8, **SIZES, quantization_config={"quant_method": "fp8", "activation_scheme": "static"})
+    assert json.loads(say("show", str(folder), "--json").out)["left_out"] == {"scales of activations, which are not rounded here": 14}
 
 
 def test_a_gguf_file_is_shown_by_itself(say: Say, folder: Path) -> None:

@@ -316,13 +316,13 @@ def test_a_header_that_lies(tmp_path: Path) -> None:
 
 
 def test_packed_weights_are_refused_and_bookkeeping_is_not(tmp_path: Path) -> None:
-    quantization = {"quant_method": "fp8"}
+    quantization = {"quant_method": "aqlm"}
     _, report = load_decoder(write(tmp_path / "plain", quantization_config=quantization))
     assert report.notes == ("config.json has a quantization_config, and the files hold plain numbers: they are used as they are",)
     tensors = llama() | {"model.layers.0.mlp.up_proj.weight": llama()["model.layers.0.mlp.up_proj.weight"].to(torch.float8_e4m3fn)}
     assert message(write(tmp_path / "m", tensors, quantization_config=quantization), UnsupportedModel) == (
-        "'m' holds packed weights (fp8): model.layers.0.mlp.up_proj.weight is F8_E4M3, and this version runs F32, BF16, F16, F64, "
-        "and unpacks FP8 in blocks and MXFP4. Fetch the repository it was quantized from.")
+        "'m' holds packed weights (aqlm): model.layers.0.mlp.up_proj.weight is F8_E4M3, and this version runs F32, BF16, F16, F64, and what gptq, awq, "
+        "compressed-tensors, fp8, fbgemm_fp8, bitsandbytes, mxfp4 pack. Fetch the repository it was quantized from.")
 
 
 def test_a_tokenizer_larger_than_the_embedding(tmp_path: Path) -> None:

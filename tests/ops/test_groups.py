@@ -11,7 +11,7 @@ from torch import Tensor
 from pellucid.ops import packed
 from pellucid.ops.choose import BACKENDS, choose
 from pellucid.ops.unpack import unpack
-from pellucid.weights.group_rows import GroupRows, Reordered, as_blocks, nibbles
+from pellucid.weights.group_rows import GroupRows, Reordered, as_blocks, pack, spread
 from pellucid.weights.packed_rows import PackedRows, PackedWeight
 from tests.test_ops import DTYPES, near, random
 
@@ -156,9 +156,21 @@ def test_what_no_block_holds_exactly_stays_as_it_is(weight):
     assert as_blocks(weight) is weight
 
 
-def test_two_codes_share_a_byte_the_first_one_low():
+@pytest.mark.parametrize("width", [2, 3, 4, 8])
+def test_codes_lie_one_after_another_in_a_row_of_bits(width):
+    codes = numbers(0, 1 << width, 3, 32, seed=6)
+    row = [sum(int(code) << width * i for i, code in enumerate(each)).to_bytes(4 * width, "little") for each in codes]
+    packed_bytes = torch.tensor([list(each) for each in row], dtype=torch.uint8)
+    assert torch.equal(spread(packed_bytes, width), codes)
+    assert torch.equal(spread(packed_bytes.view(torch.int32), width), codes)
+    if width != 3:
+        assert torch.equal(pack(codes, width), packed_bytes)
+
+
+def test_a_row_that_ends_inside_a_byte_is_filled_up_with_zeros():
     codes = torch.tensor([[1, 2, 3], [15, 0, 9]], dtype=torch.uint8)
-    assert nibbles(codes).tolist() == [[0x21, 0x03], [0x0F, 0x09]]
+    assert pack(codes, 4).tolist() == [[0x21, 0x03], [0x0F, 0x09]]
+    assert pack(codes & 3, 2).tolist() == [[0x39], [0x13]]
 
 
 def test_a_weight_on_its_way_to_a_device_keeps_its_numbers_and_counts_its_bytes():

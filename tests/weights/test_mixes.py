@@ -1,6 +1,6 @@
 """Plans of mixes, held against the types that llama.cpp's own quantizer gave.
 
-recorded/mixes.json: llama_model_quantize of llama-cpp-python 0.3.36 over random weights of these shapes, each kind of tensor by its layer, `Q6_K*4 Q5_K`
+mixes.json: llama_model_quantize of llama-cpp-python 0.3.36 over random weights of these shapes, each kind of tensor by its layer, `Q6_K*4 Q5_K`
 for four layers of one and one of the other.
 """
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pellucid.errors import BadRequest
 from pellucid.ops.quantize.pack import PACK
 from pellucid.weights.mixes import FORMATS, MIXES, Facts, packable, plan_mix
 
-RECORDED = json.loads((Path(__file__).parent / "recorded/mixes.json").read_text())
+RECORDED = json.loads((Path(__file__).parent / "mixes.json").read_text())
 
 
 def model(arch: str, n_layers: int, D: int, F: int, H: int, K: int, experts: int, tied: bool) -> tuple[dict[str, tuple[int, ...]], Facts]:
