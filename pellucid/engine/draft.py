@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pellucid import cost
 from pellucid.engine.pages import PagedCache
+from pellucid.engine.passes import Passes
 from pellucid.engine.row import Ahead
 from pellucid.engine.sampler import Sampler
 from pellucid.engine.sequence import Sequence, alike
@@ -54,6 +55,7 @@ class DraftModel:
                                 device=self.device)
         limit = reach(self.spec)
         self.capacity = min(self.cache.capacity(step_tokens), self.spec.n_ctx if limit is None else limit[0])
+        self.passes = Passes(self.decoder, self.cache)
         self._held.clear()
         return self.cache.n_bytes
 
@@ -137,11 +139,9 @@ class DraftModel:
         rows = parts.Rows(tuple(len(ids) for _, ids, _ in todo), tuple(self._held[s].slot for s, _, _ in todo))
         for slot, (_, _, start) in zip(rows.slots, todo, strict=True):
             self.cache.lengths[slot] = start
-        ids_T = torch.tensor([i for _, ids, _ in todo for i in ids], device=self.device)
-        positions_T = torch.tensor([p for _, ids, start in todo for p in range(start, start + len(ids))], device=self.device)
-        hidden_TD = self.decoder(ids_T, positions_T, rows, self.cache)
+        hidden_TD = self.passes.hidden([i for _, ids, _ in todo for i in ids], rows)
         last_B = torch.tensor(rows.lengths, device=self.device).cumsum(0) - 1
-        return dict(zip((s for s, _, _ in todo), self.decoder.unembed(hidden_TD[last_B]), strict=True))
+        return dict(zip((s for s, _, _ in todo), self.passes.unembed(hidden_TD[last_B]), strict=True))
 
 
 def _ahead(sequence: Sequence) -> Ahead:

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from pellucid.engine.generation import Generation, best
-from pellucid.engine.group import PAGE
 from pellucid.engine.lock import Lock
 from pellucid.engine.masks import Filled, Masks
 from pellucid.engine.pages import CacheDtype, Names, PagedCache, check_cache
+from pellucid.engine.passes import Passes
 from pellucid.engine.report import Books, Report
 from pellucid.engine.request import MAX_TOP_LOGPROBS, FinishReason, Request, Result, check_vocabulary, token_ids
 from pellucid.engine.sampler import Row, Sampler, not_numbers
@@ -37,7 +37,6 @@ from pellucid.engine.speculate import Proposer, Speculation
 from pellucid.errors import BadRequest, EmptyPrompt, OutOfMemoryBudget, PellucidError, PromptTooLong
 from pellucid.model.decoder import Decoder, reach
 from pellucid.model.memory import available_bytes
-from pellucid.model.parts import Rows
 from pellucid.model.report import size
 
 STEP_TOKENS = 512  # bounds the memory of a step, and is past where longer prompts gain speed on a CPU
@@ -57,7 +56,8 @@ class Engine:
         proposer: drafts what may come next, to be checked in one pass; see engine/speculate.py. The output is the same with it and without.
 
     With a decoder made deterministic, a sequence's ids and log-probabilities are bitwise the same in any company, in any chunks, preempted or
-    not: every token is computed in its own place of a block of PAGE positions, at the cost docs/LOG.md states.
+    not. That costs nothing where a native plan computes (`passes.plan`); else every token is computed in its own place of a block of PAGE
+    positions, at the cost docs/LOG.md states.
     Threads may share an engine. Raises OutOfMemoryBudget where no page fits.
     """
 
@@ -87,8 +87,7 @@ class Engine:
         self._dropped: deque[Sequence] = deque()  # by callers, while somebody was at work
         self._masks = Masks(self.spec.n_vocab)
         self.books = Books()
-        self._suspect = False  # whether it computed anything that is not a number
-        self._tap: Tap | None = None  # what sequences read in place of hidden states
+        self.passes = Passes(decoder, self.cache)
 
     # What callers ask
 
@@ -147,14 +146,14 @@ class Engine:
             check_vocabulary(embedding.ids, self.spec.n_vocab, "ids")
         tap = None if activation is None else Tap(self.decoder, activation)
         with self.lock, tap or nullcontext():  # to the end: what others ask to be tapped is not what these read
-            self._tap = tap
+            self.passes.tap = tap
             try:
                 if self.spec.causal:
                     self._finish([self._sequence(e.ids, read=e.read, end=len(e.ids)) for e in asked])
                 else:
                     self._read_whole(asked)
             finally:
-                self._tap = None
+                self.passes.tap = None
         return asked
 
     @torch.inference_mode()
@@ -162,7 +161,7 @@ class Engine:
         """Every text in one pass of its own: its tokens see what follows them, so no part of it can be computed before the rest."""
         for embedding in asked:
             hidden_TD = self.decoder(torch.tensor(embedding.ids, device=self.device))
-            embedding.read(0, hidden_TD if self._tap is None else self._tap.take(hidden_TD))
+            embedding.read(0, hidden_TD if self.passes.tap is None else self.passes.tap.take(hidden_TD))
 
     def _check_causal(self, what: str) -> None:
         if not self.spec.causal:
@@ -227,11 +226,11 @@ class Engine:
 
     def _compute(self, plan: list[tuple[Sequence, int]]) -> None:
         """A pass, and what it tells. How far a sequence is computed is written down last: whatever interrupts this, it is only done again."""
-        self._suspect = False
+        self.passes.suspect = False
         choosing = {s for s, n in plan if s.row is not None and s.n_computed + n == s.n_tokens}
         try:
             self._masks.begin([s.constraint for s, _ in plan if s in choosing], [s.drafts for s, _ in plan if s in choosing])
-            hidden, tapped = self._forward(plan)
+            hidden, tapped = self.passes.sequences(plan)
         except Exception as error:  # memory, say: nobody's fault that could be named, and the engine goes on
             self._fail_all([s for s, _ in plan], error)
             return
@@ -256,48 +255,11 @@ class Engine:
 
     def _tell(self, sequence: Sequence, hidden_TD: Tensor, tapped_TD: Tensor) -> None:
         """Gives a sequence what it asks of hidden states. Raises PellucidError where they are not numbers: nothing of that pass is kept."""
-        if self._suspect and not hidden_TD.isfinite().all():
+        if self.passes.suspect and not hidden_TD.isfinite().all():
             raise not_numbers("hidden states that are not numbers")
         self._score(sequence, sequence.n_computed, hidden_TD)
         if sequence.read is not None:
             sequence.read(sequence.n_computed, tapped_TD)
-
-    def _forward(self, plan: list[tuple[Sequence, int]]) -> tuple[list[Tensor], list[Tensor]]:
-        """Hidden states (T, D) of every sequence's tokens, and the same or what is tapped in its place."""
-        for sequence, _ in plan:
-            self.cache.lengths[self._slot(sequence)] = sequence.n_computed  # whatever an interrupted pass left there
-        if self.deterministic:
-            both = [self._in_blocks(sequence, n) for sequence, n in plan]
-            return [hidden for hidden, _ in both], [tapped for _, tapped in both]
-        rows = Rows(tuple(n for _, n in plan), tuple(self._slot(s) for s, _ in plan))
-        ids, positions = [], []
-        for s, n in plan:
-            ids += s.ids[s.n_computed : s.n_computed + n] if not s.drafts else (s.ids + s.drafts)[s.n_computed : s.n_computed + n]
-            positions += range(s.n_computed, s.n_computed + n)
-        hidden_TD, tapped_TD = self._pass(ids, positions, rows)
-        return list(hidden_TD.split(rows.lengths)), list(tapped_TD.split(rows.lengths))
-
-    def _in_blocks(self, sequence: Sequence, n: int) -> tuple[Tensor, Tensor]:
-        """The same, with every token in its own place of a block: what else there is to compute cannot change a bit of it.
-
-        Tokens of the first block that were computed before come out as they were; what pads the last one is written past the row's end.
-        """
-        slot, start, ids = self._slot(sequence), sequence.n_computed, sequence.ids + sequence.drafts
-        first, parts = start // PAGE * PAGE, []
-        for begin in range(first, start + n, PAGE):
-            block = ids[begin : min(begin + PAGE, start + n)]
-            self.cache.lengths[slot] = begin
-            # Padding takes the last position there is: a table of positions may end here.
-            positions = [min(p, begin + len(block) - 1) for p in range(begin, begin + PAGE)]
-            both = self._pass(block + [0] * (PAGE - len(block)), positions, Rows((PAGE,), (slot,)))
-            parts.append([x[: len(block)] for x in both])
-        hidden_TD, tapped_TD = (torch.cat(x)[start - first:] for x in zip(*parts, strict=True))
-        return hidden_TD, tapped_TD
-
-    def _pass(self, ids: list[int], positions: list[int], rows: Rows) -> tuple[Tensor, Tensor]:
-        hidden_TD: Tensor = self.decoder(torch.tensor(ids, device=self.device), torch.tensor(positions, device=self.device), rows, self.cache)
-        self._suspect |= not math.isfinite(hidden_TD.sum().item())  # one pass over them; which tokens it is, if any, is asked then
-        return hidden_TD, hidden_TD if self._tap is None else self._tap.take(hidden_TD)
 
     def _score(self, sequence: Sequence, start: int, hidden_TD: Tensor) -> None:
         """Records the log-probabilities of given ids that this pass tells."""
@@ -305,7 +267,7 @@ class Engine:
         stop = min(sequence.scored.stop, start + len(hidden_TD))
         for begin in range(first, stop, LOGIT_ROWS):
             end = min(begin + LOGIT_ROWS, stop)
-            logits_NV = self.decoder.unembed(hidden_TD[begin - start : end - start]).float()
+            logits_NV = self.passes.unembed(hidden_TD[begin - start : end - start]).float()
             told = log_probabilities(logits_NV, sequence.ids[begin + 1 : end + 1], sequence.n_top)
             if sequence.row is None and any(map(math.isnan, told.logprobs)):  # what samples as well is told so by the sampler
                 raise not_numbers("logits that are not numbers")
@@ -315,7 +277,7 @@ class Engine:
 
     def _choose(self, ready: list[tuple[Sequence, Tensor]], masks: Filled) -> dict[Sequence, int]:
         """The next id of every sequence; where drafts were computed, as many as the drafts are right, and one more. How far those are computed."""
-        logits_NV = self.decoder.unembed(torch.cat([hidden_TD for _, hidden_TD in ready]))
+        logits_NV = self.passes.unembed(torch.cat([hidden_TD for _, hidden_TD in ready]))
         starts = list(accumulate((len(hidden_TD) for _, hidden_TD in ready), initial=0))
         for place, error in masks.errors.items():
             if not ready[place][0].done:
@@ -404,6 +366,7 @@ class Engine:
 
     def _sequence(self, ids: Ids[int], *, end: int, **facts: Any) -> Sequence:
         with self.lock:
+            self.passes.refresh()
             sequence = Sequence(self.books.asked(), list(ids), end, len(ids), submitted=self.books.now, arrived=time.perf_counter(), **facts)
             if sequence.row is None and sequence.read is None and not sequence.scored:  # there is nothing to ask of it
                 sequence.finish_reason = "length"
@@ -446,7 +409,3 @@ class Engine:
             self._fail(sequence, OutOfMemoryBudget(
                 f"{len(sequence.ids):,} tokens do not fit the cache of {size(self.cache.n_bytes)}. Give the engine more (cache_bytes)",
                 needed_bytes=self.cache.n_bytes + 1, available_bytes=self.cache.n_bytes))
-
-    def _slot(self, sequence: Sequence) -> int:
-        assert sequence.slot is not None
-        return sequence.slot

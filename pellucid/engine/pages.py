@@ -252,6 +252,15 @@ class PagedCache:
         gathered = [pages.gather(pool) for pool in self.pools[layer]]
         return Held(tuple(unpack8(*pair, self.dtype) for pair in zip(gathered[::2], gathered[1::2], strict=True)), pages.lengths)
 
+    def places(self, rows: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+        """Of every group and row the pages it holds, and the first position on them: for who writes and reads the pools itself."""
+        held = [(self._rows[slot].tables[g], self._rows[slot].first[g] * PAGE) for g in range(len(self.groups)) for slot in rows]
+        return [table for table, _ in held], [base for _, base in held]
+
+    def group(self, layer: int) -> int:
+        """Which group the pages of a layer are of."""
+        return self._group_of[layer]
+
     def _packed(self, new: Iterable[Tensor]) -> Iterable[Tensor]:
         return new if self.store == "same" else [part for x in new for part in pack8(x)]
 

@@ -147,8 +147,10 @@ def _identity(engine: Engine) -> dict[str, str]:
     """What has to be equal for pages to be what the engine would compute itself."""
     cache = engine.cache
     spec = dataclasses.replace(engine.spec, n_ctx=1)  # how long a context may be changes nothing in it
+    ops, how = engine.decoder.ops, "deterministic" if engine.deterministic else "any order"
+    computed = f"{how}, {ops.name}{'' if engine.passes.plan is None else ' plan'}, {ops.activations}"
     return {"spec_sha256": hashlib.sha256(repr(spec).encode()).hexdigest(), "cache": f"{cache.store}, {str(cache.dtype).removeprefix('torch.')}",
-            "page": str(PAGE), "computed": f"{'deterministic' if engine.deterministic else 'any order'}, {engine.decoder.ops.name}, {engine.decoder.ops.activations}"}
+            "page": str(PAGE), "computed": computed}
 
 
 def _expect(path: Path, facts: Mapping[str, str], expected: Mapping[str, str], deterministic: bool) -> None:

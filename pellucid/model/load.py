@@ -23,6 +23,7 @@ from pellucid.model.decoder import Decoder, kept_in
 from pellucid.model.memory import available_bytes, check_memory, keep_freed_memory, room_to_copy
 from pellucid.model.on_demand import assembled
 from pellucid.model.parts import Embed, Project, hold
+from pellucid.model.plan import describe
 from pellucid.model.report import LoadReport
 from pellucid.ops.choose import choose
 from pellucid.ops.interface import Activations, Weight
@@ -238,7 +239,7 @@ def _report(checkpoint: Checkpoint, described: Description, decoder: Decoder, *,
         name=checkpoint.name, family=spec.family, n_layers=len(spec.layers), d_model=spec.d_model, n_heads=(min(heads), max(heads)),
         n_kv_heads=(min(kv_heads), max(kv_heads)), n_parameters=n_parameters, n_ctx=spec.n_ctx,
         license=checkpoint.card.license_shown, format=checkpoint.format, dtype=SHORT[dtype], stored=dict(stored),
-        device=str(device), n_bytes=checkpoint.n_bytes, seconds=seconds, ops=decoder.ops.describe(),
+        device=str(device), n_bytes=checkpoint.n_bytes, seconds=seconds, ops=f"{decoder.ops.describe()}{describe(decoder)}",
         activations=_activations(decoder, weights), cache_bytes_per_token=cost.cache_bytes_per_token(spec, dtype.itemsize), left_out=left_out,
         accepted=described.accepted,
         notes=(*wrapper, *checkpoint.notes, *described.notes, *notes, *_unpacked(decoder, weights), *checkpoint.card.notes))

@@ -26,9 +26,9 @@ NEAR = 2e-5  # of a log-probability: float32 rounding through the blocks
 GREEDY = Sampling(temperature=0)
 
 
-def small(name: str, *, deterministic: bool = False) -> Decoder:
+def small(name: str, *, deterministic: bool = False, ops: str = "fused") -> Decoder:
     built = case(name)
-    return ours(dataclasses.replace(built.spec, n_ctx=N_CTX), built.tensors, ops="fused", deterministic=deterministic)
+    return ours(dataclasses.replace(built.spec, n_ctx=N_CTX), built.tensors, ops=ops, deterministic=deterministic)
 
 
 def pages(decoder: Decoder, n: int) -> int:

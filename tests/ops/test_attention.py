@@ -39,13 +39,13 @@ def test_long_rows_by_every_variant(variant: str, dtype: torch.dtype) -> None:
     for facts in ({}, {"window": 40}, {"window": 300}, {"chunk": 64}, {"softcap": 2.0}, {"sinks_H": sinks}, {"slopes_H": slopes},
                   {"window": 290, "softcap": 3.0, "sinks_H": sinks, "slopes_H": slopes}):
         how: dict[str, Any] = HOW | facts
-        found, expected = Native(variant).attend_pages(q, k, v, pages, **how), Reference().attend_pages(q.float(), k.float(), v.float(), pages, **how)
+        found, expected = Native(variant=variant).attend_pages(q, k, v, pages, **how), Reference().attend_pages(q.float(), k.float(), v.float(), pages, **how)
         near(found, expected, dtype, 2)
 
 
 @pytest.mark.parametrize("variant", native.variants())
 def test_a_query_does_not_depend_on_its_company(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ops, (q, k, v, pages) = Native(variant), paged(ROWS)
+    ops, (q, k, v, pages) = Native(variant=variant), paged(ROWS)
     for facts in ({}, {"window": 270, "softcap": 2.0, "slopes_H": random(H).abs()}, {"sinks_H": random(H)}):
         whole = ops.attend_pages(q, k, v, pages, **HOW | facts)
         for n in (2, 5):

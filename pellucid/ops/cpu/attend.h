@@ -58,6 +58,7 @@ struct Attend {
   const void* q;  // (T, H, C), and out, with the values' width
   void* out;
   Kind kind;  // of both
+  int64_t q_stride, out_stride;  // numbers from one query to the next
   PagePool k, v;
   int64_t n_heads, n_kv_heads, d_head, page;
   float scale, softcap;  // 0: no cap

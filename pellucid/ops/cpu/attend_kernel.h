@@ -203,7 +203,7 @@ template <class T>
 void read_queries(const Attend& a, const AttendRow& row, const Piece& piece, const Bench& w) {
   const int64_t n = w.G * a.d_head;
   for (int64_t i = 0; i < piece.n_queries; ++i) {
-    const T* from = static_cast<const T*>(a.q) + ((row.query + piece.query + i) * a.n_heads + piece.head * w.G) * a.d_head;
+    const T* from = static_cast<const T*>(a.q) + (row.query + piece.query + i) * a.q_stride + piece.head * n;
     for (int64_t c = 0; c < n; ++c) w.q[i * n + c] = wide(from[c]);
   }
 }
@@ -212,7 +212,7 @@ template <class T>
 void write_result(const Attend& a, const AttendRow& row, const Piece& piece, const Bench& w) {
   for (int64_t r = 0; r < w.R; ++r) {
     const int64_t head = piece.head * w.G + r % w.G;
-    T* to = static_cast<T*>(a.out) + ((row.query + piece.query + r / w.G) * a.n_heads + head) * a.v.width;
+    T* to = static_cast<T*>(a.out) + (row.query + piece.query + r / w.G) * a.out_stride + head * a.v.width;
     float whole = w.total_sums[r], gain = 1.0f;
     if (a.sinks) {
       const float sink = a.sinks[head], high = sink > w.total_most[r] ? sink : w.total_most[r];

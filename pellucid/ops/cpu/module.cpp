@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 #endif
 
+#include "kinds.h"
 #include "processor.h"
 #include "pool.h"
 #include "variant.h"
@@ -22,17 +23,9 @@ using namespace nb::literals;
 namespace pellucid {
 
 void bind_attend(nb::module_& m);  // module_attend.cpp
+void bind_plan(nb::module_& m);  // module_plan.cpp
 
 namespace {
-
-template <class T>
-T* at(uintptr_t address) { return reinterpret_cast<T*>(address); }
-
-int format_index(const std::string& name) {
-  for (int i = 0; i < kFormats; ++i)
-    if (name == kLayouts[i].name) return i;
-  throw nb::value_error(("no kernels for weights in the format " + name).c_str());
-}
 
 const Variant& variant_named(const std::string& name) {
   for (const Variant* variant : variants())
@@ -114,4 +107,5 @@ NB_MODULE(_native, m) {
   m.def("matmul", matmul, "variant"_a, "format"_a, "data"_a, "n_rows"_a, "n_columns"_a, "x"_a, "n"_a, "bias"_a, "out"_a);
   m.def("prefer_huge_pages", prefer_huge_pages, "address"_a, "n_bytes"_a);
   bind_attend(m);
+  bind_plan(m);
 }

@@ -21,7 +21,7 @@ void attend(const std::string& variant, uintptr_t q, uintptr_t k, uintptr_t v, u
             float scale, float softcap, int64_t window, int64_t chunk, uintptr_t sinks, uintptr_t slopes, bool causal) {
   const Lanes& lanes = lanes_named(variant.c_str());
   const Kind stored = kind_named(kept);
-  const Attend how{at<void>(q), at<void>(out), kind_named(kind), {at<void>(k), nullptr, stored, d_head}, {at<void>(v), nullptr, stored, d_value},
+  const Attend how{at<void>(q), at<void>(out), kind_named(kind), n_heads * d_head, n_heads * d_value, {at<void>(k), nullptr, stored, d_head}, {at<void>(v), nullptr, stored, d_value},
                    n_heads, n_kv_heads, d_head, page, scale, softcap, {window, chunk, true, causal}, at<const float>(sinks), at<const float>(slopes)};
   nb::gil_scoped_release release;
   std::vector<AttendRow> all;

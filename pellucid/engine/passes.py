@@ -1,0 +1,108 @@
+"""Who computes a pass over the engine's pages: a native plan where there is one and nobody looks inside, else the decoder."""
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pellucid.engine.group import PAGE
+from pellucid.engine.pages import PagedCache
+from pellucid.engine.score import Tap
+from pellucid.engine.sequence import Sequence
+from pellucid.model.decoder import Decoder
+from pellucid.model.parts import Rows
+from pellucid.model.plan import FEW, Declined, Plan
+
+
+class Passes:
+    """Computes tokens of rows that go on from the cache.
+
+    tap: what is read in place of hidden states, while somebody asks for it. suspect: whether anything was computed that is not a number; whoever
+    wants to know sets it back. declined: why there is no plan.
+    """
+
+    def __init__(self, decoder: Decoder, cache: PagedCache) -> None:
+        self.decoder, self.cache, self.device = decoder, cache, decoder.embed.weight.device
+        self.tap: Tap | None = None
+        self.suspect = False
+        self.declined = ""
+        self.plan: Plan | None = None
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            self.plan = Plan(self.decoder, self.cache, PAGE)
+        except Declined as e:
+            self.plan, self.declined = None, str(e)
+
+    def refresh(self) -> None:
+        """Writes the plan anew where modules or weights were changed since: to be called when a sequence begins."""
+        if self.plan is not None and not self.plan.current:
+            self._write()
+
+    def sequences(self, plan: list[tuple[Sequence, int]]) -> tuple[list[Tensor], list[Tensor]]:
+        """Hidden states (T, D) of every sequence's tokens to come, and the same or what is tapped in its place."""
+        for sequence, _ in plan:
+            self.cache.lengths[_slot(sequence)] = sequence.n_computed  # whatever an interrupted pass left there
+        if self.decoder.deterministic and (self.plan is None or self._seen):
+            both = [self._in_blocks(sequence, n) for sequence, n in plan]
+            return [hidden for hidden, _ in both], [tapped for _, tapped in both]
+        rows = Rows(tuple(n for _, n in plan), tuple(_slot(s) for s, _ in plan))
+        ids: list[int] = []
+        for s, n in plan:
+            ids += s.ids[s.n_computed : s.n_computed + n] if not s.drafts else (s.ids + s.drafts)[s.n_computed : s.n_computed + n]
+        hidden_TD, tapped_TD = self._compute(ids, rows)
+        return list(hidden_TD.split(rows.lengths)), list(tapped_TD.split(rows.lengths))
+
+    def hidden(self, ids: list[int], rows: Rows) -> Tensor:
+        """Hidden states (T, D) of these tokens. Each row goes on from what the cache says that it holds."""
+        if self.plan is not None and not self._seen and (self.plan.whole or len(ids) <= FEW or self.decoder.deterministic):
+            return self.plan.forward(ids, rows)
+        positions = [p for slot, n in zip(rows.slots, rows.lengths, strict=True) for p in range(self.cache.lengths[slot], self.cache.lengths[slot] + n)]
+        return self._decode(ids, positions, rows)
+
+    def unembed(self, hidden_TD: Tensor) -> Tensor:
+        """Logits (T, V) for the token that follows each position."""
+        if self.plan is not None and not self._seen and (len(hidden_TD) <= FEW or self.plan.whole or self.decoder.deterministic):
+            return self.plan.unembed(hidden_TD)
+        out_TV: Tensor = self.decoder.unembed(hidden_TD.to(self.decoder.embed.weight.dtype))
+        return out_TV
+
+    @property
+    def _seen(self) -> bool:
+        """Whether somebody looks at what modules compute."""
+        return self.tap is not None or (self.plan is not None and self.plan.watched)
+
+    def _decode(self, ids: list[int], positions: list[int], rows: Rows) -> Tensor:
+        out_TD: Tensor = self.decoder(torch.tensor(ids, device=self.device), torch.tensor(positions, device=self.device), rows, self.cache)
+        return out_TD
+
+    def _in_blocks(self, sequence: Sequence, n: int) -> tuple[Tensor, Tensor]:
+        """The same by the decoder, with every token in its own place of a block: what else there is to compute cannot change a bit of it.
+
+        Tokens of the first block that were computed before come out as they were; what pads the last one is written past the row's end.
+        """
+        slot, start, ids = _slot(sequence), sequence.n_computed, sequence.ids + sequence.drafts
+        first, parts = start // PAGE * PAGE, []
+        for begin in range(first, start + n, PAGE):
+            block = ids[begin : min(begin + PAGE, start + n)]
+            self.cache.lengths[slot] = begin
+            # Padding takes the last position there is: a table of positions may end here.
+            positions = [min(p, begin + len(block) - 1) for p in range(begin, begin + PAGE)]
+            both = self._checked(self._decode(block + [0] * (PAGE - len(block)), positions, Rows((PAGE,), (slot,))))
+            parts.append([x[: len(block)] for x in both])
+        hidden_TD, tapped_TD = (torch.cat(x)[start - first:] for x in zip(*parts, strict=True))
+        return hidden_TD, tapped_TD
+
+    def _compute(self, ids: list[int], rows: Rows) -> tuple[Tensor, Tensor]:
+        return self._checked(self.hidden(ids, rows))
+
+    def _checked(self, hidden_TD: Tensor) -> tuple[Tensor, Tensor]:
+        self.suspect |= not math.isfinite(hidden_TD.sum().item())  # one pass over them; which tokens it is, if any, is asked then
+        return hidden_TD, hidden_TD if self.tap is None else self.tap.take(hidden_TD)
+
+
+def _slot(sequence: Sequence) -> int:
+    assert sequence.slot is not None
+    return sequence.slot

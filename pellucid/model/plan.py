@@ -1,0 +1,355 @@
+"""A whole pass of a decoder as a flat list of native steps, written from the spec when an engine is made: one Python call runs it.
+
+The decoder stays the definition. A plan says which facts of a spec it understands and declines any other by name; hooks, training and whatever
+wants to see inside use the decoder. The stream is float32 whatever the weights are in, and no result depends, bitwise, on what is computed beside it.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pellucid.model.decoder import Block, Decoder, SoftmaxAttention
+from pellucid.model.mlp import Mlp
+from pellucid.model.parts import Embed, Normalize, Project, Rows
+from pellucid.model.rope import by_length
+from pellucid.ops.attention import KINDS
+from pellucid.ops.interface import Weight
+from pellucid.ops.native import Native
+from pellucid.ops.panels import Panels, n_threads, native
+from pellucid.spec import (
+    Alibi,
+    Attention,
+    DecoderSpec,
+    Dynamic,
+    FeedForward,
+    Layer,
+    Linear,
+    Llama3,
+    LogTemperature,
+    LongRope,
+    Norm,
+    Ntk,
+    Proportional,
+    Rope,
+    Temperature,
+    Yarn,
+)
+
+FEW = 16  # tokens: up to so many a dense matrix is read no slower by our own product than by torch's
+
+# The facts that steps are written from. What is not named here must be as the spec's default has it.
+UNDERSTOOD: dict[type, set[str]] = {
+    DecoderSpec: {"family", "n_vocab", "n_ctx", "d_model", "layers", "norm", "parallel", "shared_norm", "norm_in", "norm_out", "norm_stream",
+                  "residual_scale", "d_embed", "learned_positions", "position_offset", "embed_scale", "embed_norm", "final_norm", "logit_scale",
+                  "logit_softcap", "tied", "unembed_bias"},
+    Layer: {"mixer", "mlp", "scaled"},
+    Attention: {"n_heads", "n_kv_heads", "d_head", "scale", "rope", "alibi", "window", "chunk", "sinks", "softcap", "qkv_bias", "out_bias", "clip",
+                "qk_norm", "qk_norm_over", "value_norm", "values_from_keys", "shares", "qk_norm_late", "temperature"},
+    FeedForward: {"d_ff", "act", "gated", "bias", "slope", "limit", "up_offset"},
+    **{kind: {field.name for field in fields(kind)}  # type: ignore[arg-type]
+       for kind in (Norm, Rope, Linear, Dynamic, Llama3, Yarn, LongRope, Ntk, Proportional, Temperature, LogTemperature, Alibi)},
+}
+ACTS = ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2", "linear")
+
+
+class Declined(Exception):
+    """There is no plan for this decoder. It runs all the same; the message says what a plan would not do."""
+
+
+class Kept(Protocol):
+    """Where keys and values are kept: the engine's pages."""
+
+    lengths: dict[int, int]  # tokens that each row holds
+    pools: list[list[Tensor]]  # of each layer: keys and values (P, N, K, C), or the numbers of 8 bits and the scales of both
+
+    def places(self, rows: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+        """Of every group and row the pages it holds, and the first position on them."""
+        ...
+
+    def group(self, layer: int) -> int:
+        """Which group a layer's pages are of."""
+        ...
+
+    def planned_lengths(self, rows: Sequence[int], q_lengths: Sequence[int]) -> Sequence[int]: ...
+
+    def advance(self, rows: Sequence[int], q_lengths: Sequence[int]) -> None: ...
+
+
+def understood(fact: Any) -> None:
+    """Raises Declined for the first fact of a spec, or of a part of it, that no step is written from."""
+    if isinstance(fact, tuple):
+        for part in fact:
+            understood(part)
+    if not is_dataclass(fact):
+        return
+    kind = type(fact)
+    if kind not in UNDERSTOOD:
+        raise Declined(kind.__name__)
+    for field in fields(fact):
+        value = getattr(fact, field.name)
+        if field.name in UNDERSTOOD[kind]:
+            understood(value)
+        elif field.default is MISSING or value != field.default:
+            raise Declined(f"{kind.__name__}.{field.name}={value!r}")
+    if isinstance(fact, FeedForward) and fact.act not in ACTS:
+        raise Declined(f"FeedForward.act={fact.act!r}")
+    if isinstance(fact, Rope) and fact.d_rotary % 2:
+        raise Declined(f"Rope.d_rotary={fact.d_rotary}, which is odd")
+
+
+def check(decoder: Decoder) -> None:
+    """Raises Declined where there is no plan for this decoder."""
+    understood(decoder.spec)
+    if not isinstance(decoder.ops, Native) or not all(parameter.is_cpu for parameter in decoder.parameters()):
+        raise Declined(f"the backend {decoder.ops.name}")
+    looked_up = decoder.embed if not decoder.spec.tied else None  # by the decoder's own operations, if the plan has none
+    for module in decoder.modules():
+        if isinstance(module, Project | Embed) and module is not looked_up and not (isinstance(module.weight, Panels) or _dense(module.weight)):
+            raise Declined(f"weights in {getattr(module.weight, 'format', None) or module.weight.dtype}")
+
+
+def is_whole(decoder: Decoder) -> bool:
+    """Whether a plan is the faster way for passes of any length: all of its matrices are packed."""
+    return all(isinstance(module.weight, Panels) for module in decoder.blocks.modules() if isinstance(module, Project))
+
+
+def describe(decoder: Decoder) -> str:
+    """What runs a pass of the engine, for the load report; nothing where no plan could be expected."""
+    if not isinstance(decoder.ops, Native):
+        return ""
+    try:
+        check(decoder)
+    except Declined as why:
+        return f" · layer by layer: no plan knows {why}"
+    return f" · one native plan a pass{'' if is_whole(decoder) else f' of up to {FEW} tokens'}"
+
+
+class Plan:
+    """The steps of one decoder over one cache. Raises Declined where there are none.
+
+    whole: it is the faster way for passes of any length, and not only for those of a few tokens.
+    """
+
+    def __init__(self, decoder: Decoder, cache: Kept, page: int) -> None:
+        check(decoder)
+        self.decoder, self.spec, self.cache = decoder, decoder.spec, cache
+        self._plan = native.Plan(decoder.ops.variant, page)
+        self._held: list[Tensor] = []  # what the steps read, beside the decoder's own
+        self._buffers: dict[tuple[str, int], int] = {}
+        self._ropes: dict[Rope, int] = {}
+        self._groups: dict[tuple[object, ...], int] = {}
+        self._lengths = by_length(decoder.spec)
+        self._write()
+        pools = [[pool.data_ptr() for pool in of] for of in cache.pools]
+        # keys, values and their scales; of layers that keep nothing none
+        self._pools = torch.tensor([[of[0], of[2], of[1], of[3]] if len(of) == 4 else [*of, 0, 0] if of else [0] * 4 for of in pools])
+        self._kept = next((str(of[0].dtype).removeprefix("torch.") for of in cache.pools if of), "float32")
+        self._state = self._weights()
+        self._hooks = [hooks for module in decoder.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+
+    # A pass
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody wants to see what modules compute."""
+        return any(self._hooks)
+
+    @property
+    def current(self) -> bool:
+        """Whether the decoder's modules and weights are those that the steps were written from."""
+        return self._state == self._weights()
+
+    def forward(self, ids: Sequence[int], rows: Rows) -> Tensor:
+        """See `Decoder.forward`: hidden states (T, D), float32. Each row goes on from what the cache holds of it."""
+        cache, slots = self.cache, rows.slots
+        starts = [cache.lengths[slot] for slot in slots]
+        tables, bases = cache.places(slots)
+        frequencies = self._frequencies(rows)
+        ids_T = torch.tensor(ids)
+        embeddings_TD = None if self._looks_up else self.decoder.embed(ids_T).float().contiguous()
+        out_TD = torch.empty(len(ids), self._width)
+        native.set_threads(n_threads())
+        self._plan.run(len(ids), ids_T.data_ptr(), 0 if embeddings_TD is None else embeddings_TD.data_ptr(), list(zip(rows.lengths, starts, strict=True)),
+                       tables, bases, [frequency.data_ptr() for frequency in frequencies], self._pools.data_ptr(), self._kept, self._last, out_TD.data_ptr())
+        cache.advance(slots, rows.lengths)
+        return out_TD
+
+    def unembed(self, hidden_TD: Tensor) -> Tensor:
+        """See `Unembed`: logits (T, V), float32."""
+        x_TD, out_TV = hidden_TD.float().contiguous(), torch.empty(len(hidden_TD), self.spec.n_vocab)
+        assert x_TD.shape[1] == self._width
+        native.set_threads(n_threads())
+        self._plan.unembed(self._unembed, x_TD.data_ptr(), len(x_TD), self.spec.logit_scale, self.spec.logit_softcap or 0.0, out_TV.data_ptr())
+        return out_TV
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds spent in steps of each kind since this was last asked; they are counted from the first time on."""
+        spent = dict(self._plan.seconds())
+        self._plan.measured = True
+        return spent
+
+    def _frequencies(self, rows: Rows) -> list[Tensor]:
+        """Of every rope and row."""
+        lengths = self.cache.planned_lengths(rows.slots, rows.lengths) if self._lengths else (0,) * len(rows.slots)
+        cpu = torch.device("cpu")
+        return [self.decoder.frequencies(rope, Rows((1,), (0,)), (n,) if self._lengths else (), cpu)[0] for rope in self._ropes for n in lengths]
+
+    def _weights(self) -> list[tuple[object, ...]]:
+        """Every module, weight and count of changes to it."""
+        return [(id(module), *((id(weight), getattr(weight, "_version", 0)) for weight in _own(module))) for module in self.decoder.modules()]
+
+    # How it is written
+
+    def _write(self) -> None:
+        spec, decoder, plan = self.spec, self.decoder, self._plan
+        self.whole = is_whole(decoder)
+        embed, d_embed = decoder.embed.weight, spec.d_embed or spec.d_model
+        self._looks_up = isinstance(embed, Panels) or _dense(embed)
+        x, last = self._buffer("x", spec.d_model), self._buffer("embed", d_embed)
+        # Rounded to the stream's dtype first, as the decoder does.
+        factor = float(torch.tensor(spec.embed_scale, dtype=embed.dtype))
+        plan.embed(self._matrix(embed) if self._looks_up else -1, x if spec.d_embed is None else last, factor)
+        if isinstance(decoder.embed_in, Project):
+            self._multiply(last, (decoder.embed_in, x))
+        if decoder.pos_embed is not None:
+            plan.place(self._matrix(decoder.pos_embed.weight), x, spec.position_offset)
+        self._normalize(decoder.embed_norm, x, x)
+        for i, block in enumerate(decoder.blocks):
+            self._write_block(i, block, x)  # type: ignore[arg-type]
+        self._last = self._normalize(decoder.final_norm, x, self._buffer("h", spec.d_model))
+        self._width = spec.d_model
+        if isinstance(decoder.embed_out, Project):
+            self._multiply(self._last, (decoder.embed_out, last))
+            self._last, self._width = last, d_embed
+        self._unembed = self._matrix(decoder.unembed.weight, decoder.unembed.bias)
+
+    def _write_block(self, i: int, block: Block, x: int) -> None:
+        """The lines of `Block.sublayers`, written down."""
+        spec, plan = self.spec, self._plan
+        h, y = (self._buffer(name, spec.d_model) for name in ("h", "y"))
+        add = spec.residual_scale
+        if spec.norm_stream == "before":
+            self._normalize(block.attn_norm, x, x)
+        if block.layer.mixer is not None:
+            read = x if spec.norm_stream is not None else self._normalize(block.attn_norm, x, h)
+            self._write_attention(i, block.attn, read, y)  # type: ignore[arg-type]
+            self._normalize(block.attn_out_norm, y, y)
+            if spec.parallel:
+                read = read if spec.shared_norm else self._normalize(block.mlp_norm, x, h)
+                z = self._buffer("z", spec.d_model)
+                self._write_mlp(block.mlp, read, z)  # type: ignore[arg-type]
+                self._normalize(block.mlp_out_norm, z, z)
+                plan.add(x, y, add)
+                plan.add(x, z, add)
+            else:
+                plan.add(x, y, add)
+        if block.layer.mlp is not None and not spec.parallel:
+            read = self._normalize(block.attn_norm if spec.norm_stream == "after" else block.mlp_norm, x, h if spec.norm_stream is None else x)
+            self._write_mlp(block.mlp, read, y)  # type: ignore[arg-type]
+            self._normalize(block.mlp_out_norm, y, y)
+            plan.add(x, y, add)
+            if spec.norm_stream == "after":
+                self._normalize(block.mlp_norm, x, x)
+        if block.scale is not None:
+            plan.scale(x, self._floats(block.scale))
+
+    def _write_attention(self, i: int, attn: SoftmaxAttention, x: int, y: int) -> None:
+        plan, mixer = self._plan, attn.mixer
+        q, out = (self._buffer(name, mixer.n_heads * mixer.d_head) for name in ("q", "attn"))
+        k = v = -1
+        outs = [(attn.q, q)]
+        if attn.k is not None:
+            k = v = self._buffer("k", mixer.n_kv_heads * mixer.d_head)
+            outs.append((attn.k, k))
+        if attn.v is not None:
+            v = self._buffer("v", mixer.n_kv_heads * mixer.d_head)
+            outs.append((attn.v, v))
+        self._multiply(x, *outs)
+        kept = i if mixer.shares is None else mixer.shares
+        facts = mixer.window or 0, mixer.chunk or 0, mixer.n_heads, mixer.n_kv_heads, mixer.d_head, self.cache.group(kept)
+        if facts not in self._groups:
+            self._groups[facts] = plan.group(*facts)
+        group = self._groups[facts]
+        plan.heads(q, k, v, kept, group, mixer.n_heads, mixer.n_kv_heads, mixer.d_head, mixer.clip or 0.0, self._head_norm(attn.q_norm, mixer),
+                   self._head_norm(attn.k_norm, mixer), self._head_norm(attn.v_norm, None), self._rope(mixer.rope), _sharpen(mixer))
+        slopes = attn.slopes(torch.device("cpu"))
+        plan.attend(q, out, kept, group, mixer.scale, mixer.softcap or 0.0, self._floats(attn.sinks), self._floats(slopes))
+        self._multiply(out, (attn.o, y))
+
+    def _write_mlp(self, mlp: Mlp, x: int, y: int) -> None:
+        plan, facts = self._plan, mlp.mlp
+        up = self._buffer("up", facts.d_ff)
+        gate = up if mlp.gate is None else self._buffer("gate", facts.d_ff)
+        self._multiply(x, (mlp.up, up), *([] if mlp.gate is None else [(mlp.gate, gate)]))
+        plan.gate(gate, -1 if mlp.gate is None else up, up, facts.act, facts.slope, facts.limit or 0.0, facts.up_offset)
+        self._multiply(up, (mlp.down, y))
+
+    def _multiply(self, x: int, *outs: tuple[Project, int]) -> None:
+        self._plan.multiply(x, [(self._matrix(project.weight, project.bias), out) for project, out in outs])
+
+    def _normalize(self, norm: nn.Module, x: int, out: int) -> int:
+        """Which buffer holds the result: `out`, or x itself where there is no norm."""
+        if not isinstance(norm, Normalize):
+            return x
+        self._plan.normalize(x, out, self._norm(norm))
+        return out
+
+    def _norm(self, norm: Normalize) -> dict[str, object]:
+        facts = norm.norm
+        return {"layer": facts.kind == "layer", "eps": facts.eps, "offset": facts.offset, "weight": self._floats(norm.weight), "bias": self._floats(norm.bias)}
+
+    def _head_norm(self, norm: nn.Module | None, mixer: Attention | None) -> dict[str, object] | None:
+        """mixer: None for values, whose norm is always over a head."""
+        if not isinstance(norm, Normalize):
+            return None
+        over = "head" if mixer is None else mixer.qk_norm_over
+        return {**self._norm(norm), "each": over == "each_head", "whole": over == "width", "late": mixer is not None and mixer.qk_norm_late}
+
+    def _rope(self, rope: Rope | None) -> int:
+        if rope is None:
+            return -1
+        if rope not in self._ropes:
+            gain = self.decoder.frequencies(rope, Rows((1,), (0,)), (), torch.device("cpu"))[1]
+            self._ropes[rope] = self._plan.rope(rope.d_rotary, gain, rope.pairing == "adjacent")
+        return self._ropes[rope]
+
+    def _buffer(self, name: str, width: int) -> int:
+        if (name, width) not in self._buffers:
+            self._buffers[name, width] = self._plan.buffer(width)
+        return self._buffers[name, width]
+
+    def _matrix(self, weight: Weight, bias: Tensor | None = None) -> int:
+        n_rows, n_columns = weight.shape
+        if isinstance(weight, Panels):
+            return self._plan.packed(weight.format, weight.bytes.data_ptr(), n_rows, n_columns, self._floats(bias))
+        return self._plan.dense(KINDS[weight.dtype], weight.data_ptr(), n_rows, n_columns, self._floats(bias))  # type: ignore[union-attr]
+
+    def _floats(self, x: Tensor | None) -> int:
+        """Where these few numbers lie as float32; 0 for none."""
+        if x is None:
+            return 0
+        self._held.append(x.detach().float().contiguous())
+        return self._held[-1].data_ptr()
+
+
+def _dense(weight: Weight) -> bool:
+    return isinstance(weight, Tensor) and weight.dtype in KINDS and weight.is_contiguous()
+
+
+def _own(module: nn.Module) -> Iterable[object]:
+    """A module's weights, packed ones too."""
+    return (*module._parameters.values(), module.__dict__.get("weight"))
+
+
+def _sharpen(mixer: Attention) -> tuple[int, list[float]]:
+    match mixer.temperature:
+        case None:
+            return 0, [0.0] * 4
+        case Temperature(every=every, by=by, first=first):
+            return 1, [every, by, first, 0.0]
+        case LogTemperature(original=original):
+            return 2, [0.0, 0.0, 0.0, torch.tensor(original).double().log().item()]

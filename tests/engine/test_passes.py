@@ -1,0 +1,108 @@
+"""The engine by its native plan: the same bits in any company for nothing, and the decoder wherever somebody looks inside."""
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pellucid.engine.engine import Engine
+from pellucid.engine.group import PAGE
+from pellucid.engine.request import Request
+from pellucid.model.decoder import Decoder
+from tests.engine.test_engine import GREEDY, NEAR, all_free, alone, pages, requests, scheduled
+from tests.engine.test_engine import small as case_of
+from tests.model.test_plan import random_decoder
+from tests.model.test_plan import small as spec_of
+
+PLANNED = ["llama-biases", "mistral-window", "gemma2-caps", "bloom-released", "llama-dynamic", "gemma4_text-plain"]
+
+
+def small(name: str, *, deterministic: bool) -> Decoder:
+    return case_of(name, deterministic=deterministic, ops="native")
+
+
+@pytest.mark.parametrize("name", PLANNED)
+@settings(max_examples=3, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_a_request_is_bitwise_what_it_is_alone(name, seed):
+    """In chunks, on pages of others, preempted and computed anew; prompts too."""
+    decoder, rng = small(name, deterministic=True), random.Random(seed)
+    asked = requests(decoder, seed, 6)
+    engine = Engine(decoder, max_rows=4, step_tokens=rng.choice([5, 40, 300]), cache_bytes=pages(decoder, 8))
+    assert engine.passes.plan is not None
+    for result, request in zip(scheduled(engine, asked, rng), asked, strict=True):
+        expected = alone(decoder, request)
+        assert result.token_ids == expected.token_ids
+        assert result.logprobs == expected.logprobs
+    assert all_free(engine)
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_the_plan_says_what_the_decoder_says(name):
+    planned, plain = (Engine(case_of(name, ops=ops)) for ops in ("native", "fused"))
+    assert plain.passes.plan is None
+    for asked in requests(planned.decoder, 5, 6):
+        [[a]], [[b]] = planned.run([asked]), plain.run([asked])
+        same = next((i for i, (x, y) in enumerate(zip(a.token_ids, b.token_ids, strict=True)) if x != y), len(a.token_ids))
+        assert same == len(a.token_ids) or asked.sampling.temperature > 0
+        assert all(abs(x - y) < 10 * NEAR for x, y in zip(a.logprobs[:same], b.logprobs[:same], strict=True))
+
+
+def test_long_passes_of_dense_weights_are_the_decoders_and_short_ones_the_plans(monkeypatch):
+    engine = Engine(small("llama-biases", deterministic=False))
+    sizes: list[int] = []
+    forward = engine.passes.plan.forward
+    monkeypatch.setattr(engine.passes.plan, "forward", lambda ids, rows: sizes.append(len(ids)) or forward(ids, rows))
+    engine.run([Request(prompt_ids=list(range(3, 40)), max_tokens=3, sampling=GREEDY)])
+    assert sizes == [1, 1]
+    assert Engine(small("llama-biases", deterministic=True)).passes.plan is not None
+
+
+def test_who_looks_inside_sees_every_pass_of_the_decoder():
+    decoder = small("llama-biases", deterministic=False)
+    engine, asked = Engine(decoder), Request(prompt_ids=[5, 6, 7], max_tokens=4, sampling=GREEDY, logprobs=True)
+    [[unseen]] = engine.run([asked])
+    shapes: list[tuple[int, ...]] = []
+    for watch in (decoder.blocks[1].mlp.register_forward_hook, decoder.blocks[0].attn.q.register_forward_pre_hook):
+        shapes.clear()
+        handle = watch(lambda _, inputs, *out: shapes.append(tuple(inputs[0].shape)))
+        engine.cache.forget()
+        [[seen]] = engine.run([asked])
+        handle.remove()
+        assert shapes == [(3, decoder.spec.d_model), *[(1, decoder.spec.d_model)] * 3]
+        assert seen.token_ids == unseen.token_ids
+    engine.run([asked])
+    assert len(shapes) == 4
+    [embedded] = engine.embed([[5, 6, 7]], activation="blocks.1.mlp")
+    assert embedded.vector.shape == (decoder.spec.d_model,)
+
+
+def test_what_is_asked_after_the_weights_changed_is_answered_by_the_new_ones():
+    decoder = random_decoder(spec_of(), torch.bfloat16)
+    engine, asked = Engine(decoder), Request(prompt_ids=[5, 6, 7], max_tokens=1, sampling=GREEDY, logprobs=True, reuse=False)
+    found = [engine.run([asked])[0][0].logprobs]
+    decoder.blocks[0].attn_norm.weight.mul_(1.5)  # which the plan reads as float32, a copy
+    found.append(engine.run([asked])[0][0].logprobs)
+    decoder.blocks[1].mlp.down.weight = torch.nn.Parameter(decoder.blocks[1].mlp.down.weight * 2, requires_grad=False)
+    found.append(engine.run([asked])[0][0].logprobs)
+    assert len({tuple(x) for x in found}) == 3
+    assert found[-1] == Engine(decoder).run([asked])[0][0].logprobs
+
+
+def test_a_decoder_without_a_plan_says_why():
+    engine = Engine(case_of("qwen3_moe-renormalized", ops="native"))
+    assert engine.passes.plan is None
+    assert engine.passes.declined == "Experts"
+    assert Engine(case_of("llama-biases")).passes.declined == "the backend fused"
+
+
+def test_an_int8_cache_by_the_plan_is_near():
+    decoder = small("llama-biases", deterministic=False)
+    exact, short = (Engine(decoder, cache_dtype=store) for store in ("same", "int8"))
+    ids = list(range(3, 3 + 2 * PAGE + 5))
+    [a], [b] = (engine.score([([], ids)]) for engine in (exact, short))
+    assert 0 < max(abs(x - y) for x, y in zip(a.logprobs, b.logprobs, strict=True)) < 0.2
+    assert short.cache_bytes < exact.cache_bytes

@@ -1,0 +1,196 @@
+"""The native plan of a whole pass beside the decoder, its definition: every family, every changed fact, any company."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from pellucid.engine.group import PAGE
+from pellucid.engine.pages import CacheDtype, PagedCache
+from pellucid.model.decoder import Decoder
+from pellucid.model.parts import Rows
+from pellucid.model.plan import ACTS, UNDERSTOOD, Declined, Plan, check, describe, understood
+from pellucid.ops.choose import choose
+from pellucid.ops.panels import native
+from pellucid.spec import Attention, DecoderSpec, FeedForward, Layer, Norm, Rope
+from tests.families.build import TOLERANCE, build, error, logits, ours, refused
+from tests.families.cases import CASES
+from tests.families.conftest import one_thread  # noqa: F401, a fixture: tiny models
+from tests.families.mutants import Refused, mutants
+
+DECLINED = ("Experts", "LatentAttention", "Matrix", "Attention.causal", "DecoderSpec.unembed_unit", "DecoderSpec.sinusoidal_positions",
+            "DecoderSpec.layer_inputs", "Layer.beside", "FeedForward.act", "FeedForward.xielu")
+FOLLOWED = ("llama-yarn_ramp", "gemma2-caps", "olmo2-biases", "cohere2-mixed", "gpt_neox-redpajama", "qwen-logn", "opt-unnormalized", "gemma4_text-plain")
+
+
+def cache_of(spec: DecoderSpec, dtype: torch.dtype = torch.float32, store: CacheDtype = "same") -> PagedCache:
+    return PagedCache(spec, n_bytes=10**8, max_rows=4, step_tokens=64, dtype=dtype, store=store)
+
+
+class Run:
+    """Rows that go on pass by pass."""
+
+    def __init__(self, decoder: Decoder, store: CacheDtype = "same") -> None:
+        self.cache = cache_of(decoder.spec, decoder.embed.weight.dtype, store)
+        self.plan = Plan(decoder, self.cache, PAGE)
+        self.done: dict[int, int] = {}
+
+    def begin(self, ids: Sequence[int]) -> int:
+        slot = self.cache.open(ids, len(ids), reuse=0)
+        assert slot is not None
+        self.done[slot] = 0
+        return slot
+
+    def hidden(self, *rows: tuple[int, Sequence[int], int]) -> list[Tensor]:
+        """The next n tokens of rows (slot, ids, n) in one pass: their hidden states."""
+        ids: list[int] = []
+        for slot, of, n in rows:
+            start = self.done[slot]
+            assert self.cache.reserve(slot, start + n)
+            ids += of[start : start + n]
+        out = self.plan.forward(ids, Rows(tuple(n for _, _, n in rows), tuple(slot for slot, _, _ in rows)))
+        for slot, of, n in rows:
+            self.done[slot] += n
+            self.cache.settle(slot, of, self.done[slot])
+        return list(out.split([n for _, _, n in rows]))
+
+
+def in_passes(decoder: Decoder, tokens_T: Tensor, *sizes: int, store: CacheDtype = "same") -> Tensor:
+    """The logits of one row: passes of these sizes, then token by token."""
+    run, ids = Run(decoder, store), tokens_T.tolist()
+    slot = run.begin(ids)
+    parts = [*sizes, *[1] * (len(ids) - sum(sizes))]
+    return torch.cat([run.plan.unembed(run.hidden((slot, ids, n))[0]) for n in parts])
+
+
+def declined(decoder: Decoder) -> str | None:
+    try:
+        check(decoder)
+    except Declined as why:
+        return str(why)
+    return None
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_family_by_the_plan_or_declined_by_name(case):
+    built = build(case)
+    tensors = {name: tensor.contiguous() for name, tensor in built.tensors.items()}
+    decoder = ours(built.spec, tensors, ops="native")
+    if (why := declined(decoder)) is not None:
+        assert why.startswith(DECLINED)
+        return
+    found = in_passes(decoder, built.tokens_T, 5, 17)
+    assert error(found, built.logits_TV) < TOLERANCE
+    assert error(found, logits(ours(built.spec, tensors), built.tokens_T)) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if str(case) in FOLLOWED], ids=str)
+def test_every_changed_fact_is_followed_or_declined(case):
+    """What the decoder computes under a mutated spec, the plan of that spec computes too: with the decoder's own mutants no fact is overlooked."""
+    built, tokens_T = build(case), build(case).tokens_T[:26]
+    tensors = {name: tensor.contiguous() for name, tensor in built.tensors.items()}
+    followed, missed = 0, []
+    for label, mutant in mutants(built.spec):
+        if isinstance(mutant, Refused):
+            continue
+        expected: list[Tensor] = []
+        if refused(lambda expected=expected, mutant=mutant: expected.append(logits(ours(mutant, tensors, ops="fused"), tokens_T))):
+            continue
+        decoder = ours(mutant, tensors, ops="native")
+        if declined(decoder) is not None:
+            continue
+        found = in_passes(decoder, tokens_T, 11, 3)
+        followed += 1
+        numbers = bool(expected[0].isfinite().all())  # a norm turned negative, say: then neither computes any
+        if not (error(found, expected[0]) < TOLERANCE if numbers else not found.isfinite().all()):
+            missed.append(label)
+    assert followed > 20
+    assert not missed
+
+
+def small(**facts: object) -> DecoderSpec:
+    mixer = Attention(n_heads=6, n_kv_heads=3, d_head=14, scale=0.3, rope=Rope(theta=1e4, d_rotary=14))
+    narrow = dataclasses.replace(mixer, window=40)
+    layers = (Layer(mixer=mixer, mlp=FeedForward(d_ff=72)), Layer(mixer=narrow, mlp=FeedForward(d_ff=80)))
+    return DecoderSpec(**{"family": "llama", "n_vocab": 101, "n_ctx": 700, "d_model": 48, "layers": layers, "norm": Norm(eps=1e-5)} | facts)
+
+
+def random_decoder(spec: DecoderSpec, dtype: torch.dtype = torch.float32) -> Decoder:
+    decoder, noise = Decoder(spec, choose("native")), torch.Generator().manual_seed(3)
+    for parameter in decoder.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=noise) * (0.4 if parameter.ndim < 2 else 1.4 * parameter.shape[-1] ** -0.5)
+    return decoder.requires_grad_(False).eval().to(dtype)
+
+
+def random_ids(n: int, seed: int = 0) -> list[int]:
+    return torch.randint(101, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def test_long_rows_in_any_company_are_the_same_bits(monkeypatch):
+    """Past pages, windows and several softmaxes; in chunks, beside others, with more threads."""
+    decoder, long, short = random_decoder(small()), random_ids(600), random_ids(90, 1)
+    alone, other = (torch.cat([run.hidden((slot, ids, 1))[0] for _ in ids]) for run in [Run(decoder)] for ids in (long, short) for slot in [run.begin(ids)])
+    expected = logits(ours(decoder.spec, decoder.state_dict()), torch.tensor(long))
+    run = Run(decoder)
+    assert error(run.plan.unembed(alone), expected) < TOLERANCE
+    for n in (1, 3):
+        monkeypatch.setattr("pellucid.model.plan.n_threads", lambda n=n: n)
+        run = Run(decoder)
+        a, b = run.begin(long), run.begin(short)
+        passes = [[(a, long, 70)], [(b, short, 1), (a, long, 1)], [(a, long, 33), (b, short, 63)], *[[(b, short, 1), (a, long, 1)]] * 26, [(a, long, 470)]]
+        parts: dict[int, list[Tensor]] = {a: [], b: []}
+        for rows in passes:
+            for (slot, _, _), hidden in zip(rows, run.hidden(*rows), strict=True):
+                parts[slot].append(hidden)
+        assert torch.equal(torch.cat(parts[a]), alone)
+        assert torch.equal(torch.cat(parts[b]), other)
+        logits_TV = run.plan.unembed(alone)
+        assert all(torch.equal(run.plan.unembed(alone[t : t + 1]), logits_TV[t : t + 1]) for t in (0, 100, 599))
+
+
+@pytest.mark.parametrize("variant", native.variants())
+@pytest.mark.parametrize(("dtype", "store", "tolerance"), [
+    (torch.float32, "same", TOLERANCE),
+    (torch.bfloat16, "same", 2e-2),  # the decoder rounds its stream to 8 bits after every operation, and the plan never
+    (torch.float16, "same", 3e-3),  # 11 bits
+    (torch.float32, "int8", 3e-2)], ids=str)  # keys and values of 8 bits
+def test_kinds_of_weights_and_pages(variant, dtype, store, tolerance):
+    decoder = random_decoder(small(), dtype)
+    decoder.ops.variant = variant
+    tokens_T = torch.tensor(random_ids(70))
+    found = in_passes(decoder, tokens_T, 40, 7, store=store)
+    assert found.dtype == torch.float32
+    exact = {name: tensor.float() for name, tensor in decoder.state_dict().items()}
+    assert error(found, logits(ours(decoder.spec, exact), tokens_T)) < tolerance
+    if dtype != torch.float32:  # nearer to what the weights mean than the decoder in their own precision
+        assert error(found, logits(ours(decoder.spec, exact), tokens_T)) < error(logits(decoder, tokens_T), logits(ours(decoder.spec, exact), tokens_T))
+
+
+def test_a_fact_that_no_step_knows_is_declined_by_name():
+    for spec, why in ((small(unembed_unit=True), "DecoderSpec.unembed_unit=True"), (small(sinusoidal_positions=True), "DecoderSpec.sinusoidal_positions=True"),
+                      (small(layers=(Layer(mixer=None, mlp=FeedForward(d_ff=8, act="mish")),)), "FeedForward.act='mish'")):
+        with pytest.raises(Declined, match=why):
+            understood(spec)
+        assert describe(Decoder(spec, choose("native"))).startswith(f" · layer by layer: no plan knows {why}")
+    assert describe(Decoder(small(), choose("native"))) == " · one native plan a pass of up to 16 tokens"
+    assert describe(Decoder(small(), choose("fused"))) == ""
+    with pytest.raises(Declined, match="the backend fused"):
+        Plan(Decoder(small(), choose("fused")), cache_of(small()), PAGE)
+
+
+def test_a_later_field_is_declined_until_a_step_knows_it():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Later(FeedForward):
+        schedule: int = 3
+
+    UNDERSTOOD[Later] = UNDERSTOOD[FeedForward]
+    try:
+        understood(Later(d_ff=4))
+        with pytest.raises(Declined, match=r"Later\.schedule=4"):
+            understood(Later(d_ff=4, schedule=4))
+    finally:
+        del UNDERSTOOD[Later]
+    assert set(ACTS) < set(choose("reference").activate.__globals__["ACTIVATIONS"])
