@@ -165,7 +165,8 @@ def test_other_numbers_in_the_cache_are_refused(tmp_path):
 
 def test_what_was_not_computed_bitwise_is_not_taken_for_it(tmp_path):
     _, _, file = saved(tmp_path)
-    with pytest.raises(BadRequest, match="deterministic=True promises the same bits: computed is any order, fused, exact, and deterministic, fused, exact runs here"):
+    with pytest.raises(BadRequest, match="deterministic=True promises the same bits: computed is any order, fused, exact, and deterministic, fused, "
+                                         "exact runs here"):
         load_prefix(Engine(small("llama-biases", deterministic=True)), file, model_sha256=SHA)
     exact = small("llama-biases", deterministic=True)
     save_prefix(Engine(exact), prompt(exact), file, model_sha256=SHA)
