@@ -16,6 +16,9 @@ import tokenizers
 from pellucid.errors import BadTokenizer
 from pellucid.tokenizer.sentencepiece import Kind, Pieces
 
+_SPACE = re.compile(r"\s*")
+_DEEPEST = 100  # characters of a token, each of which nests the pattern once more
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
@@ -226,23 +229,37 @@ def splitter(tokens: Iterable[Token]) -> Splitter:
     by_text = {t.text: t for t in tokens}
     if not by_text:
         return lambda text: [text] if text else []
-    tokens = sorted(by_text.values(), key=lambda t: len(t.text), reverse=True)
-    ids, space = [t.id for t in tokens], (r"", r"\s*")
-    pattern = re.compile("|".join(f"({space[t.lstrip]}{re.escape(t.text)}{space[t.rstrip]})" for t in tokens))
+    pattern = re.compile(any_of(by_text))
 
     def split(text: str) -> list[str | int]:
         parts: list[str | int] = []
         at = 0
         for match in pattern.finditer(text):
-            if match.start() > at:
-                parts.append(text[at:match.start()])
-            token_id = ids[(match.lastindex or 1) - 1]
-            assert token_id is not None
-            parts.append(token_id)
-            at = match.end()
+            start, end = match.span()
+            if start < at:  # white space that the token before it took
+                continue
+            token = by_text[match.group()]
+            assert token.id is not None
+            between = text[at:start].rstrip() if token.lstrip else text[at:start]
+            parts += [between, token.id] if between else [token.id]
+            at = _SPACE.match(text, end).end() if token.rstrip else end  # type: ignore[union-attr]
         return [*parts, text[at:]] if at < len(text) else parts
 
     return split
+
+
+def any_of(texts: Iterable[str]) -> str:
+    """A pattern that matches the longest of these texts that stands at a place. A tree of their characters, since vocabularies have thousands."""
+    texts = sorted(set(texts), key=len, reverse=True)
+    if len(texts[0]) > _DEEPEST:
+        return "|".join(map(re.escape, texts))
+    by_first: dict[str, list[str]] = {}
+    for text in texts:
+        if text:
+            by_first.setdefault(text[0], []).append(text[1:])
+    branches = [re.escape(first) + (any_of(rest) if rest != [""] else "") for first, rest in by_first.items()]
+    tree = branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
+    return f"(?:{tree})?" if texts[-1] == "" else tree
 
 
 def special_in(added: Mapping[str, Token], unk: str | None) -> dict[str, int]:

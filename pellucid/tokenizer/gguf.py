@@ -6,6 +6,8 @@
     llama                   SentencePiece BPE: a score for each piece       sentencepiece.py
     t5                      SentencePiece unigram                           sentencepiece.py, unigram.py
     bert                    WordPiece                                       the tokenizers library
+    rwkv                    the longest token at every place                cut.py
+    plamo2                  the likeliest cut, found from the end           cut.py
 
 Where llama.cpp departs from the tokenizer a model was trained with (spaces after user-defined tokens, rounding, NFC), the model's own is followed.
 https://github.com/ggml-org/llama.cpp/blob/0c1e57098/src/llama-vocab.cpp (llama_vocab::impl::load)
@@ -21,6 +23,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from pellucid.errors import BadTokenizer, did_you_mean, nearest
 from pellucid.tokenizer import bytelevel, ranks
+from pellucid.tokenizer.cut import CutEncoder, likeliest, longest, unescaped
 from pellucid.tokenizer.decode import Words, words_of_sentencepiece
 from pellucid.tokenizer.encode import Library, PieceEncoder, Token
 from pellucid.tokenizer.facts import Facts
@@ -38,7 +41,7 @@ TEMPLATE = "tokenizer.chat_template"  # and with a name after a dot
 class _Built:
     """What a kind of tokenizer makes of a vocabulary. adds_bos, adds_eos: where no key says. last: the role of what ends a text in any case."""
 
-    encoder: Library | PieceEncoder
+    encoder: Library | PieceEncoder | CutEncoder
     words: Words
     adds_bos: bool = False
     adds_eos: bool = False
@@ -174,15 +177,39 @@ def _pieces(v: Vocabulary, algorithm: Literal["bpe", "unigram"], *, prefix: bool
 def _word_pieces(v: Vocabulary, pattern: str | None) -> _Built:
     """BERT's: pieces of words, ▁ before those that begin one; in its own files the others have ## before them. conversion/bert.py, phantom"""
     control = frozenset(v.of(Kind.CONTROL))
-    names = {text if i in control else text.removeprefix(SPACE) if text.startswith(SPACE) else f"##{text}": i for i, text in enumerate(v.tokens)}
-    unknown = v.tokens[v.roles.get("unk_token", v.ids.get("[UNK]", 0))]
-    lowercase = v.flag("normalizer.lowercase", True)
-    library = tokenizers.Tokenizer(models.WordPiece(names, unk_token=unknown, max_input_chars_per_word=100))
+    names = [text if i in control else text.removeprefix(SPACE) if text.startswith(SPACE) else f"##{text}" for i, text in enumerate(v.tokens)]
+    unknown, lowercase = v.roles.get("unk_token", v.ids.get("[UNK]")), v.flag("normalizer.lowercase", True)
+    if unknown is None or len(set(names)) < len(names):
+        found = "no token for unknown text" if unknown is None else "pieces of words that are spelled alike"
+        raise BadTokenizer(f"{v.where} has {found}. Is the file whole?")
+    model = models.WordPiece({name: i for i, name in enumerate(names)}, unk_token=names[unknown], max_input_chars_per_word=100)
+    library = tokenizers.Tokenizer(model)
     library.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=v.flag("normalizer.strip_accents", lowercase))
     library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     encoder = Library(library, _added(v), frozenset(), v.where)
     read = {i: text.encode() if i in control else text.replace(SPACE, " ").encode() for i, text in enumerate(v.tokens)}
     return _Built(encoder=encoder, words=Words(bytes_of=read.get, lead="one-space"), adds_bos=True, last="sep_token")
+
+
+def _longest(v: Vocabulary, pattern: str | None) -> _Built:
+    """RWKV's: a table of byte strings."""
+    table = {unescaped(v.tokens[i]): i for i in v.of(Kind.NORMAL)}
+    if missing := [b for b in range(256) if bytes([b]) not in table]:
+        raise BadTokenizer(f"{v.where}: {len(missing)} of the 256 bytes have no token, first: {missing[0]:#04x}, so some text could not be encoded. "
+                           f"Is the file whole?")
+    read = {i: text.encode() for i, text in enumerate(v.tokens)} | {i: data for data, i in table.items()}
+    return _Built(encoder=CutEncoder(longest(table), v.tokens, _added(v)), words=Words(bytes_of=read.get))
+
+
+def _likeliest(v: Vocabulary, pattern: str | None) -> _Built:
+    """PLaMo 2's: pieces with scores, over the text as it is."""
+    if v.scores is None or not _check_bytes(v):
+        raise BadTokenizer(f"{v.where} has no {f'{PREFIX}scores' if v.scores is None else 'tokens for bytes'}, which a tokenizer of kind 'plamo2' has. "
+                           f"Convert the model again, with its tokenizer files.")
+    pieces = {v.tokens[i]: (i, v.scores[i]) for i in v.of(Kind.NORMAL)}
+    bytes_at = [v.ids[f"<0x{b:02X}>"] for b in range(256)]
+    read = {i: text.encode() for i, text in enumerate(v.tokens)} | {i: bytes([b]) for b, i in enumerate(bytes_at)}
+    return _Built(encoder=CutEncoder(likeliest(pieces, bytes_at), v.tokens, _added(v)), words=Words(bytes_of=read.get))
 
 
 def _added(v: Vocabulary) -> list[Token]:
@@ -209,5 +236,7 @@ _KINDS: dict[str, tuple[Callable[[Vocabulary, str | None], _Built], dict[str, in
     "gemma4": (lambda v, pattern: _spaced(v), {}),
     "llama": (_bpe_pieces, {"bos_token": 1, "eos_token": 2}),
     "t5": (_unigram_pieces, {"pad_token": 0, "eos_token": 1}),
+    "rwkv": (_longest, {}),
+    "plamo2": (_likeliest, {"bos_token": 1, "eos_token": 2, "pad_token": 3}),
     "bert": (_word_pieces, {"pad_token": 0, "unk_token": 100, "bos_token": 101, "sep_token": 102, "mask_token": 103}),
 }

@@ -15,6 +15,7 @@ import tokenizers
 
 from pellucid.errors import BadTokenizer, ModelNotFound
 from pellucid.tokenizer import bytelevel, ranks, sentencepiece
+from pellucid.tokenizer.cut import CutEncoder
 from pellucid.tokenizer.decode import Words, words_of_decoder, words_of_sentencepiece
 from pellucid.tokenizer.encode import Encoder, Library, PieceEncoder, Token, special_in
 from pellucid.tokenizer.facts import Facts, read_facts
@@ -187,7 +188,7 @@ def _ends_of_post_processor(raw: str | None, where: str) -> tuple[list[str], lis
     return before, after
 
 
-def finished(encoder: Library | PieceEncoder, words: Words, facts: Facts, *, where: str, prefix: Iterable[str] = (),
+def finished(encoder: Library | PieceEncoder | CutEncoder, words: Words, facts: Facts, *, where: str, prefix: Iterable[str] = (),
               suffix: Iterable[str] = (), pattern: str | None = None) -> Tokenizer:
     """The tokenizer, with BOS and EOS settled: tokenizer_config.json first, then the vocabulary's own files."""
     before, after = ([facts.roles.get(t) or t for t in side] for side in (prefix, suffix))

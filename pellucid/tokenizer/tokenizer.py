@@ -8,7 +8,7 @@ from functools import cached_property
 
 from pellucid.errors import BadRequest
 from pellucid.tokenizer.decode import TextStream, Words
-from pellucid.tokenizer.encode import Encoder, Splitter, splitter
+from pellucid.tokenizer.encode import Encoder, Splitter, any_of, splitter
 from pellucid.tokenizer.template import ChatTemplate
 
 
@@ -110,7 +110,7 @@ class Tokenizer:
     @cached_property
     def special_pattern(self) -> re.Pattern[str]:
         """Finds the spelling of any special token, the longest where several begin."""
-        return re.compile("|".join(map(re.escape, sorted(self.special, key=len, reverse=True))) or "(?!)")
+        return re.compile(any_of(self.special) if self.special else "(?!)")
 
     def special_beginnings(self, last: str) -> list[str]:
         """The beginnings of special tokens, short of the whole, that end in the character `last`."""

@@ -77,6 +77,10 @@ def test_a_chat_is_what_its_own_template_makes_of_it(model: pellucid.Model) -> N
     assert model.stop_ids() == {0, end}
 
 
+def test_its_output_is_held_to_a_choice(model: pellucid.Model) -> None:
+    assert model.generate("once", choice=["yes", "nö"], temperature=0, max_tokens=9).text in ("yes", "nö")
+
+
 def test_a_split_model_speaks_too(tmp_path: Path, model: pellucid.Model) -> None:
     made(tmp_path / "tiny.gguf", split_max_tensors=7)
     parts = sorted(tmp_path.glob("tiny-*.gguf"))

@@ -11,14 +11,15 @@ import gguf
 import numpy as np
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer, Qwen2Tokenizer
 
 import pellucid
-from pellucid.errors import BadTemplate, BadTokenizer
+from pellucid.errors import BadTemplate, BadTokenizer, PellucidError
 from pellucid.tokenizer import Tokenizer
 from pellucid.tokenizer import load_tokenizer as load_files
 from pellucid.tokenizer.pretokenizers import PRE
@@ -351,6 +352,32 @@ def test_metadata_that_makes_no_tokenizer(tmp_path: Path, facts: Mapping[str, An
     assert found.startswith(str(tmp_path / "m.gguf"))
 
 
+SMALL = {
+    "gpt2": {"tokens": ["<s>", *"abc", "ab"], "kinds": [3, 1, 1, 1, 1], "merges": [("a", "b")], "pre": "llama-bpe", "chat_template": "{{ bos_token }}"},
+    "llama": {"tokens": ["<unk>", "<s>", *"abc▁", "ab"], "kinds": [2, 3, 1, 1, 1, 1, 4], "scores": [0.0, 0.0, -1.0, -2.0, -3.0, -4.0, -5.0]},
+    "t5": {"tokens": ["<unk>", "<s>", *"abc▁", "ab"], "kinds": [2, 3, 1, 1, 1, 1, 4], "scores": [0.0, 0.0, -1.0, -2.0, -3.0, -4.0, -5.0]},
+    "bert": {"tokens": ["[CLS]", "[SEP]", "[UNK]", "▁a", "b"], "kinds": [3, 3, 3, 1, 1], "sep_token_id": 1, "unk_token_id": 2},
+}
+
+
+@pytest.mark.parametrize("model", SMALL)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.integers(24, 800), byte=st.integers(0, 255), cut=st.integers(0, 100))
+def test_a_corrupted_vocabulary_is_an_error_or_reads_text(tmp_path: Path, model: str, at: int, byte: int, cut: int) -> None:
+    whole = tmp_path / "whole.gguf"
+    if not whole.exists():
+        ggufs.write(whole, model, **({"bos_token_id": 0, "eos_token_id": 1} | SMALL[model]))
+        assert pellucid.load_tokenizer(whole).encode("ab c")
+    content = bytearray(whole.read_bytes())
+    content[at % len(content)] = byte
+    (tmp_path / "m.gguf").write_bytes(content[: len(content) - cut] if cut < 30 else content)
+    try:
+        ours = pellucid.load_tokenizer(tmp_path / "m.gguf")
+    except PellucidError:
+        return
+    assert isinstance(ours.decode(ours.encode("ab c <s>", special=True)), str)
+
+
 def test_a_pattern_of_the_callers_stands_for_a_pre_that_is_not_known(tmp_path: Path) -> None:
     file = ggufs.byte_level(tmp_path / "m.gguf", "zzz", **PLAIN)
     assert pellucid.load_tokenizer(file, pattern=r"\S+|\s+").encode("a  b")
@@ -370,7 +397,8 @@ def test_lists_that_are_missing_or_none(tmp_path: Path) -> None:
 
     assert "has no tokenizer: tokenizer.ggml.model is None. The model takes token ids only" in raised(None, None, None)
     assert "tokenizer.ggml.model is 'none'" in raised("none", None, None)
-    assert "a kind that is not read: tokenizer.ggml.model='plamo3' (read: gpt2, gemma4, llama, t5, bert" in raised("plamo3", ["a"], [1])
+    assert "a kind that is not read: tokenizer.ggml.model='plamo3' (read: gpt2, gemma4, llama, t5, rwkv, plamo2, bert). Did you mean plamo2" in raised(
+        "plamo3", ["a"], [1])
     assert "says that its tokenizer is 'gpt2', and has no tokenizer.ggml.tokens" in raised("gpt2", None, None, pre="gpt-2")
     assert "has no tokenizer.ggml.token_type, so nothing tells its special tokens from text" in raised("gpt2", ["a"], None, pre="gpt-2", merges=[])
     assert "tokenizer.ggml.token_type has 2 items and tokenizer.ggml.tokens 1" in raised("gpt2", ["a"], [1, 1], pre="gpt-2")
@@ -385,6 +413,8 @@ def test_lists_that_are_missing_or_none(tmp_path: Path) -> None:
         "gpt2", None, None, change=lambda w: w.add_array("tokenizer.ggml.tokens", [1, 2]))
     assert "tokenizer.ggml.tokens is 'abc', and a list of str was expected" in raised(
         "gpt2", None, None, change=lambda w: w.add_string("tokenizer.ggml.tokens", "abc"))
-    assert "every text has a sep_token" in raised("bert", ["[CLS]", "a"], [3, 1], bos_token_id=0)
+    assert "every text has a sep_token" in raised("bert", ["[CLS]", "[UNK]", "a"], [3, 3, 1], bos_token_id=0)
+    assert "has no token for unknown text" in raised("bert", ["[CLS]", "a"], [3, 1], bos_token_id=0)
+    assert "has pieces of words that are spelled alike" in raised("bert", ["[UNK]", "##a", "a"], [3, 3, 1])
     with pytest.raises(BadTokenizer, match=r"pellucid\.load_tokenizer reads it"):
         load_files(tmp_path / "m.gguf")
