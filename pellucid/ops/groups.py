@@ -1,4 +1,5 @@
-"""What the codes of matrices in groups mean, and of those whose columns stand in another order: the text that kernels are tested against."""
+"""What the codes of matrices in groups mean, of those whose columns stand in another order or whose zeros lie elsewhere: the text that kernels are tested
+against."""
 from __future__ import annotations
 
 import torch
@@ -6,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pellucid.ops.bits import bits
-from pellucid.weights.group_rows import GroupRows
+from pellucid.weights.group_rows import Affine, GroupRows
 
 
 def unpack_groups(rows: GroupRows) -> Tensor:
@@ -20,6 +21,26 @@ def unpack_groups(rows: GroupRows) -> Tensor:
     elif rows.zeros:
         number_FGC = number_FGC - rows.zeros
     return (number_FGC * rows.scales.float()[..., None]).flatten(1)[:, : rows.n_columns]
+
+
+def adjusted(number_FD: Tensor, weight_FD: Affine) -> Tensor:
+    """The numbers of a weight, out of those of its rows."""
+    if weight_FD.gain is not None:
+        number_FD = number_FD * weight_FD.gain[:, None]
+    if weight_FD.shift is not None:
+        number_FD = number_FD + weight_FD.shift.repeat_interleave(weight_FD.group, 1)[:, : number_FD.shape[1]]
+    return number_FD
+
+
+def adjusted_sums(sum_TF: Tensor, x_TD: Tensor, weight_FD: Affine) -> Tensor:
+    """The product with a weight, out of that with its rows: a shift is the same for a group of columns, so it multiplies the sum of their inputs."""
+    if weight_FD.gain is not None:
+        sum_TF = sum_TF * weight_FD.gain.to(sum_TF.dtype)
+    if weight_FD.shift is not None:
+        ragged = -x_TD.shape[1] % weight_FD.group
+        group_TG = F.pad(x_TD, (0, ragged)).unflatten(1, (-1, weight_FD.group)).sum(-1)
+        sum_TF = sum_TF + group_TG @ weight_FD.shift.to(sum_TF.dtype).T
+    return sum_TF
 
 
 def put_back(number_FD: Tensor, order_D: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pellucid.ops.fused import Fused
 from pellucid.ops.interface import Activations, Pages, Weight
 from pellucid.ops.packed import is_rounded
 from pellucid.ops.panels import Panels, n_threads, native, why_not
-from pellucid.weights.group_rows import Reordered
+from pellucid.weights.group_rows import Affine, Reordered
 from pellucid.weights.packed_rows import PackedRows
 
 
@@ -42,7 +42,7 @@ class Native(Fused):
 
     def prepare(self, weight_FD: Weight) -> Weight:
         """Packed rows of a format that there are kernels for, in panels; anything else as it is, and everything where activations are exact."""
-        if isinstance(weight_FD, Reordered):
+        if isinstance(weight_FD, Reordered | Affine):
             return replace(weight_FD, rows=self.prepare(weight_FD.rows))
         if self.activations == "exact" or not isinstance(weight_FD, PackedRows) or weight_FD.format not in native.formats():
             return weight_FD

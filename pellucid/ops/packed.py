@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pellucid.ops.panels import Panels
 from pellucid.ops.unpack import unpack
-from pellucid.weights.group_rows import Reordered
+from pellucid.weights.group_rows import inner
 from pellucid.weights.packed_rows import PackedRows, PackedWeight
 
 BLOCK = 1 << 20  # numbers unpacked at once: 4 MB of float32
@@ -24,7 +24,7 @@ LEAST = 2.0**-100  # a group of smaller numbers counts as zeros: an inverse migh
 
 def is_whole(weight_FD: Tensor | PackedWeight) -> bool:
     """Whether int8 activations apply to products with this weight."""
-    rows = weight_FD.rows if isinstance(weight_FD, Reordered) else weight_FD
+    rows = inner(weight_FD) if isinstance(weight_FD, PackedWeight) else weight_FD
     return isinstance(rows, PackedRows | Panels) and rows.format in WHOLE
 
 

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pellucid.ops.groups import adjusted_sums
 from pellucid.ops.interface import Activations, Pages, Weight
 from pellucid.ops.packed import is_rounded, matmul_packed, rounded
 from pellucid.ops.unpack import unpack
 from pellucid.spec import Activation, Experts
-from pellucid.weights.group_rows import Reordered
+from pellucid.weights.group_rows import Affine, Reordered
 from pellucid.weights.packed_rows import PackedWeight
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -51,6 +52,10 @@ class Reference:
     def matmul(self, x_TD: Tensor, weight_FD: Weight, bias_F: Tensor | None = None) -> Tensor:
         if isinstance(weight_FD, Reordered):  # the columns of x go where the weight's are, and any kernel can multiply
             return self.matmul(x_TD.index_select(1, weight_FD.order), weight_FD.rows, bias_F)
+        if isinstance(weight_FD, Affine):
+            wide_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
+            out_TF = adjusted_sums(self.matmul(wide_TD, weight_FD.rows), wide_TD, weight_FD)
+            return (out_TF if bias_F is None else out_TF + bias_F.to(out_TF.dtype)).to(x_TD.dtype)
         if isinstance(weight_FD, PackedWeight):
             return matmul_packed(rounded(x_TD) if self.activations == "int8" and is_rounded(x_TD, weight_FD) else x_TD, weight_FD, bias_F)
         return F.linear(x_TD, weight_FD, bias_F)

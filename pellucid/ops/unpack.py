@@ -14,10 +14,10 @@ from torch import Tensor
 from pellucid.errors import UnsupportedModel
 from pellucid.ops import codebooks
 from pellucid.ops.bits import bits, cut, half, planes
-from pellucid.ops.groups import put_back, unpack_groups
+from pellucid.ops.groups import adjusted, put_back, unpack_groups
 from pellucid.ops.panels import Panels
 from pellucid.weights.gguf import BY_NAME
-from pellucid.weights.group_rows import GroupRows, Reordered
+from pellucid.weights.group_rows import Affine, GroupRows, Reordered
 from pellucid.weights.packed_rows import PackedRows, PackedWeight
 
 # What four bits mean in MXFP4 and NVFP4, twice E2M1's values, so that they are whole; the scales are halved for it.
@@ -31,6 +31,8 @@ def unpack(rows: PackedWeight) -> Tensor:
     """The numbers, float32, of the shape the rows say. Raises UnsupportedModel for a format that is not one of weights."""
     if isinstance(rows, GroupRows):
         return unpack_groups(rows)
+    if isinstance(rows, Affine):
+        return adjusted(unpack(rows.rows), rows)
     if isinstance(rows, Reordered):
         return put_back(unpack(rows.rows), rows.order)
     if isinstance(rows, Panels):

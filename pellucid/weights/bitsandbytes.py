@@ -50,14 +50,14 @@ def read(settings: Settings, stored: Stored, peek: Peek) -> Quantization | None:
     settings.inert("the tensors say which it is", "load_in_4bit load_in_8bit _load_in_4bit _load_in_8bit bnb_4bit_quant_type bnb_4bit_use_double_quant "
                                                   "bnb_4bit_quant_storage llm_int8_skip_modules llm_int8_has_fp16_weight")
     settings.inert("the model's own dtype is what it computes in", "bnb_4bit_compute_dtype")
-    settings.inert("activations are not rounded here, so none stands out", "llm_int8_threshold llm_int8_enable_fp32_cpu_offload")
+    settings.inert("activations are rounded in small groups here or not at all, so none stands out", "llm_int8_threshold llm_int8_enable_fp32_cpu_offload")
     states = {weight: _state(name, peek(name)) for weight, name in fours.items()}
     matrices = {weight: _four(weight, fours[weight], state, stored) for weight, state in states.items()}
     matrices |= {f"{module}.weight": _eight(module, stored, peek) for module in eights}
     kinds = list(dict.fromkeys((state.kind, state.block, state.nested is not None) for state in states.values()))
     shown = [f"{kind}, a scale for {block} numbers{', packed too' * nested}" for kind, block, nested in kinds] + ["int8, a scale for each row"] * bool(eights)
     facts = [{"type": kind, "block": block, "double_quantized": nested} for kind, block, nested in kinds] + [{"type": "int8"}] * bool(eights)
-    notes = ("its authors run it with activations in 8-bit numbers, but for those that stand out; here they are exact",) if eights else ()
+    notes = ("its authors run it with activations in 8-bit numbers, but for those that stand out; here --activations decides",) if eights else ()
     return Quantization(method="bitsandbytes", shown=f"bitsandbytes: {' and '.join(shown)}", matrices=matrices, facts={"groups": facts}, notes=notes)
 
 

@@ -79,7 +79,7 @@ def read(settings: Settings, stored: Stored, peek: Peek) -> Quantization | None:
     matrices = {f"{module}.weight": _packed(module, scheme, stored, peek, settings.where) if scheme.packed else _plain(module, scheme, stored, settings.where)
                 for module, scheme in of.items()}
     rounded = sorted({scheme.activations for scheme in used if scheme.activations})
-    notes = tuple(f"its authors run it with activations in {each}; here they are exact" for each in rounded)
+    notes = tuple(f"its authors run it with activations in {each}; here --activations decides" for each in rounded)
     notes += ("its authors keep its cache in 8 bits; here it is kept as --cache says",) if cache else ()
     facts = [{"format": scheme.name, "strategy": scheme.strategy, "bits": scheme.bits, "group_size": scheme.group if scheme.strategy == "group" else None,
               "block": list(scheme.block) if scheme.strategy == "block" else None} for scheme in used]
@@ -90,7 +90,7 @@ def read(settings: Settings, stored: Stored, peek: Peek) -> Quantization | None:
 def _scheme(part: Settings, format: Any) -> Scheme | None:
     """A config group; None for one that says nothing of weights."""
     targets, weights = part("targets"), part("weights", default=None)
-    part.inert("what leaves a matrix is not rounded here", "output_activations")
+    part.inert("what leaves a matrix is not rounded so here", "output_activations")
     activations = part("input_activations", default=None)
     format = part("format", default=format)
     if weights is None:
@@ -128,7 +128,7 @@ def _activations(part: Settings, raw: Any) -> str:
         return ""
     a = part.part(raw, "input_activations")
     bits, kind, dynamic = a("num_bits", default=8), a("type", default="int"), a("dynamic", default=False)
-    a.inert("activations are not rounded here", "strategy symmetric group_size block_structure observer observer_kwargs actorder scale_dtype zp_dtype")
+    a.inert("activations are not rounded so here", "strategy symmetric group_size block_structure observer observer_kwargs actorder scale_dtype zp_dtype")
     return f"{bits}-bit {'numbers' if kind == 'int' else 'floats'}, {'a scale for each token' if dynamic else 'one scale for all'}"
 
 

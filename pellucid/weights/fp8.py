@@ -45,7 +45,7 @@ def read(settings: Settings, stored: Stored, peek: Peek) -> Quantization | None:
     how = f"in blocks of {block[0]} x {block[1]}" if block else per(-1) if settings.raw["quant_method"] == "fbgemm_fp8" else "a scale for each matrix"
     rounded = "scales found as they come" if scheme == "dynamic" else "one scale for all"
     return Quantization(method="fp8", shown=f"fp8 {how}", matrices=matrices, facts={"block": block, "activation_scheme": scheme}, left_out=beside(stored),
-                        notes=(f"its authors run it with activations in 8-bit floats, {rounded}; here they are exact",))
+                        notes=(f"its authors run it with activations in 8-bit floats, {rounded}; here --activations decides",))
 
 
 def _matrix(name: str, block: list[int] | None, stored: Stored) -> Packed:

@@ -96,8 +96,9 @@ def _build(module: str, bits: int, group: int, ordered: bool, one_less: bool, pa
 
     from pellucid.weights.group_rows import GroupRows, arranged, constant, pack, spread
     words_FW, scales_FG = parts["qweight"].T.contiguous(), parts["scales"].T.contiguous()
-    codes = pack(spread(words_FW, 3), 4) if bits == 3 else words_FW.view(torch.uint8)  # three bits are kept in four
+    middle = 4 if bits == 3 else 0  # three bits are kept in four, in the middle of them
+    codes = pack(spread(words_FW, 3) + middle, 4) if bits == 3 else words_FW.view(torch.uint8)
     zeros_GF = spread(parts["qzeros"].contiguous(), bits)[:, : scales_FG.shape[0]]
-    zeros = constant(((zeros_GF + one_less) & (1 << bits) - 1).T.contiguous())
+    zeros = constant(((zeros_GF + one_less) & (1 << bits) - 1).T.contiguous() + middle)
     rows = GroupRows(codes=codes, scales=scales_FG, group=group, n_columns=words_FW.shape[1] * 32 // bits, width=4 if bits == 3 else bits, zeros=zeros)
     return arranged(rows, parts.get("g_idx"), ordered=ordered, name=f"{module}.g_idx")

@@ -3,7 +3,7 @@
     number[r, c] = (code[r, c] - zero[r, g]) * scale[r, g]       g = c // group
     number[r, c] = book[code[r, c]] * scale[r, g]                where codes point to values that are not evenly spaced
 
-Each number is a float32 product, rounded once. What GGUF has the very same numbers for becomes its blocks, which more kernels take.
+Each number is a float32 product, rounded once. What blocks of GGUF can hold, bit for bit, becomes such blocks, for which there are kernels.
 """
 from __future__ import annotations
 
@@ -60,10 +60,8 @@ class GroupRows(PackedWeight):
         return sum(part.nbytes for part in (self.codes, self.scales, self.zeros, self.book) if isinstance(part, Tensor))
 
     def __getitem__(self, rows: slice | Tensor) -> Self:
-        def some(part: Tensor) -> Tensor:
-            return part[rows] if isinstance(rows, slice) else part.index_select(0, rows)
-
-        return replace(self, codes=some(self.codes), scales=some(self.scales), zeros=some(self.zeros) if isinstance(self.zeros, Tensor) else self.zeros)
+        return replace(self, codes=some(self.codes, rows), scales=some(self.scales, rows),
+                       zeros=some(self.zeros, rows) if isinstance(self.zeros, Tensor) else self.zeros)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         return replace(self, codes=self.codes.to(device), scales=self.scales.to(device), dtype=dtype,
@@ -74,7 +72,7 @@ class GroupRows(PackedWeight):
 class Reordered(PackedWeight):
     """A matrix whose columns are stored in another order, as GPTQ's by activation: column j of `rows` is column order[j], (columns,) int64."""
 
-    rows: PackedRows | GroupRows
+    rows: PackedWeight
     order: Tensor
     dtype: torch.dtype = torch.float32
 
@@ -95,6 +93,53 @@ class Reordered(PackedWeight):
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         return replace(self, rows=self.rows.to(device, dtype), order=self.order.to(device), dtype=dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Affine(PackedWeight):
+    """number[r, c] = gain[r] * rows[r, c] + shift[r, g], g = c // group: what GGUF's blocks hold but for a zero elsewhere, or a scale that is no float16.
+
+    gain: float32 (rows,). shift: float32 (rows, groups); of every number the sum is exact. A product is that of the blocks, which have kernels, and a small one
+    of the shifts with the sums of the inputs of each group.
+    """
+
+    rows: PackedWeight
+    group: int
+    gain: Tensor | None = None
+    shift: Tensor | None = None
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.rows.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.rows.device
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows.nbytes + sum(part.nbytes for part in (self.gain, self.shift) if part is not None)
+
+    def __getitem__(self, rows: slice | Tensor) -> Self:
+        return replace(self, rows=self.rows[rows], gain=None if self.gain is None else some(self.gain, rows),
+                       shift=None if self.shift is None else some(self.shift, rows))
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        return replace(self, rows=self.rows.to(device, dtype), gain=None if self.gain is None else self.gain.to(device),
+                       shift=None if self.shift is None else self.shift.to(device), dtype=dtype)
+
+
+def some(part: Tensor, rows: slice | Tensor) -> Tensor:
+    """Some of the rows of one part of a matrix."""
+    return part[rows] if isinstance(rows, slice) else part.index_select(0, rows)
+
+
+def inner(weight: PackedWeight) -> PackedWeight:
+    """The rows that are multiplied with, without what is done to columns before and to sums after it."""
+    while isinstance(weight, Reordered | Affine):
+        weight = weight.rows
+    return weight
 
 
 def pack(codes: Tensor, width: int) -> Tensor:
@@ -126,7 +171,7 @@ def by_blocks(numbers: Tensor, n_rows: int, block: int) -> Tensor:
     return numbers.reshape(-1, numbers.shape[-1] if numbers.ndim == 2 else 1).repeat_interleave(block, 0)[:n_rows]
 
 
-def arranged(rows: GroupRows, index: Tensor | None, *, ordered: bool, name: str) -> PackedRows | GroupRows | Reordered:
+def arranged(rows: GroupRows, index: Tensor | None, *, ordered: bool, name: str) -> PackedWeight:
     """Rows whose columns belong to the groups `index` says, (columns,), each group's put side by side; as GGUF's blocks where those are exact.
 
     ordered: whether the settings say that columns may stand in any order. Raises MisshapenTensor or UnsupportedModel for an index that makes no groups.
@@ -148,23 +193,30 @@ def arranged(rows: GroupRows, index: Tensor | None, *, ordered: bool, name: str)
     return Reordered(as_blocks(replace(rows, codes=codes)), order, rows.dtype)
 
 
-def as_blocks(rows: GroupRows) -> PackedRows | GroupRows:
-    """The same numbers to the last bit in blocks of GGUF, where Q4_0, Q4_1 or Q8_0 has them; else the rows as they are."""
-    if rows.n_columns % BLOCK or (rows.group % BLOCK and rows.group < rows.n_columns) or rows.book is not None:
+def as_blocks(rows: GroupRows) -> PackedRows | Affine | GroupRows:
+    """The same numbers to the last bit in blocks of GGUF, of whole numbers in Q4_0, Q4_1 or Q8_0, with what has no place there beside them."""
+    whole = rows.width == 4 or (rows.width == 8 and rows.byte in (torch.uint8, torch.int8))
+    if not whole or rows.book is not None or rows.n_columns % BLOCK or (rows.group % BLOCK and rows.group < rows.n_columns):
         return rows
-    scales = rows.scales.half()
+    middle = 8 if rows.width == 4 else 128 if rows.byte == torch.uint8 else 0  # what a block takes for zero
+    scales, symmetric, gain = rows.scales.half(), isinstance(rows.zeros, int) and rows.zeros == middle, None
     if not torch.equal(scales.float(), rows.scales.float()):
-        return rows
-    if rows.width == 4 and isinstance(rows.zeros, int) and rows.zeros == 8:
-        return _blocks("Q4_0", rows, [scales], halves(rows.codes))
-    if rows.width == 4:
-        least = scales.float() * rows.zeros * -1
-        return _blocks("Q4_1", rows, [scales, least.half()], halves(rows.codes)) if torch.equal(least.half().float(), least) else rows
-    if rows.byte == torch.int8 and isinstance(rows.zeros, int) and rows.zeros == 0:
-        return _blocks("Q8_0", rows, [scales], rows.codes.reshape(rows.shape[0], -1, BLOCK))
-    if rows.byte == torch.uint8 and rows.width == 8 and isinstance(rows.zeros, int) and rows.zeros == 128:
-        return _blocks("Q8_0", rows, [scales], (rows.codes ^ 128).view(rows.shape[0], -1, BLOCK))
-    return rows
+        if not symmetric or scales.shape[1] != 1:
+            return rows
+        scales, gain = torch.ones_like(scales), rows.scales.float()[:, 0].contiguous()
+    codes = rows.codes ^ 128 if middle == 128 else rows.codes
+    codes = halves(codes) if rows.width == 4 else codes.reshape(rows.shape[0], -1, BLOCK)
+    if rows.width == 4 and not symmetric and torch.equal((least := scales.float() * rows.zeros * -1).half().float(), least):
+        return _blocks("Q4_1", rows, [scales, least.half()], codes)
+    blocks = _blocks("Q4_0" if rows.width == 4 else "Q8_0", rows, [scales], codes)
+    if symmetric and gain is None:
+        return blocks
+    # A float16 times a whole number of nine bits, and the sum of two such products of one scale, are exact in float32.
+    return Affine(blocks, rows.group, gain, None if symmetric else (scales.float() * (middle - _wide(rows.zeros))).contiguous(), rows.dtype)
+
+
+def _wide(zeros: Tensor | int) -> Tensor | int:
+    return zeros.int() if isinstance(zeros, Tensor) else zeros
 
 
 def _blocks(format: str, rows: GroupRows, halves: list[Tensor], codes: Tensor) -> PackedRows:

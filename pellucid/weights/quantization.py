@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 FLOATS = ("F32", "BF16", "F16")  # what scales are stored in
 # Tensors beside the matrices that nothing here multiplies with.
-_EXACT, _CACHE = "scales of activations, which are not rounded here", "scales of a cache in eight bits, which is not kept so here"
-_BESIDE = {"input_scale": _EXACT, "input_zero_point": _EXACT, "input_scale_ub": _EXACT, "activation_scale": _EXACT, "output_scale": _EXACT,
-           "output_zero_point": _EXACT, **dict.fromkeys(("q_scale", "k_scale", "v_scale", "kv_scale", "k_zero_point", "v_zero_point"), _CACHE)}
+_ROUNDED, _CACHE = "scales of activations, which are rounded in another way here or not at all", "scales of a cache in eight bits, which is not kept so here"
+_BESIDE = {"input_scale": _ROUNDED, "input_zero_point": _ROUNDED, "input_scale_ub": _ROUNDED, "activation_scale": _ROUNDED, "output_scale": _ROUNDED,
+           "output_zero_point": _ROUNDED, **dict.fromkeys(("q_scale", "k_scale", "v_scale", "kv_scale", "k_zero_point", "v_zero_point"), _CACHE)}
 
 
 class Described(Protocol):
@@ -146,7 +146,7 @@ def check(stored: Stored, name: str, of: str, shapes: Collection[tuple[int, ...]
 
 
 def beside(stored: Stored) -> dict[str, str]:
-    """Name -> why, of the tensors that say how to round what is not rounded here."""
+    """Name -> why, of the tensors that say how to round what is not rounded so here."""
     return {name: _BESIDE[last] for name in stored if (last := name.rpartition(".")[2]) in _BESIDE}
 
 

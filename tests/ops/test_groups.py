@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ from torch import Tensor
 
 from pellucid.ops import packed
 from pellucid.ops.choose import BACKENDS, choose
+from pellucid.ops.packed import is_whole
 from pellucid.ops.unpack import unpack
-from pellucid.weights.group_rows import GroupRows, Reordered, as_blocks, pack, spread
+from pellucid.weights.group_rows import Affine, GroupRows, Reordered, as_blocks, pack, spread
 from pellucid.weights.packed_rows import PackedRows, PackedWeight
 from tests.test_ops import DTYPES, near, random
 
@@ -21,7 +24,7 @@ BOOK = torch.tensor([-1.0, -0.7, -0.52, -0.39, -0.28, -0.18, -0.09, 0.0, 0.08, 0
 
 @pytest.fixture(params=BACKENDS)
 def ops(request):
-    return choose(request.param)
+    return choose(request.param, "exact")
 
 
 def numbers(low: int, high: int, *shape: int, seed: int = 0) -> Tensor:
@@ -142,18 +145,62 @@ def test_the_blocks_of_gguf_hold_the_same_bits_where_they_can(kind, format, grou
     assert torch.equal(unpack(blocks), unpack(weight))
 
 
+def of(weight: GroupRows, **changed: Any) -> GroupRows:
+    return replace(weight, **changed)
+
+
+ODD = torch.rand(F, 1, generator=torch.Generator().manual_seed(3)) / 8  # no float16
+# Zeros where a block has none; scales of whole rows that are no float16, past it, below it; both a zero that is the same for all and one of each width.
+BESIDE = {"zeros4": (rows("int4", 32), "Q4_0"), "zeros8": (rows("int8", 64), "Q8_0"), "one zero": (of(rows("int4", 96), zeros=3), "Q4_0"),
+          "signed zeros": (of(rows("int8", 32), byte=torch.int8, zeros=numbers(0, 256, F, 3).short() - 128), "Q8_0"),
+          "odd scale": (of(rows("even", 96), scales=ODD), "Q4_0"), "odd scale of bytes": (of(rows("int8", 128), scales=ODD, zeros=128), "Q8_0"),
+          "odd scale of signed": (of(rows("signed", 96), scales=ODD), "Q8_0"), "large": (of(rows("even", 96), scales=ODD * 1e7), "Q4_0"),
+          "small": (of(rows("even", 96), scales=ODD * 1e-9), "Q4_0")}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_zeros_and_scales_that_blocks_have_no_place_for_stand_beside_them(ops, name):
+    """Bit for bit the same numbers, and products of them as close as any."""
+    weight, format = BESIDE[name]
+    made = as_blocks(weight)
+    assert isinstance(made, Affine)
+    assert isinstance(made.rows, PackedRows)
+    assert (made.rows.format, made.shape) == (format, (F, D))
+    dense = unpack(weight)
+    assert torch.equal(unpack(made), dense)
+    assert torch.equal(unpack(made[2:7]), dense[2:7])
+    assert torch.equal(ops.embed(made, torch.tensor([8, 0, 8])), dense[[8, 0, 8]])
+    for dtype in (dtype for dtype in DTYPES if 100 * dense.abs().max() < torch.finfo(dtype).max):
+        x, bias = random(5, D, dtype=dtype), random(F, dtype=dtype, seed=2)
+        near(ops.matmul(x, made.to(made.device, dtype), bias), x.float() @ dense.T + bias.float(), dtype, 2)
+    x = random(5, D).requires_grad_()
+    ops.matmul(x, Reordered(made, torch.arange(D))).backward(grad := random(5, F, seed=3))
+    near(x.grad, grad @ dense, torch.float32, 2)
+    assert made.nbytes == made.rows.nbytes + sum(4 * part.numel() for part in (made.gain, made.shift) if part is not None)
+
+
+@pytest.mark.parametrize("name", BESIDE)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rounded_activations_reach_the_blocks_inside(backend, name):
+    weight, x = Reordered(as_blocks(BESIDE[name][0]), torch.arange(D).flip(0)), random(5, D)
+    backend = choose(backend, "int8")
+    assert is_whole(weight)
+    found = backend.matmul(x, backend.prepare(weight))
+    exact = x @ unpack(weight).T
+    near(found, choose("reference", "int8").matmul(x, weight), torch.float32, 2)
+    assert 0 < (found - exact).abs().max() < 0.01 * exact.abs().max()
+
+
 @pytest.mark.parametrize("weight", [
     rows("even", 40),  # a block would span two groups
-    rows("int4", 32),  # zero times scale is no float16
-    rows("signed", 32),  # scales that are no float16
-    rows("fp8", 32), rows("book", 32), rows("int2", 32), rows("int8", 32),
+    of(rows("int4", 32), scales=torch.rand(F, 3)), rows("signed", 32),  # scales of groups that are no float16
+    of(rows("int4", 96), scales=ODD),  # a zero times such a scale is rounded
+    rows("fp8", 32), rows("book", 32), rows("int2", 32),
     GroupRows(codes=numbers(0, 256, F, 41), scales=torch.ones(F, 1), group=82, n_columns=82, width=4, zeros=8),  # no whole number of blocks
-    GroupRows(codes=numbers(0, 256, F, 16), scales=torch.full((F, 1), 1e5), group=32, n_columns=32, width=4, zeros=8),  # past float16
-    GroupRows(codes=numbers(0, 256, F, 16), scales=torch.full((F, 1), 1e-9), group=32, n_columns=32, width=4, zeros=8),  # below it
-    GroupRows(codes=numbers(0, 256, F, 32), scales=torch.ones(F, 1), group=32, n_columns=32, byte=torch.int8, zeros=3),
 ])
 def test_what_no_block_holds_exactly_stays_as_it_is(weight):
     assert as_blocks(weight) is weight
+    assert not is_whole(weight)
 
 
 @pytest.mark.parametrize("width", [2, 3, 4, 8])

@@ -78,7 +78,7 @@ def test_int8_rows_run_as_their_numbers(tmp_path: Path) -> None:
     packed, plain = files(eight)
     report = runs_as(tmp_path, packed, plain, EIGHT)
     assert report.notes[:2] == ("14 matrices stay packed: bitsandbytes: int8, a scale for each row",
-                                "its authors run it with activations in 8-bit numbers, but for those that stand out; here they are exact")
+                                "its authors run it with activations in 8-bit numbers, but for those that stand out; here --activations decides")
 
 
 def test_modules_that_were_skipped_are_plain(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pellucid.errors import BadConfig, MisshapenTensor, MissingTensors, PellucidError, UnsupportedModel
 from pellucid.model.load import load_decoder
-from pellucid.weights.group_rows import GroupRows, Reordered
+from pellucid.weights.group_rows import Affine, Reordered
 from pellucid.weights.packed_rows import PackedRows
 from tests.weights.build import llama, write
 from tests.weights.quantized import SIZES, Files, Packer, drawn, files, noise, refused, runs_as, scales, spell, weight, words
@@ -94,10 +94,10 @@ def test_columns_in_the_order_of_activation(tmp_path: Path, actorder: str | bool
     packed, plain = files(packer(ordered=True, symmetric=symmetric))
     report = runs_as(tmp_path, packed, plain, config(actorder=actorder, symmetric=symmetric))
     assert report.notes[0].endswith("a scale for 32 columns, columns in the order of activation")
-    decoder, _ = load_decoder(tmp_path / "packed")
+    decoder, _ = load_decoder(tmp_path / "packed", activations="exact")
     held = weight(decoder, "blocks.0.mlp.up")
     assert isinstance(held, Reordered)
-    assert type(held.rows) is (PackedRows if symmetric else GroupRows)
+    assert type(held.rows) is (PackedRows if symmetric else Affine)
 
 
 def test_an_index_of_minus_one_says_that_columns_stand_in_their_own_order(tmp_path: Path) -> None:
@@ -114,14 +114,14 @@ def test_int_quantized(tmp_path: Path, strategy: str, group: int | None, symmetr
     activations = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True, "observer": None}
     report = runs_as(tmp_path, packed, plain, config("int-quantized", {"input_activations": activations}, num_bits=8, strategy=strategy, group_size=group,
                                                      symmetric=symmetric))
-    assert report.notes[1] == "its authors run it with activations in 8-bit numbers, a scale for each token; here they are exact"
+    assert report.notes[1] == "its authors run it with activations in 8-bit numbers, a scale for each token; here --activations decides"
 
 
 def test_int8_rows_whose_scales_are_float16_become_q8_0(tmp_path: Path) -> None:
-    for name, dtype, kind in (("f16", torch.float16, PackedRows), ("f32", torch.float32, GroupRows)):
+    for name, dtype, kind in (("f16", torch.float16, PackedRows), ("f32", torch.float32, Affine)):
         packed, _ = files(packer("int-quantized", 8, "channel", dtype=dtype))
-        decoder, _ = load_decoder(write(tmp_path / name, packed, **SIZES, quantization_config=config("int-quantized", num_bits=8, strategy="channel",
-                                                                                                     group_size=None)))
+        quantization = config("int-quantized", num_bits=8, strategy="channel", group_size=None)
+        decoder, _ = load_decoder(write(tmp_path / name, packed, **SIZES, quantization_config=quantization), activations="exact")
         assert type(weight(decoder, "blocks.0.mlp.up")) is kind
 
 
@@ -132,8 +132,8 @@ def test_float_quantized(tmp_path: Path, strategy: str, format: str) -> None:
     activations = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor", "dynamic": False, "observer": "minmax"}
     report = runs_as(tmp_path, packed, plain, config(format, {"input_activations": activations}, num_bits=8, type="float", strategy=strategy,
                                                      group_size=None, block_structure=[48, 24] if strategy == "block" else None))
-    assert report.notes[1] == "its authors run it with activations in 8-bit floats, one scale for all; here they are exact"
-    assert report.left_out == {"scales of activations, which are not rounded here": 14}
+    assert report.notes[1] == "its authors run it with activations in 8-bit floats, one scale for all; here --activations decides"
+    assert report.left_out == {"scales of activations, which are rounded in another way here or not at all": 14}
 
 
 def test_groups_are_found_by_name_then_by_pattern_then_by_class(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pellucid.errors import BadConfig, MisshapenTensor, MissingTensors, Pellucid
 from pellucid.families._describe import describe_checkpoint
 from pellucid.model.load import load_decoder
 from pellucid.weights.checkpoint import open_checkpoint
-from pellucid.weights.group_rows import GroupRows, Reordered
+from pellucid.weights.group_rows import Affine, GroupRows, Reordered, inner
 from pellucid.weights.inputs import input_files
 from pellucid.weights.packed_rows import PackedRows
 from tests.weights.build import llama, write
@@ -65,18 +65,16 @@ def test_columns_in_the_order_of_activation(tmp_path: Path, bits: int, symmetric
     assert report.notes[0].endswith("a scale for 32 columns, columns in the order of activation")
 
 
-def test_symmetric_codes_become_blocks_of_gguf_and_others_stay_as_they_are(tmp_path: Path) -> None:
+def test_codes_become_blocks_of_gguf_where_groups_are_whole_blocks(tmp_path: Path) -> None:
     for name, how, config, kind, format in (("q4", {}, {}, PackedRows, "Q4_0"), ("q8", {"bits": 8}, {"bits": 8}, PackedRows, "Q8_0"),
-                                            ("asymmetric", {"symmetric": False}, {"sym": False}, GroupRows, None),
-                                            ("narrow", {"group": 16}, {"group_size": 16}, GroupRows, None)):
-        decoder, _ = load_decoder(write(tmp_path / name, files(packer(**how))[0], **SIZES, quantization_config=CONFIG | config))
+                                            ("q3", {"bits": 3}, {"bits": 3}, PackedRows, "Q4_0"),
+                                            ("asymmetric", {"symmetric": False}, {"sym": False}, Affine, "Q4_0"),
+                                            ("narrow", {"group": 16}, {"group_size": 16}, GroupRows, None),
+                                            ("ordered", {"ordered": True}, {"desc_act": True}, Reordered, "Q4_0")):
+        decoder, _ = load_decoder(write(tmp_path / name, files(packer(**how))[0], **SIZES, quantization_config=CONFIG | config), activations="exact")
         held = weight(decoder, "blocks.1.mlp.down")
-        assert type(held) is kind
-        assert not isinstance(held, PackedRows) or held.format == format
-    decoder, _ = load_decoder(write(tmp_path / "ordered", files(packer(ordered=True))[0], **SIZES, quantization_config=CONFIG | {"desc_act": True}))
-    held = weight(decoder, "blocks.1.mlp.down")
-    assert isinstance(held, Reordered)
-    assert isinstance(held.rows, PackedRows)
+        assert type(held) is kind, name
+        assert format is None or inner(held).format == format
 
 
 def test_gptq_v2_stores_the_zeros_themselves(tmp_path: Path) -> None:
