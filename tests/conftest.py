@@ -1,6 +1,7 @@
 """What every test may use: the data folder beside the repository, and skips that say why."""
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("linux") and not Path("/proc/self/smaps").exists():
             item.add_marker(pytest.mark.skip(reason="needs Linux's /proc"))
+        if item.get_closest_marker("cross") and not (shutil.which("aarch64-linux-gnu-g++") and shutil.which("qemu-aarch64")):
+            item.add_marker(pytest.mark.skip(reason="needs aarch64-linux-gnu-g++ and qemu-aarch64"))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from pellucid.ops.panels import native
+
 ROOT = Path(__file__).parents[2]
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
@@ -27,3 +31,28 @@ def test_without_a_compiler_the_rest_is_installed_and_the_build_says_what_is_mis
     installed = cmake("--install", tmp_path / "build", "--prefix", tmp_path / "out")
     assert installed.returncode == 0, installed.stderr
     assert not list(tmp_path.rglob("_native*"))
+
+
+def checked(build: Path, *options: str) -> str:
+    """The check program, built with these options of CMake."""
+    configured = cmake("-S", ROOT / "tests" / "ops" / "cpu", "-B", build, "-G", "Ninja", *options)
+    assert configured.returncode == 0, configured.stderr
+    built = cmake("--build", build)
+    assert built.returncode == 0, built.stdout[-4000:]
+    assert "warning:" not in built.stdout
+    return str(build / "check")
+
+
+def test_kernels_and_pool_hold_under_the_address_and_undefined_behavior_sanitizers(tmp_path: Path) -> None:
+    program = checked(tmp_path, "-DCHECK_OPTIONS=-O1;-g;-fsanitize=address,undefined;-fno-sanitize-recover=all")
+    done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert done.stdout == f"{len(native.formats())} formats, variants {' '.join(native.variants())}: 0 failed\n"
+
+
+@pytest.mark.cross
+def test_kernels_for_arm_hold_in_an_emulator(tmp_path: Path) -> None:
+    program = checked(tmp_path, "-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++",
+                      "-DCMAKE_EXE_LINKER_FLAGS=-static")
+    done = subprocess.run(["qemu-aarch64", "-cpu", "max", program], capture_output=True, text=True, check=False, timeout=200)
+    assert (done.returncode, done.stdout) == (0, f"{len(native.formats())} formats, variants neon portable: 0 failed\n"), done.stderr[-4000:]

@@ -1,6 +1,5 @@
 #include "blocks.h"
 
-#include <cmath>
 #include <cstring>
 
 namespace pellucid {
@@ -127,11 +126,5 @@ void read_iq4_xs(const uint8_t* from, Block& to) {
 // In the order of kLayouts.
 const Read kRead[kFormats] = {read_q8_0, read_q4_0, read_q4_1, read_q5_0, read_q5_1, read_q4_0, read_mxfp4,
                               read_q2_k, read_q3_k, read_q4_k, read_q5_k, read_q6_k, read_iq4_xs};
-
-float half_value(uint16_t bits) {
-  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-  const float out = exponent == 31 ? (fraction ? NAN : INFINITY) : exponent ? std::ldexp(float(1024 + fraction), exponent - 25) : std::ldexp(float(fraction), -24);
-  return bits & 0x8000 ? -out : out;
-}
 
 }  // namespace pellucid

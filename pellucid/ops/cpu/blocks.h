@@ -16,7 +16,4 @@ struct Block {
 using Read = void (*)(const uint8_t* from, Block& to);
 extern const Read kRead[kFormats];
 
-// What the bits of a float16 mean.
-float half_value(uint16_t bits);
-
 }  // namespace pellucid

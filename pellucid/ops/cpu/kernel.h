@@ -179,20 +179,6 @@ constexpr Variant make(const char* name) {
   return variant;
 }
 
-// float16 without the processor's help: an exponent of its own, and 2^112 makes up for the two biases' difference, exactly.
-inline float half(uint16_t bits) {
-  uint32_t wide = static_cast<uint32_t>(bits & 0x7fff) << 13;
-  float out;
-  if (wide >= 0x0f800000u) {
-    wide |= 0x7f800000u;
-    __builtin_memcpy(&out, &wide, 4);
-  } else {
-    __builtin_memcpy(&out, &wide, 4);
-    out *= 0x1p112f;
-  }
-  return bits & 0x8000 ? -out : out;
-}
-
 // 2^(e - 128), half of what E8M0 means: the tables hold twice the values.
 inline float half_power(uint8_t e) {
   const uint32_t bits = e < 2 ? 0x00200000u << e : static_cast<uint32_t>(e - 1) << 23;

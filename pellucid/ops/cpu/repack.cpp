@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "blocks.h"
+#include "numbers.h"
 #include "packed.h"
 #include "pool.h"
 
@@ -67,9 +68,9 @@ void repack_block(const Layout& layout, const Block (&rows)[kPanel], uint8_t* to
 
 void unpack_block(const Layout& layout, const uint8_t* from, int r, float* out) {
   const auto read_half = [](const uint8_t* p) {
-    uint16_t bits;
-    std::memcpy(&bits, p, 2);
-    return half_value(bits);
+    F16 half;
+    std::memcpy(&half, p, 2);
+    return wide(half);
   };
   const uint8_t* head = from;
   from += layout.head_bytes();

@@ -1,5 +1,6 @@
 // For every processor: plain C++ over the compiler's own vectors of 16 bytes.
 #include "kernel.h"
+#include "numbers.h"
 
 namespace pellucid {
 namespace {
@@ -21,7 +22,7 @@ struct Portable {
   static I splat(int x) { return I{x, x, x, x}; }
   static F to_float(I x) { return __builtin_convertvector(x, F); }
   static F fma(F a, F b, F c) { return a * b + c; }
-  static F halves(const uint8_t* p) { return F{half(read<uint16_t>(p)), half(read<uint16_t>(p + 2)), half(read<uint16_t>(p + 4)), half(read<uint16_t>(p + 6))}; }
+  static F halves(const uint8_t* p) { return F{wide(read<F16>(p)), wide(read<F16>(p + 2)), wide(read<F16>(p + 4)), wide(read<F16>(p + 6))}; }
   static F exponents(const uint8_t* p) { return F{half_power(p[0]), half_power(p[1]), half_power(p[2]), half_power(p[3])}; }
   static F bytes(const uint8_t* p) {
     const int8_t* b = reinterpret_cast<const int8_t*>(p);
