@@ -23,6 +23,7 @@ COMMANDS = {
     "rm": ("pellucid.cli.rm", "delete a downloaded model"),
     "convert": ("pellucid.cli.convert", "safetensors <-> GGUF, quantized if wanted"),
     "quantize": ("pellucid.cli.quantize", "a model in fewer bits"),
+    "compare": ("pellucid.cli.compare", "two checkpoints on the same text: what quantizing, merging or tuning changed"),
     "replay": ("pellucid.cli.replay", "run a record again and say whether the output is the same"),
 }
 
