@@ -21,7 +21,7 @@ from typing import Any, Literal
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from pellucid.errors import BadTokenizer, did_you_mean, nearest
+from pellucid.errors import BadRequest, BadTokenizer, did_you_mean, nearest
 from pellucid.tokenizer import bytelevel, ranks
 from pellucid.tokenizer.cut import CutEncoder, likeliest, longest, unescaped
 from pellucid.tokenizer.decode import Words, words_of_sentencepiece
@@ -52,8 +52,8 @@ def tokenizer_of_gguf(metadata: Mapping[str, Any], where: str, *, pattern: str |
     """The tokenizer that a GGUF file's metadata describes; `where` is the file's path.
 
     pattern: how text is split before merging, in place of the one that `tokenizer.ggml.pre` names.
-    Raises BadTokenizer for a file without one, of a kind or a `pre` that is not known, or whose lists contradict each other; BadTemplate for a
-    chat template that does not compile.
+    Raises BadRequest for a pattern where there is nothing to split, BadTokenizer for a file without one, of a kind or a `pre` that is not known, or
+    whose lists contradict each other; BadTemplate for a chat template that does not compile.
     """
     model = metadata.get(f"{PREFIX}model")
     if not has_tokenizer(metadata):
@@ -62,6 +62,9 @@ def tokenizer_of_gguf(metadata: Mapping[str, Any], where: str, *, pattern: str |
     if not isinstance(model, str) or model not in _KINDS:
         raise BadTokenizer(f"{where} has a tokenizer of a kind that is not read: {PREFIX}model={model!r:.60} (read: {', '.join(_KINDS)})."
                            f"{did_you_mean(nearest(str(model), _KINDS))} The repository it was made from may have tokenizer files that are.")
+    if pattern is not None and model != "gpt2":
+        raise BadRequest(f"pattern={pattern!r:.60}: {where} has a tokenizer of kind {model!r}, which does not split text before merging. Leave it out",
+                         field="pattern")
     v = read_vocabulary(metadata, where)
     build, usual = _KINDS[model]
     built = build(v, pattern)

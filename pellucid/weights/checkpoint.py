@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pellucid.errors import BadCheckpoint, BadConfig, MissingShard, MissingTensors, ModelNotFound, UnknownTensors, UnsupportedModel, nearest
 from pellucid.records import read_object
 from pellucid.weights.card import Card, read_card
-from pellucid.weights.gguf import Gguf, open_gguf
+from pellucid.weights.gguf import Gguf, Items, open_gguf
 from pellucid.weights.gguf_card import card_of
 from pellucid.weights.header import Header, read_header
 from pellucid.weights.packed import find_packed
@@ -39,7 +39,7 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 LOOKED_FOR = "model.safetensors, model.safetensors.index.json, pytorch_model.bin, pytorch_model.bin.index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.safetensors")
 # Recommended sampling, by its names after SAMPLING and in generation_config.json. gguf-py/gguf/metadata.py of llama.cpp at 0c1e57098
-SAMPLING = "general.sampling."
+SAMPLING, SUPPRESSED = "general.sampling.", "tokenizer.ggml.suppress_tokens"
 _SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
 _ORIGINAL = re.compile(r"consolidated[.\w-]*\.(safetensors|pth|pt)")  # Meta's and Mistral's own format, beside the one that is read
 
@@ -283,7 +283,7 @@ def _gguf(path: Path, name: str) -> Checkpoint:
     ends = [model.metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
     sampling, notes = _recommended(name, model)
     return Checkpoint(name=name, folder=path.parent, format="gguf", files=tuple(File(file.name, file.stat().st_size) for file in model.files),
-                      index=None, config={}, generation={"eos_token_id": list(dict.fromkeys(i for i in ends if i is not None)), **sampling},
+                      index=None, config={}, generation={"eos_token_id": list(dict.fromkeys(i for i in ends if i not in (None, -1))), **sampling},
                       notes=notes, gguf=model)
 
 
@@ -291,6 +291,8 @@ def _recommended(name: str, model: Gguf) -> tuple[dict[str, Any], tuple[str, ...
     """The sampling a GGUF file recommends, as generation_config.json would, and what to say of what there is not here."""
     out: dict[str, Any] = {}
     notes = []
+    if isinstance(ids := model.metadata.get(SUPPRESSED), Items) and len(ids):
+        notes.append(f"{SUPPRESSED} lists {len(ids):,} ids that are not to be written, and nothing holds them back here (bad_words=[[id], ...] does)")
     for key, value in model.metadata.items():
         if not key.startswith(SAMPLING):
             continue

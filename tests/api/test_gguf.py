@@ -119,10 +119,14 @@ def test_recommended_sampling_is_read_and_what_there_is_not_is_said(tmp_path: Pa
         writer.add_sampling_top_k(20)
         writer.add_sampling_penalty_repeat(1.1)
         writer.add_sampling_mirostat(2)
+        writer.add_array("tokenizer.ggml.suppress_tokens", [5, 6])
+        writer.add_int32("tokenizer.ggml.eot_token_id", -1)  # llama.cpp's way to say that there is none
 
     checkpoint = pellucid.load(made(tmp_path / "m.gguf", change)).checkpoint
     assert checkpoint.generation == {"eos_token_id": [0], "do_sample": True, "temperature": 0.6, "top_k": 20, "repetition_penalty": 1.1}
-    assert checkpoint.notes == ("general.sampling.mirostat=2 is recommended, and not followed: there is no such sampling here",)
+    assert sorted(checkpoint.notes) == [
+        "general.sampling.mirostat=2 is recommended, and not followed: there is no such sampling here",
+        "tokenizer.ggml.suppress_tokens lists 2 ids that are not to be written, and nothing holds them back here (bad_words=[[id], ...] does)"]
     with pytest.raises(BadConfig, match=r"n\.gguf: general\.sampling\.top_p is 'much', and a number was expected"):
         pellucid.load(made(tmp_path / "n.gguf", lambda w: w.add_string("general.sampling.top_p", "much")))
 
