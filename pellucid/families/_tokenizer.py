@@ -8,11 +8,16 @@ from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.inputs import TOKENIZER_FILES, has_tokenizer
 
 
-def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
-    """Its tokenizer; None where it has none. Raises what `load_tokenizer` and `tokenizer_of_gguf` raise."""
+def checkpoint_tokenizer(checkpoint: Checkpoint, *, pieces_first: bool = False) -> Tokenizer | None:
+    """Its tokenizer; None where it has none. Raises what `load_tokenizer` and `tokenizer_of_gguf` raise.
+
+    pieces_first: SentencePiece's own file where there is a tokenizer.json too, which has the order of its merges and not its scores.
+    """
     if checkpoint.gguf is not None:
         metadata = checkpoint.gguf.metadata
         return tokenizer_of_gguf(metadata, str(checkpoint.gguf.files[0])) if says_tokenizer(metadata) else None
+    if pieces_first and (pieces := checkpoint.folder / "tokenizer.model").is_file():
+        return load_tokenizer(pieces)
     return load_tokenizer(checkpoint.folder) if has_tokenizer(checkpoint.folder) else None
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pellucid import __version__
-from pellucid.errors import BadRequest, UnsupportedModel
+from pellucid.errors import BadRequest
 from pellucid.families._describe import Description, describe_checkpoint
 from pellucid.ops.cast import PLAIN, Cast
 from pellucid.records import Input, Record, input_file
@@ -19,7 +19,7 @@ from pellucid.weights.drafts import Written
 from pellucid.weights.gguf_card import lineage_of
 from pellucid.weights.gguf_write import whole_name
 from pellucid.weights.imatrix import Imatrix, read_imatrix
-from pellucid.weights.inputs import has_tokenizer, input_files
+from pellucid.weights.inputs import input_files
 
 Kind = Literal["gguf", "safetensors"]
 RECORD = "record.json"
@@ -104,8 +104,6 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
     described = None
     if not (checkpoint.gguf and kind == "gguf" and quantize is None):  # a copy may be of an architecture that nobody here runs
         described = describe_checkpoint(checkpoint, accept_unread)
-    if tokenizer and kind != checkpoint.format.replace("pickle", "safetensors") and _has_tokenizer(checkpoint):
-        raise UnsupportedModel(f"the tokenizer of {checkpoint.name!r} is not written in another format yet. --without-tokenizer writes the weights alone")
     watch.note(f"hashing {checkpoint.name}")
     inputs = {role: input_file(path) for role, path in input_files(checkpoint).items()}
     lineage = (*_ancestors(checkpoint), *_lines(checkpoint, inputs))
@@ -169,12 +167,6 @@ def _check(checkpoint: Checkpoint, out: Path, kind: Kind, dtype: str | None, qua
         raise BadRequest(f"{out} is what is read, or holds it, and is not written over. Give another name", field="out")
     if kind == "safetensors" and out.is_dir() and any(out.iterdir()) and not (out / CONFIG).is_file():
         raise BadRequest(f"{out} is there and is no model (it has no {CONFIG}); it is left alone, --force or not. Give another name", field="out")
-
-
-def _has_tokenizer(checkpoint: Checkpoint) -> bool:
-    if checkpoint.gguf is None:
-        return has_tokenizer(checkpoint.folder)
-    return checkpoint.gguf.metadata.get("tokenizer.ggml.model") not in (None, "none", "no_vocab")
 
 
 def _lines(checkpoint: Checkpoint, inputs: Mapping[str, Input]) -> list[str]:

@@ -5,18 +5,22 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pellucid.errors import BadRequest
+from pellucid.errors import BadRequest, UnsupportedModel
 from pellucid.families._gguf_write import architecture_of, factors, metadata
+from pellucid.families._tokenizer import checkpoint_tokenizer
 from pellucid.model.convert import Job, made_by
 from pellucid.model.on_demand import Tensors
 from pellucid.model.report import count
 from pellucid.ops.cast import PLAIN, format_of, unpacked
-from pellucid.spec import Attention, Experts, LatentAttention
+from pellucid.spec import Attention, DecoderSpec, Experts, LatentAttention, Yarn
+from pellucid.tokenizer.gguf_write import gguf_metadata
 from pellucid.weights.assemble import joined, layout
+from pellucid.weights.checkpoint import SAMPLING, SAMPLING_KEYS
 from pellucid.weights.drafts import Planned, Written
 from pellucid.weights.gguf import Gguf
 from pellucid.weights.gguf_card import LINEAGE, VERSION, general
@@ -24,6 +28,9 @@ from pellucid.weights.gguf_write import Value, copied, planned, write_gguf
 from pellucid.weights.mixes import MIXES, Facts, packable, plan_mix
 from pellucid.weights.names import NameTable
 from pellucid.weights.safetensors import raw
+
+# Whose YaRN ramp and gain llama.cpp reads: load_hparams of each architecture, at 3679b65db and in later additions.
+_RAMPS = ("grok", "laguna", "k2-horizon")
 
 
 def write(job: Job) -> tuple[Written, ...]:
@@ -75,6 +82,10 @@ def _from_safetensors(job: Job) -> tuple[dict[str, Value], list[Planned]]:
     places = {theirs: places[theirs] for theirs in sorted(places.keys() - said.keys(), key=_in_order)}
     shapes = {theirs: tuple(joined({name: like[name] for name in place.names}, place, spec).shape) for theirs, place in places.items()}
     made = {name: torch.tensor(values) for name, values in factors(spec).items()}
+    if lost := [name for name in made if NameTable(architecture.table).place(name) is None]:
+        raise UnsupportedModel(f"a GGUF file of architecture {architecture.name!r} cannot say how the rope of {job.checkpoint.name!r} is scaled: llama.cpp "
+                               f"reads no {lost[0]} there. Save it as safetensors")
+    job.notes += _ramps(spec, architecture.name)
     about = metadata(spec, shapes | {name: tuple(t.shape) for name, t in made.items()}, numbers)
     types, file_type = _types(job, shapes, {theirs: {source.stored[name] for name in place.names} for theirs, place in places.items()})
     job.notes += [f"left out: {len(names)} tensor{'s' * (len(names) > 1)}, {why}" for why, names in source.left_out.items()]
@@ -93,7 +104,8 @@ def _from_safetensors(job: Job) -> tuple[dict[str, Value], list[Planned]]:
     tensors += [planned(theirs, types[theirs], shapes[theirs], lambda theirs=theirs: read(theirs)) for theirs in places]
     label = count(sum(map(math.prod, source.shapes.values()))).replace(" ", "")
     head = general(job.checkpoint.card, name=job.checkpoint.name, architecture=about.pop("general.architecture"), size_label=label, file_type=file_type)
-    return head | about | _measured(job, types, shapes), tensors
+    text = _tokenizer(job, str(head["general.architecture"])) | _sampling(job.checkpoint.generation)
+    return head | about | text | _measured(job, types, shapes), tensors
 
 
 def _importance(job: Job, name: str, shape: tuple[int, ...]) -> Tensor | None:
@@ -118,6 +130,40 @@ def _measured(job: Job, types: Mapping[str, str], shapes: Mapping[str, tuple[int
                          f"{', ...' * (len(missing) > 3)}")
     return {"quantize.imatrix.file": imatrix.source, "quantize.imatrix.dataset": ", ".join(imatrix.datasets),
             "quantize.imatrix.entries_count": len(imatrix.entries), "quantize.imatrix.chunks_count": imatrix.n_chunks}
+
+
+def _ramps(spec: DecoderSpec, architecture: str) -> list[str]:
+    """What llama.cpp passes over: it reads YaRN's ramp and gain for few architectures, and computes the others with those of the paper."""
+    for mixer in spec.mixers if architecture not in _RAMPS else ():
+        scaling = mixer.rope.scaling if mixer.rope is not None else None
+        if not isinstance(scaling, Yarn):
+            continue
+        usual = 0.1 * math.log(scaling.factor) + 1  # of latent attention the metadata says another, and llama.cpp reads it
+        same = isinstance(mixer, LatentAttention) or math.isclose(scaling.gain, usual, rel_tol=1e-5)
+        if (scaling.fast, scaling.slow) != (32, 1) or not same:
+            return [f"YaRN's ramp goes from {scaling.fast:g} to {scaling.slow:g} turns here with a gain of {scaling.gain:.4g}, and llama.cpp takes 32, 1 and "
+                    f"{usual:.4g} for architecture {architecture!r}, whatever the file says: it will compute another model than Pellucid"]
+    return []
+
+
+def _tokenizer(job: Job, architecture: str) -> dict[str, Value]:
+    """What the file says of text. A model without tokenizer says so, as llama.cpp expects it to."""
+    assert job.described is not None
+    checkpoint = job.checkpoint
+    tokenizer = checkpoint_tokenizer(checkpoint, pieces_first=True) if job.tokenizer else None
+    if tokenizer is None:
+        return {"tokenizer.ggml.model": "no_vocab", f"{architecture}.vocab_size": job.described.spec.n_vocab}
+    said, notes = gguf_metadata(tokenizer, job.described.spec.n_vocab, end_ids=checkpoint.eos_ids, architecture=architecture)
+    job.notes += notes
+    return said
+
+
+def _sampling(generation: Mapping[str, Any]) -> dict[str, Value]:
+    """The sampling that generation_config.json recommends, where it draws at all."""
+    if not generation.get("do_sample"):
+        return {}
+    found = {key: generation.get(theirs) for key, theirs in SAMPLING_KEYS.items()}
+    return {SAMPLING + key: value if key == "top_k" else float(value) for key, value in found.items() if isinstance(value, int | float)}
 
 
 def _types(job: Job, shapes: dict[str, tuple[int, ...]], stored: dict[str, set[str]]) -> tuple[dict[str, str], int]:

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from pellucid.families import family
 from pellucid.families._describe import describe
+from pellucid.families._tokenizer import checkpoint_tokenizer
 from pellucid.model.convert import Job, made_by
 from pellucid.model.on_demand import Tensors
 from pellucid.ops.cast import PLAIN, SPELLED, exact_in
+from pellucid.tokenizer.save import tokenizer_files
 from pellucid.weights.assemble import layout
 from pellucid.weights.card import front_matter
 from pellucid.weights.checkpoint import GENERATION, Checkpoint
@@ -51,10 +53,15 @@ def write(job: Job) -> tuple[Written, ...]:
         return {name: _turned(job.cast.dense(name, weight, dtypes[name], tensors.offset(name)), tensors.shapes[name]) for name, weight in found.items()}
 
     texts: dict[str, str | bytes] = {}
+    generation = checkpoint.generation
     if checkpoint.gguf is not None:
         texts["README.md"] = _readme(job)
+        if job.tokenizer and (tokenizer := checkpoint_tokenizer(checkpoint)) is not None:
+            texts |= tokenizer_files(tokenizer, described.spec.n_ctx)
+            ends = [i for i in (tokenizer.eos_id, *checkpoint.eos_ids, *sorted(tokenizer.end_ids)) if i is not None]
+            generation = {**generation, "eos_token_id": list(dict.fromkeys(ends))}
     beside = [] if checkpoint.gguf is not None else _beside(job)
-    return save_files(job.out, described.spec, table, like, config, read=read, generation=checkpoint.generation, beside=beside, texts=texts,
+    return save_files(job.out, described.spec, table, like, config, read=read, generation=generation, beside=beside, texts=texts,
                       max_shard_bytes=job.max_bytes or MAX_SHARD_BYTES, overwrite=job.overwrite, report=job.watch.report)
 
 

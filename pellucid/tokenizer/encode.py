@@ -98,6 +98,17 @@ class Library:
         return found
 
     @property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token's id, added ones too."""
+        found: dict[str, int] = self._library.get_vocab(with_added_tokens=True)
+        return found
+
+    def to_json(self) -> str:
+        """The content of a tokenizer.json that says the same."""
+        text: str = self._library.to_str()
+        return text
+
+    @property
     def decoder_json(self) -> str | None:
         decoder = self._library.decoder
         return None if decoder is None else decoder.__getstate__().decode()
@@ -170,7 +181,7 @@ class PieceEncoder:
 
     def __init__(self, pieces: Pieces, tokens: Iterable[Token], *, segments: str = "each") -> None:
         self._pieces, self._first_only = pieces, segments == "first"
-        model = pieces.model
+        self.model = model = pieces.model
         names = {i: p.text for i, p in enumerate(model.pieces)}
         ids = {text: i for i, text in reversed(names.items())}
         self.unk: str | None = names[model.unk_id]

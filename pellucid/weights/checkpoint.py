@@ -40,7 +40,7 @@ LOOKED_FOR = "model.safetensors, model.safetensors.index.json, pytorch_model.bin
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.safetensors")
 # Recommended sampling, by its names after SAMPLING and in generation_config.json. gguf-py/gguf/metadata.py of llama.cpp at 0c1e57098
 SAMPLING, SUPPRESSED = "general.sampling.", "tokenizer.ggml.suppress_tokens"
-_SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
+SAMPLING_KEYS = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
 _ORIGINAL = re.compile(r"consolidated[.\w-]*\.(safetensors|pth|pt)")  # Meta's and Mistral's own format, beside the one that is read
 
 
@@ -296,7 +296,7 @@ def _recommended(name: str, model: Gguf) -> tuple[dict[str, Any], tuple[str, ...
     for key, value in model.metadata.items():
         if not key.startswith(SAMPLING):
             continue
-        if (ours := _SAMPLING.get(key.removeprefix(SAMPLING))) is None:
+        if (ours := SAMPLING_KEYS.get(key.removeprefix(SAMPLING))) is None:
             notes += [f"{key}={value!r:.40} is recommended, and not followed: there is no such sampling here"] if value else []
         elif isinstance(value, bool) or not isinstance(value, int | float):
             raise BadConfig(f"{name}: {key} is {value!r:.60}, and a number was expected. Is the file whole?")

@@ -16,7 +16,8 @@ from gguf import GGMLQuantizationType as Kind
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pellucid.errors import BadConfig, BadRequest, DiskFull, UnsupportedModel
+import pellucid
+from pellucid.errors import BadConfig, BadRequest, BadTokenizer, DiskFull, UnsupportedModel
 from pellucid.families._describe import describe_checkpoint
 from pellucid.model.convert import convert
 from pellucid.model.load import load_decoder
@@ -25,6 +26,7 @@ from pellucid.records import Record, sha256_of
 from pellucid.weights.assemble import assemble
 from pellucid.weights.card import read_card
 from pellucid.weights.checkpoint import open_checkpoint
+from pellucid.weights.hub import resolve
 from tests.families.build import TOLERANCE, Built, build, logits
 from tests.families.case import Case
 from tests.families.cases import CASES as ALL_CASES
@@ -152,7 +154,8 @@ def ours_of(path: Path) -> dict[str, torch.Tensor]:
     return assemble(described.names, checkpoint.tensors(), parameter_shapes(described.spec), described.spec)[0]
 
 
-ROUND = [case for case in HAVE if str(case) not in CANNOT]
+SCALED = [case for case in HAVE if str(case) == "falcon-11b"]  # as Llama 3's rope is, for which its files have no tensor
+ROUND = [case for case in HAVE if str(case) not in CANNOT and case not in SCALED]
 RAISED = {"gemma", "gemma2", "gemma3_text", "nemotron"}  # families whose GGUF has norms with one added, which costs float32 its last bits
 
 
@@ -172,6 +175,62 @@ def test_a_round_trip_is_bit_exact(tmp_path: Path, case: Case) -> None:
     before, after = ours_of(tmp_path / "m"), ours_of(tmp_path / "back")
     assert before.keys() == after.keys()
     assert [name for name, tensor in before.items() if after[name].dtype != dtype or not torch.equal(after[name], tensor)] == []
+
+
+def test_the_shipped_model_there_and_back_is_the_same_file(tmp_path: Path) -> None:
+    shipped = resolve("shipped")
+    convert(shipped, tmp_path / "m.gguf", name="pellucid/shipped")
+    convert(tmp_path / "m.gguf", tmp_path / "back")
+    assert sha256_of(tmp_path / "back/model.safetensors") == sha256_of(shipped / "model.safetensors")
+    was, there, back = (pellucid.load(path, dtype="float32") for path in (shipped, tmp_path / "m.gguf", tmp_path / "back"))
+    expected = was.generate("It was a dark night", max_tokens=12, temperature=0).text
+    asked = [{"role": "user", "content": "Who are you?"}]
+    for model in (there, back):
+        assert model.generate("It was a dark night", max_tokens=12, temperature=0).text == expected
+        assert model.chat(asked, max_tokens=8, temperature=0).text == was.chat(asked, max_tokens=8, temperature=0).text
+        assert model.spec == was.spec
+    fields = fields_of(tmp_path / "m.gguf")
+    assert {key: fields[f"general.{key}"][0] for key in ("name", "organization", "license", "size_label", "type", "file_type", "tags")} == {
+        "name": "shipped", "organization": "pellucid", "license": "apache-2.0", "size_label": "7.21M", "type": "model", "file_type": 32,
+        "tags": ["text-generation", "llama", "period-prose"]}
+
+
+def test_a_tokenizer_gguf_has_no_words_for_stops_it_unless_it_is_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(resolve("shipped"), folder)
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    raw["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": "\\w+|\\W"}, "behavior": "Isolated", "invert": False}, raw["pre_tokenizer"] | {"use_regex": False}]}
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(BadTokenizer, match=r"splits text in a way that llama\.cpp has no name for, .* --without-tokenizer writes the weights alone"):
+        convert(folder, tmp_path / "m.gguf")
+    assert not list(tmp_path.glob("*.gguf"))
+    convert(folder, tmp_path / "m.gguf", tokenizer=False)
+    assert fields_of(tmp_path / "m.gguf")["tokenizer.ggml.model"][0] == "no_vocab"
+
+
+def test_recommended_sampling_and_ends_go_along(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(resolve("shipped"), folder)
+    (folder / "generation_config.json").write_text(json.dumps(
+        {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "eos_token_id": [1, 40, 41]}))
+    convert(folder, tmp_path / "m.gguf")
+    fields = fields_of(tmp_path / "m.gguf")
+    assert {key: fields[f"tokenizer.ggml.{key}_token_id"][0] for key in ("bos", "eos", "eot", "eom")} == {"bos": 0, "eos": 1, "eot": 40, "eom": 41}
+    assert fields["general.sampling.top_k"][0] == 20
+    convert(tmp_path / "m.gguf", tmp_path / "back")
+    assert json.loads((tmp_path / "back/generation_config.json").read_text()) == {
+        "eos_token_id": [1, 40, 41], "temperature": 0.6, "top_k": 20, "top_p": 0.95, "do_sample": True}
+
+
+@pytest.mark.shared
+def test_stories260k_writes_its_published_story_from_either_format(tmp_path: Path, shared: Path) -> None:
+    source = shared / "stories260k"
+    golden = pellucid.load(source, dtype="float32").generate("Once upon a time", max_tokens=40, temperature=0).text
+    convert(source, tmp_path / "m.gguf")
+    convert(tmp_path / "m.gguf", tmp_path / "back")
+    for path in (tmp_path / "m.gguf", tmp_path / "back"):
+        assert pellucid.load(path, dtype="float32").generate("Once upon a time", max_tokens=40, temperature=0).text == golden
 
 
 def test_norms_with_one_added_lose_the_last_bits_of_float32_and_it_is_said(tmp_path: Path) -> None:
@@ -206,6 +265,14 @@ def test_matrices_of_another_dtype_and_of_a_mix(tmp_path: Path) -> None:
     assert {type for name, (type, *_) in tensors_of(done.out).items() if "norm" not in name} == {"Q8_0"}
     assert done.rounded == {"BF16 -> Q8_0": 16}
     assert (load_decoder(done.out)[1].stored.keys(), load_decoder(done.out)[1].n_parameters) == ({"q8_0", "f32"}, load_decoder(folder)[1].n_parameters)
+
+
+def test_a_scaling_llama_cpp_does_not_read(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match=r"'falcon' cannot say how the rope of 'm' is scaled: llama\.cpp reads no rope_freqs\.weight there"):
+        convert(saved(tmp_path / "m", build(SCALED[0]), torch.float32), tmp_path / "m.gguf", tokenizer=False)
+    ramp = next(case for case in ROUND if str(case) == "llama-yarn_ramp")
+    [note] = convert(saved(tmp_path / "r", build(ramp), torch.float32), tmp_path / "r.gguf", tokenizer=False).notes
+    assert note.startswith("YaRN's ramp goes from 1.2 to 0.3 turns here with a gain of 1.139, and llama.cpp takes 32, 1 and 1.139 for architecture 'llama'")
 
 
 def test_a_family_llama_cpp_does_not_know(tmp_path: Path) -> None:
