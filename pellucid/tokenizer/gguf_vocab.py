@@ -27,19 +27,21 @@ ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "paddin
 _ENDS = frozenset(("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>", "<|endoftext|>",
                    "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
                    "<｜end▁of▁sentence｜>", "[e~["))
+_INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+_LISTS: dict[type, tuple[str, ...]] = {str: ("string",), int: _INTEGERS, float: ("float32", "float64", *_INTEGERS)}  # how they are kept
+_KINDS = {kind.value: kind for kind in Kind}
 _ENDING_ROLES = ("eos_token", "eot_token", "eom_token")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """tokens: place -> text, all different. kinds: what each is for. scores: as many, or None. `filler`: places of no token, only counted."""
+    """tokens: place -> text, all different. kinds: what each is for; places that only fill the embedding up are UNUSED. scores: as many, or None."""
 
     where: str
     metadata: Mapping[str, Any]
     tokens: tuple[str, ...]
     kinds: tuple[Kind, ...]
     scores: tuple[float, ...] | None
-    filler: frozenset[int]
 
     @cached_property
     def ids(self) -> dict[str, int]:
@@ -124,7 +126,7 @@ def read_vocabulary(metadata: Mapping[str, Any], where: str) -> Vocabulary:
     if numbers is None:
         raise BadTokenizer(f"{where} has no {PREFIX}token_type, so nothing tells its special tokens from text. "
                            f"Convert the model again with a newer llama.cpp.")
-    if strange := set(numbers) - set(Kind):
+    if strange := set(numbers) - _KINDS.keys():
         raise BadTokenizer(f"{where}: {PREFIX}token_type has {min(strange)}, and kinds go from 1 to {len(Kind)}. Is there a newer Pellucid?")
     tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]  # as llama.cpp calls them
     [(token, n)] = Counter(tokens).most_common(1)
@@ -132,20 +134,21 @@ def read_vocabulary(metadata: Mapping[str, Any], where: str) -> Vocabulary:
         raise BadTokenizer(f"{where}: {PREFIX}tokens has {token!r:.60} {n} times, and which of those ids text becomes, nothing says. "
                            f"Is the file whole?")
     # Older converters wrote the places between the vocabulary and the embedding's size as user-defined or unknown tokens.
-    filler = frozenset(i for i, token in enumerate(tokens) if token == f"[PAD{i}]")
+    filler = {i for i, token in enumerate(tokens) if token.startswith("[PAD") and token == f"[PAD{i}]"}
     eos = metadata.get(f"{PREFIX}eos_token_id")
     # What ends an answer is no text, whatever the file calls it: GPT-2's <|endoftext|> was written as an ordinary token, Phi-3's </s> as a user's.
     apart = {i for i, token in enumerate(tokens) if token in _ENDS and (i == eos or numbers[i] == Kind.USER_DEFINED)}
-    kinds = [Kind.UNUSED if i in filler else Kind.CONTROL if i in apart else Kind(n) for i, n in enumerate(numbers)]
-    return Vocabulary(where, metadata, tuple(tokens), tuple(kinds), None if scores is None else tuple(map(float, scores)), filler)
+    kinds = [Kind.UNUSED if i in filler else Kind.CONTROL if i in apart else _KINDS[n] for i, n in enumerate(numbers)]
+    return Vocabulary(where, metadata, tuple(tokens), tuple(kinds), None if scores is None else tuple(map(float, scores)))
 
 
 def _list(metadata: Mapping[str, Any], key: str, of: type, where: str) -> list[Any] | None:
     value = metadata.get(PREFIX + key)
     if value is None:
         return None
-    items = None if isinstance(value, str | int | float) else value.values()
-    if items is None or not all(type(item) is of or (of is float and type(item) is int) for item in items):
-        found = f"{value!r:.60}" if items is None else f"a list of {value.kind}"
+    plain = isinstance(value, str | int | float)
+    items = [] if plain else value.values()
+    if plain or not (value.kind in _LISTS[of] or all(type(item) is of for item in items)):  # the kind of a file's list is that of all its items
+        found = f"{value!r:.60}" if plain else f"a list of {value.kind}"
         raise BadTokenizer(f"{where}: {PREFIX}{key} is {found}, and a list of {of.__name__} was expected. Is the file whole?")
     return items  # type: ignore[no-any-return]
