@@ -151,4 +151,4 @@ def _list(metadata: Mapping[str, Any], key: str, of: type, where: str) -> list[A
     if plain or not (value.kind in _LISTS[of] or all(type(item) is of for item in items)):  # the kind of a file's list is that of all its items
         found = f"{value!r:.60}" if plain else f"a list of {value.kind}"
         raise BadTokenizer(f"{where}: {PREFIX}{key} is {found}, and a list of {of.__name__} was expected. Is the file whole?")
-    return items  # type: ignore[no-any-return]
+    return items
