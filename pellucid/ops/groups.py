@@ -50,7 +50,15 @@ def put_back(number_FD: Tensor, order_D: Tensor) -> Tensor:
 
 def _numbers(rows: GroupRows) -> Tensor:
     """What the codes are by themselves, (rows, columns), float32."""
-    codes_FD = rows.codes if rows.width == 8 else bits(rows.codes, rows.width).flatten(1)[:, : rows.n_columns]
-    if rows.book is not None:
-        return rows.book[codes_FD.int()]
-    return codes_FD.view(rows.byte).float()
+    if rows.width == 8 and rows.book is None and rows.byte in (torch.uint8, torch.int8):
+        return rows.codes.view(rows.byte).float()
+    # One look into a table of what each byte holds takes a quarter of the time that torch takes to convert FP8 or to index by every code.
+    numbers = _table(rows).index_select(0, rows.codes.flatten().int())
+    return numbers.view(rows.shape[0], -1)[:, : rows.n_columns]
+
+
+def _table(rows: GroupRows) -> Tensor:
+    """The numbers in each byte, the lowest bits first: (256, numbers of a byte), float32."""
+    every = torch.arange(256, dtype=torch.uint8, device=rows.device)[:, None]
+    codes = bits(every, rows.width).flatten(1) if rows.width < 8 else every
+    return rows.book[codes.int()] if rows.book is not None else codes.view(rows.byte).float()

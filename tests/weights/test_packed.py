@@ -12,7 +12,9 @@ from torch import Tensor
 from pellucid.errors import BadConfig, OutOfMemoryBudget, UnsupportedModel
 from pellucid.families._describe import describe
 from pellucid.model import load
+from pellucid.model.convert import convert
 from pellucid.model.load import load_decoder
+from pellucid.ops.cast import unpacked
 from pellucid.ops.unpack import unpack
 from pellucid.weights.checkpoint import open_checkpoint
 from pellucid.weights.names import Place
@@ -104,6 +106,28 @@ def test_a_checkpoint_gives_each_packed_matrix_by_its_plain_name(tmp_path: Path)
     name = "model.layers.0.mlp.up_proj.weight"
     assert torch.equal(unpack(checkpoint.tensor(name)), plain[name])
     assert (checkpoint.unpacked[name].dtype, checkpoint.unpacked[name].shape) == ("NF4", (160, 64))
+
+
+@pytest.mark.parametrize("out", ["folder", "m.gguf"])
+@pytest.mark.parametrize("method", ["gptq", "bitsandbytes"])
+def test_a_packed_repository_is_converted_to_its_numbers(tmp_path: Path, method: str, out: str) -> None:
+    """Columns in any order, biases of zeros, two scales for one: what is written is plain and exact."""
+    if method == "gptq":
+        packer, quantization = gptq.packer(ordered=True, symmetric=False, bias=True), gptq.CONFIG | {"desc_act": True, "sym": False}
+    else:
+        packer, quantization = bitsandbytes.packer(nested=64), bitsandbytes.CONFIG
+    packed, plain = files(packer)
+    folder = write(tmp_path / "packed", packed, **SIZES)
+    (folder / "quantize_config.json").write_text(json.dumps(quantization))
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | {"quantization_config": quantization}))
+    convert(folder, tmp_path / out)
+    decoder, report = load_decoder(tmp_path / out, activations="exact")
+    expected, _ = load_decoder(write(tmp_path / "plain", plain, **SIZES))
+    assert not [name for name, p in expected.named_parameters() if not torch.equal(p, unpacked(decoder.get_submodule(name.rpartition(".")[0]).weight))]
+    assert not [note for note in report.notes if "packed" in note or "quantization" in note]
+    if out == "folder":
+        assert "quantization_config" not in json.loads((tmp_path / out / "config.json").read_text())
+        assert not (tmp_path / out / "quantize_config.json").exists()
 
 
 def test_settings_take_what_is_asked_for_and_refuse_the_rest() -> None:
