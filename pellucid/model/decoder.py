@@ -13,7 +13,9 @@ Of these a model has what its spec says; most have neither embed_in, embed_norm 
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +27,10 @@ from pellucid.model.experts import Beside, MixtureOfExperts
 from pellucid.model.inputs import InputTable, TakeInput
 from pellucid.model.latent import CompressedAttention
 from pellucid.model.mlp import Mlp, OneMatrix
-from pellucid.model.parts import Embed, Normalize, Project, Rows
+from pellucid.model.parts import Embed, Normalize, Project, Rows, Weighted
 from pellucid.model.positions import sinusoids
 from pellucid.model.tables import Tables
-from pellucid.ops.interface import Ops
+from pellucid.ops.interface import Ops, Weight
 from pellucid.ops.packed import BLOCK
 from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Layer, Matrix, Mixer, Rope
 from pellucid.weights.packed_rows import PackedWeight
@@ -239,6 +241,31 @@ class Decoder(nn.Module):
         self._ropes = {mixer.rope for mixer in spec.mixers if mixer.rope is not None}
         self._temperatures = {mixer.temperature for mixer in spec.mixers if isinstance(mixer, Attention) and mixer.temperature is not None}
         self._frequencies: dict[tuple[Rope, int], tuple[Tensor, float]] = {}
+
+    def weights(self) -> dict[str, Weight]:
+        """Every tensor by its name, dense and packed; of a tied model the embedding only."""
+        packed = {f"{name}.weight": module.weight for name, module in self.named_modules()
+                  if isinstance(module, Weighted) and isinstance(module.weight, PackedWeight)}
+        out: dict[str, Weight] = dict(self.named_parameters()) | packed
+        if self.spec.tied:
+            out.pop("unembed.weight", None)
+        return out
+
+    @property
+    def n_parameters(self) -> int:
+        """Numbers that its weights mean."""
+        return sum(math.prod(weight.shape) for weight in self.weights().values())
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its weights as they are held."""
+        return sum(weight.nbytes for weight in self.weights().values())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.spec.tied:  # packed, the two were sent each for itself
+            self.unembed.weight = self.embed.weight
+        return self
 
     def forward(self, tokens: Tensor, positions_T: Tensor | None = None, rows: Rows | None = None, cache: Memory | None = None) -> Tensor:
         """Hidden states (T, D) after the final norm, ready for `unembed`; as wide as the embedding, where that has a width of its own.

@@ -1,8 +1,9 @@
 """The smallest parts of a decoder: matrices, tables, norms, and which tokens belong together. Shape letters as in decoder.py."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +26,28 @@ class Rows:
 
 
 def hold(module: nn.Module, name: str, weight: Weight) -> None:
-    """Puts a weight where `name` says, frozen: a dense one as a parameter, a packed one as an attribute, which `parameters()` does not list."""
+    """Puts a weight where `name` says, frozen: a dense one as a parameter, a packed one as an attribute, which `parameters()` does not list: see
+    `Decoder.weights`."""
     delattr(module, name)  # torch lets nothing but a parameter follow a parameter
     setattr(module, name, weight if isinstance(weight, PackedWeight | nn.Parameter) else nn.Parameter(weight, requires_grad=False))
 
 
-class Project(nn.Module):
-    """Every matrix of the model. The one place where adapters, sharding and probes attach."""
+class Weighted(nn.Module):
+    """What has a weight, dense or packed. A packed one goes where `.to` sends the module, as its parameters do, and is read in the dtype it names."""
 
     weight: Weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if isinstance(self.weight, PackedWeight):
+            like = fn(torch.empty(0, dtype=self.weight.dtype, device=self.weight.device))
+            if (like.device, like.dtype) != (self.weight.device, self.weight.dtype):
+                self.weight = self.weight.to(like.device, like.dtype)
+        return self
+
+
+class Project(Weighted):
+    """Every matrix of the model. The one place where adapters, sharding and probes attach."""
 
     def __init__(self, ops: Ops, d_in: int, d_out: int, bias: bool) -> None:
         super().__init__()
@@ -45,10 +59,8 @@ class Project(nn.Module):
         return self.ops.matmul(x_TD, self.weight, self.bias)
 
 
-class Embed(nn.Module):
+class Embed(Weighted):
     """A table read by row: tokens or learned positions."""
-
-    weight: Weight
 
     def __init__(self, ops: Ops, n_rows: int, width: int) -> None:
         super().__init__()

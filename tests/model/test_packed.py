@@ -40,3 +40,20 @@ def test_logits_over_packed_weights(name: str, ops: str) -> None:
     cache = Cache(built.spec)
     steps = torch.cat([logits(decoder, part_T, cache=cache) for part_T in (built.tokens_T[:-3], *built.tokens_T[-3:].split(1))])
     assert (steps - expected).abs().max() < TOLERANCE * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", ["llama-biases", "deepseek_v3-released", "mixtral-window"])
+def test_packed_weights_are_counted_and_follow_the_decoder(name: str) -> None:
+    built = build(next(case for case in CASES if str(case) == name))
+    dense, decoder = ours(built.spec, built.tensors), packed(ours(built.spec, built.tensors))
+    numbers = sum(tensor.numel() for tensor in built.tensors.values())
+    assert (decoder.n_parameters, decoder.n_bytes) == (dense.n_parameters, dense.n_bytes) == (numbers, 4 * numbers)
+    assert decoder.weights().keys() == dense.weights().keys()
+    decoder.to(torch.bfloat16)
+    held = [weight for weight in decoder.weights().values() if isinstance(weight, PackedRows)]
+    assert {weight.dtype for weight in held} == {torch.bfloat16}
+    assert {weight.format for weight in held} == {"F32"}  # the numbers themselves are what they were
+    assert not built.spec.tied or decoder.unembed.weight is decoder.embed.weight
+    decoder.to("meta")
+    assert {weight.device.type for weight in decoder.weights().values()} == {"meta"}
+    assert not built.spec.tied or decoder.unembed.weight is decoder.embed.weight
