@@ -39,7 +39,7 @@ def metadata(spec: DecoderSpec, shapes: Mapping[str, tuple[int, ...]], numbers: 
     """
     architecture, written = architecture_of(spec), as_written(spec)
     out: dict[str, Any] = {"general.architecture": architecture.name}
-    keys = dict.fromkeys((*architecture.reads, *_SCALING, *architecture.also))
+    keys = dict.fromkeys((*architecture.reads, *_ROPE, *architecture.also))
     if "attention.key_length" in keys:  # llama.cpp takes either one that is absent for the share of a head
         keys["attention.value_length"] = None
     for key in keys:
@@ -74,7 +74,7 @@ def as_written(spec: DecoderSpec) -> DecoderSpec:
     return dataclasses.replace(spec, layers=tuple(layers.get(layer, layer) for layer in spec.layers))
 
 
-_SCALING = ("rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.attn_factor",
+_ROPE = ("rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.attn_factor",
             "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow")
 
 

@@ -6,7 +6,7 @@ from pellucid.spec import DecoderSpec, Layer, Norm
 
 GGUF = _gguf.Architecture(name="olmo2", tensors=olmo2.GGUF.tensors, reads=_gguf.reads({"attention.sliding_window": "sliding_window"}),
                           derive=_gguf_derive.layer_types,
-                          many=("attention.sliding_window_pattern",), also=("attention.sliding_window_pattern",),
+                          many=("attention.sliding_window_pattern",), also=("attention.sliding_window_pattern", "rope.freq_base_swa"),
                           when=lambda facts: bool(facts.said.get("attention.sliding_window")))
 
 

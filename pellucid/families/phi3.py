@@ -18,7 +18,8 @@ GGUF = _gguf.Architecture(name="phi3", tensors=ENDS | NORMS | ATTN_FUSED | GATE_
                               "sliding_window": raw.get("sliding_window") or None,  # zero is written for none
                               "original_max_position_embeddings": facts.said.get("rope.scaling.original_context_length", raw["max_position_embeddings"])},
                           reads=_gguf.reads({"attention.sliding_window": "sliding_window"}), also=("rope.dimension_count",),
-                          of={"rope.scaling.original_context_length": lambda s: KEYS["rope.scaling.original_context_length"](s) or Free(s.n_ctx)})
+                          of={"rope.scaling.original_context_length": lambda s: KEYS["rope.scaling.original_context_length"](s) or Free(s.n_ctx),
+                              "attention.sliding_window": lambda s: KEYS["attention.sliding_window"](s) or 0})
 
 
 def spec(c: Config) -> DecoderSpec:

@@ -38,7 +38,7 @@ CANNOT: dict[str, str] = {case: fact for fact, cases in {
     "layers.0.mixer.scale=1.0": "gpt2-unscaled gpt_bigcode-every_head",
     "layers.0.mixer.rope=None": "cohere2-mixed llama4_text-mixed baichuan-baichuan_13b falcon-rw_1b falcon-grouped_alibi",
     "layers.0.mlp.renormalize=False": "dbrx-as_they_are",
-    "layers.0.mixer.rope.theta=90.0": "olmo3-two_bases",
+    "rope.freq_base_swa=90.0": "olmo3-two_bases",
     "layers.0.mixer.rope.scaling=Linear(factor=2.0)": "gemma4_text-plain",
     "layers.0.mixer.causal=False": "gemma4_text-both_ways",
     "layers.0.mixer.latent_bias=True": "deepseek_v2-biases",
