@@ -10,7 +10,8 @@ from pellucid.cli import convert
 from pellucid.cli._frame import Json
 from pellucid.weights.mixes import MIXES
 
-To = Annotated[str, typer.Option("--to", metavar="MIX", help=f"One of {', '.join(mix for mix in MIXES if mix not in ('F32', 'F16', 'BF16'))}.")]
+_NAMES = ", ".join(mix for mix in MIXES if mix not in ("F32", "F16", "BF16"))
+To = Annotated[str, typer.Option("--to", metavar="MIX", help=f"One of {_NAMES}; NF4 to a folder.")]
 
 
 def command(
@@ -26,7 +27,7 @@ def command(
     quiet: o.Quiet = False,
     json: Json = False,
 ) -> None:
-    """Pack a model's matrices in fewer bits, as a GGUF file that llama.cpp runs too. The same as `pellucid convert IN OUT --quantize MIX`.
+    """Pack a model's matrices in fewer bits, as a GGUF file that llama.cpp runs too; NF4 as a folder that transformers reads with bitsandbytes.
 
     Scales are searched for the least error; with an imatrix, for the least error where it counts. Q4_K_M is the usual choice, Q8_0 hardly differs
     from the original, and below Q4 an imatrix is worth its minutes.
@@ -36,5 +37,6 @@ def command(
     pellucid quantize Qwen/Qwen3-0.6B qwen3.Q4_K_M.gguf --to Q4_K_M --imatrix qwen3.imatrix.gguf
     pellucid quantize ./model model.gguf --to Q4_0 --tensor-type 'ffn_down=Q6_K'
     """
-    convert.say(source, out, to="gguf", dtype=None, quantize=to, tensor_types=tensor_type or (), imatrix=imatrix, split=split_max_size,
+    kind = "safetensors" if to.upper() == "NF4" else "gguf"
+    convert.say(source, out, to=kind, dtype=None, quantize=to, tensor_types=tensor_type or (), imatrix=imatrix, split=split_max_size,
                 tokenizer=not without_tokenizer, accept_unread=accept_unread or (), force=force, quiet=quiet, json=json)

@@ -23,6 +23,7 @@ from pellucid.weights.inputs import input_files
 
 Kind = Literal["gguf", "safetensors"]
 RECORD = "record.json"
+NF4 = "NF4"  # what can be packed in safetensors; everything else is GGUF's
 _DTYPES = {**{name.lower(): name for name in PLAIN}, "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -89,7 +90,7 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
         dtype: f32, f16 or bf16, for every matrix. By itself, what the files hold; what is packed is copied as it is to GGUF, and becomes f32 in
             safetensors, which holds it exactly.
         quantize, overrides, imatrix: a mix by name, single tensors' formats, and the file of an imatrix: see `plan_mix` and `quantize_rows`. Vectors
-            stay f32.
+            stay f32. NF4 goes to safetensors, and takes neither overrides nor imatrix.
         tokenizer: false leaves it out.
         max_bytes: split into files of no more.
 
@@ -99,7 +100,7 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
     checkpoint, out = open_checkpoint(source), Path(out).expanduser()
     checkpoint.name = name or checkpoint.name
     kind = _kind(to, out)
-    _check(checkpoint, out, kind, dtype, quantize, imatrix)
+    _check(checkpoint, out, kind, dtype, quantize, imatrix, overrides)
     measured = None if imatrix is None else read_imatrix(Path(imatrix).expanduser())
     described = None
     if not (checkpoint.gguf and kind == "gguf" and quantize is None):  # a copy may be of an architecture that nobody here runs
@@ -149,15 +150,20 @@ def _kind(to: str | None, out: Path) -> Kind:
     return "gguf" if said == "gguf" else "safetensors"
 
 
-def _check(checkpoint: Checkpoint, out: Path, kind: Kind, dtype: str | None, quantize: str | None, imatrix: str | Path | None) -> None:
+def _check(checkpoint: Checkpoint, out: Path, kind: Kind, dtype: str | None, quantize: str | None, imatrix: str | Path | None,
+           overrides: Sequence[tuple[str, str]]) -> None:
     if dtype is not None and dtype.lower() not in _DTYPES:
         raise BadRequest(f"--dtype {dtype!r} is none that is written (written: f32, f16, bf16; --quantize packs)", field="dtype")
     if quantize is not None and dtype is not None:
         raise BadRequest(f"--dtype {dtype} and --quantize {quantize} both say what matrices become. Give one", field="dtype")
     if imatrix is not None and quantize is None:
         raise BadRequest(f"--imatrix {imatrix} says where quantizing may err, and nothing is quantized. Add --quantize Q4_K_M", field="imatrix")
-    if quantize is not None and kind != "gguf":
-        raise BadRequest(f"--quantize {quantize} is a format of GGUF, and {out} is a folder of safetensors. Write NAME.gguf", field="quantize")
+    if quantize is not None and (kind == "gguf") == (quantize.upper() == NF4):
+        other = f"of safetensors, and {out} is a GGUF file. Write a folder" if kind == "gguf" else \
+            f"of GGUF, and {out} is a folder of safetensors. Write NAME.gguf, or NF4 to the folder"
+        raise BadRequest(f"--quantize {quantize} is a format {other}", field="quantize")
+    if kind != "gguf" and (imatrix is not None or overrides):
+        raise BadRequest("--imatrix and --tensor-type name tensors of GGUF, and a folder of safetensors is written. Leave them out", field="quantize")
     source, place = checkpoint.folder.resolve(), out.resolve()
     if kind == "gguf":
         same = place.parent == source and whole_name(place) in {whole_name(Path(file.name)) for file in checkpoint.files}

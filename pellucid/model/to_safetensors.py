@@ -12,6 +12,7 @@ from pellucid.families import family
 from pellucid.families._describe import describe
 from pellucid.families._tokenizer import checkpoint_tokenizer
 from pellucid.model.convert import Job, made_by
+from pellucid.model.nf4 import Nf4
 from pellucid.model.on_demand import Tensors
 from pellucid.ops.cast import PLAIN, SPELLED, exact_in
 from pellucid.tokenizer.save import tokenizer_files
@@ -61,8 +62,10 @@ def write(job: Job) -> tuple[Written, ...]:
             ends = [i for i in (tokenizer.eos_id, *checkpoint.eos_ids, *sorted(tokenizer.end_ids)) if i is not None]
             generation = {**generation, "eos_token_id": list(dict.fromkeys(ends))}
     beside = [] if checkpoint.gguf is not None else _beside(job)
-    return save_files(job.out, described.spec, table, like, config, read=read, generation=generation, beside=beside, texts=texts,
-                      max_shard_bytes=job.max_bytes or MAX_SHARD_BYTES, overwrite=job.overwrite, report=job.watch.report)
+    packer = Nf4(job, dtypes) if job.quantize is not None else None
+    return save_files(job.out, described.spec, table, like, config, read=read, pack=packer and packer.pack, packed=packer and packer.config,
+                      generation=generation, beside=beside, texts=texts, max_shard_bytes=job.max_bytes or MAX_SHARD_BYTES,
+                      overwrite=job.overwrite, report=job.watch.report)
 
 
 def _dtypes(job: Job, tensors: Tensors) -> dict[str, torch.dtype]:

@@ -26,6 +26,7 @@ MAX_SHARD_BYTES = 5 * 10**9  # what the hub recommends, and transformers writes
 
 
 Read = Callable[[Sequence[str]], Mapping[str, Tensor]]
+Pack = Callable[[str, Place, Tensor, Callable[[], Tensor]], Sequence[Planned]]  # name and place, sizes and dtype, the tensor when asked for -> what is written
 
 
 def save_checkpoint(folder: str | Path, spec: DecoderSpec, table: Table, ours: Mapping[str, Tensor], config: Mapping[str, Any], **how: Any) -> list[Path]:
@@ -34,17 +35,18 @@ def save_checkpoint(folder: str | Path, spec: DecoderSpec, table: Table, ours: M
 
 
 def save_files(folder: str | Path, spec: DecoderSpec, table: Table, ours: Mapping[str, Tensor], config: Mapping[str, Any], *,
-               read: Read | None = None, generation: Mapping[str, Any] | None = None, beside: Sequence[Path] = (),
-               texts: Mapping[str, str | bytes] | None = None, max_shard_bytes: int = MAX_SHARD_BYTES, overwrite: bool = False,
-               report: Report = lambda n: None) -> tuple[Written, ...]:
+               read: Read | None = None, pack: Pack | None = None, packed: Mapping[str, Any] | None = None,
+               generation: Mapping[str, Any] | None = None, beside: Sequence[Path] = (), texts: Mapping[str, str | bytes] | None = None,
+               max_shard_bytes: int = MAX_SHARD_BYTES, overwrite: bool = False, report: Report = lambda n: None) -> tuple[Written, ...]:
     """Writes a checkpoint and returns its files with their hashes. `ours` are the decoder's tensors by our names, such as its state dict.
 
     Args:
         table: the family's WEIGHTS; it decides names and layout in the files.
         config: config.json as it will stand, except `torch_dtype` and `dtype`, which follow the tensors in the dialect it has, and
-            `quantization_config`, which is left out: the tensors are plain.
+            `quantization_config`, which is left out where the tensors are plain.
         read: the tensors of these names, asked for when their turn comes, so that only those of one tensor of the files are in memory. `ours` then
             says sizes and dtypes only, and may be on the meta device.
+        pack: what one tensor of the files becomes, where that is several; packed: config.json's quantization_config, which says so.
         beside: files to copy along, such as the tokenizer's. texts: name -> content of files to write along.
         max_shard_bytes: a file holds no more than that, unless one tensor does.
         overwrite: replace a folder that is there; otherwise one that is there and not empty is BadRequest.
@@ -60,17 +62,17 @@ def save_files(folder: str | Path, spec: DecoderSpec, table: Table, ours: Mappin
                          f"Give the config of the model that is run (of a multimodal wrapper its text_config).", field="config")
     folder.parent.mkdir(parents=True, exist_ok=True)
     places = layout(NameTable(table), ours, spec)
-    shards = _shards(places, ours, max_shard_bytes)
-    total = sum(_n_bytes(place, ours) for place in places.values())
-    objects = {CONFIG: _with_dtype(config, ours), **({GENERATION: generation} if generation else {})}
+    planned = [_planned(name, places[name], ours, read, spec, pack) for name in sorted(places, key=_natural)]
+    shards = _shards(planned, max_shard_bytes)
+    total = sum(tensor.n_bytes for tensors in planned for tensor in tensors)
+    objects = {CONFIG: _with_dtype(config, ours) | ({"quantization_config": packed} if packed else {}), **({GENERATION: generation} if generation else {})}
     if len(shards) > 1:
-        weight_map = {name: file for file, names in shards.items() for name in names}
+        weight_map = {tensor.name: file for file, tensors in shards.items() for tensor in tensors}
         objects["model.safetensors.index.json"] = {"metadata": {"total_size": total}, "weight_map": weight_map}
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         with room(folder.parent, total + sum(path.stat().st_size for path in beside)):
-            written = [_write_shard(draft / file, [_planned(name, places[name], ours, read, spec) for name in names], report)
-                       for file, names in shards.items()]
+            written = [_write_shard(draft / file, tensors, report) for file, tensors in shards.items()]
             for name, value in objects.items():
                 _write_json(draft / name, value)
             for name, text in (texts or {}).items():
@@ -99,37 +101,36 @@ def _write_shard(path: Path, tensors: Sequence[Planned], report: Report) -> Writ
         shard.discard()
 
 
-def _planned(name: str, place: Place, ours: Mapping[str, Tensor], read: Read | None, spec: DecoderSpec) -> Planned:
-    """One tensor of the files, joined when its turn comes: stacking and transposing copy."""
+def _planned(name: str, place: Place, ours: Mapping[str, Tensor], read: Read | None, spec: DecoderSpec, pack: Pack | None) -> Sequence[Planned]:
+    """One tensor of the files, or what it is packed in, joined when its turn comes: stacking and transposing copy."""
     like = joined({each: ours[each].to("meta") for each in place.names}, place, spec)
-    return Planned(name=name, type=SPELLED[like.dtype], shape=tuple(like.shape), n_bytes=like.nbytes,
-                   read=lambda: [raw(joined(ours if read is None else read(place.names), place, spec))])
+
+    def tensor() -> Tensor:
+        return joined(ours if read is None else read(place.names), place, spec)
+    if pack is not None and (several := pack(name, place, like, tensor)):
+        return several
+    return [Planned(name=name, type=SPELLED[like.dtype], shape=tuple(like.shape), n_bytes=like.nbytes, read=lambda: [raw(tensor())])]
 
 
-def _shards(places: Mapping[str, Place], ours: Mapping[str, Tensor], max_shard_bytes: int) -> dict[str, list[str]]:
-    """File -> names of its tensors, filled in the order of the names until the next would not fit."""
-    groups: list[list[str]] = [[]]
+def _shards(planned: Sequence[Sequence[Planned]], max_shard_bytes: int) -> dict[str, list[Planned]]:
+    """File -> its tensors, filled in their order until the next would not fit; what belongs together lies together."""
+    groups: list[list[Planned]] = [[]]
     filled = 0
-    for name in sorted(places, key=_natural):
-        n = _n_bytes(places[name], ours)
+    for tensors in planned:
+        n = sum(tensor.n_bytes for tensor in tensors)
         if groups[-1] and filled + n > max_shard_bytes:
             groups.append([])
             filled = 0
-        groups[-1].append(name)
+        groups[-1] += tensors
         filled += n
     if len(groups) == 1:
         return {"model.safetensors": groups[0]}
-    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": names for i, names in enumerate(groups, 1)}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": tensors for i, tensors in enumerate(groups, 1)}
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
     """Sorts layer 10 after layer 9."""
     return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in name.split(".")]
-
-
-def _n_bytes(place: Place, ours: Mapping[str, Tensor]) -> int:
-    parts = [ours[name] for name in place.names]
-    return parts[0][0].nbytes if place.head is not None else sum(part.nbytes for part in parts)
 
 
 def _with_dtype(config: Mapping[str, Any], ours: Mapping[str, Tensor]) -> dict[str, Any]:

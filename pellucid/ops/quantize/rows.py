@@ -11,7 +11,8 @@ from pellucid.weights.packed_rows import PackedRows
 
 PART = 1 << 16  # numbers at once: what a search holds of so many lies in the second cache of a core
 _LARGEST = 65504.0  # of float16, and so of a scale
-_HELD = {"Q8_0": 127, "MXFP4": torch.inf, "F32": torch.inf, "BF16": torch.inf, "F16": 1}  # times what a scale holds; 4 where it is not said: far below 7
+# How often a scale may be taken, where that is known better than four times, which is far below what any format does.
+_HELD = {"Q8_0": 127, "MXFP4": torch.inf, "F32": torch.inf, "BF16": torch.inf, "NF4": torch.inf, "F16": 1}
 _SEEN = 1e-4  # of the mean importance: what columns count for that calibration never saw
 
 
@@ -50,12 +51,13 @@ def _pack(x_FD: Tensor, format: str, importance_D: Tensor | None, name: str, out
     n = max(1, PART // D)
     for start in range(0, len(x_FD), n):
         x = x_FD[start : start + n].float().contiguous()
-        _check(x, format, name, start)
+        check(x, format, name, start)
         w = w_D.expand_as(x).reshape(-1, of.n_numbers)
         out[start : start + n] = pack(x.view(-1, of.n_numbers), w).view(len(x), -1)
 
 
-def _check(x_FD: Tensor, format: str, name: str, start: int) -> None:
+def check(x_FD: Tensor, format: str, name: str, start: int = 0) -> None:
+    """Raises BadCheckpoint for rows, the first of which is row `start`, that hold what is no number, BadRequest for what no scale reaches."""
     if not bool(x_FD.isfinite().all()):
         row, column = (~x_FD.isfinite()).nonzero()[0].tolist()
         raise BadCheckpoint(f"{name} holds {x_FD[row, column].item()} in row {start + row:,}, column {column:,}, which {format} cannot say. "

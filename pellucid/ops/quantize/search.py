@@ -86,9 +86,12 @@ class Best:
         self.facts = tuple(torch.where(found, new, old) for new, old in zip(facts, self.facts, strict=True))
 
 
-def fit_scale(x: Tensor, w: Tensor, levels: Levels, starts: Iterable[float], n_follow: int = 2) -> Tensor:
-    """The scale d for which d * level loses least, as far as was looked. starts: levels that the number farthest from zero may go to."""
-    wx, unit = w * x, inverse(x.gather(-1, x.abs().argmax(-1, keepdim=True)))
+def fit_scale(x: Tensor, w: Tensor, levels: Levels, starts: Iterable[float], n_follow: int = 2, *, positive: bool = False) -> Tensor:
+    """The scale d for which d * level loses least, as far as was looked. starts: levels that the number farthest from zero may go to.
+
+    positive: it goes to the one of its own sign, so that d is not negative.
+    """
+    wx, unit = w * x, inverse(x.abs().amax(-1, keepdim=True) if positive else x.gather(-1, x.abs().argmax(-1, keepdim=True)))
     best = Best(torch.full_like(unit, torch.inf), torch.zeros_like(unit))
 
     def hear(by: Tensor) -> None:
