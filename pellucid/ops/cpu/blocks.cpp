@@ -30,9 +30,15 @@ void add_plane(const uint8_t* from, uint8_t value, uint8_t* to) {
     for (int k = 0; k < 32; ++k) to[32 * i + k] |= (from[k] >> i & 1) * value;
 }
 
-// The fifth bits of 32 numbers, in their order.
+// The fifth bits of 32 numbers, in their order: eight copies of a byte, of each its own bit.
 void add_fifth(const uint8_t* from, uint8_t* to) {
-  for (int k = 0; k < 32; ++k) to[k] |= (from[k / 8] >> k % 8 & 1) << 4;
+  for (int i = 0; i < 4; ++i) {
+    uint64_t codes;
+    std::memcpy(&codes, to + 8 * i, 8);
+    const uint64_t bits = from[i] * 0x0101010101010101u & 0x8040201008040201u;  // bit k of byte k
+    codes |= ((bits + 0x7f7f7f7f7f7f7f7fu) & 0x8080808080808080u) >> 3;  // the upper bit of every byte that is not zero
+    std::memcpy(to + 8 * i, &codes, 8);
+  }
 }
 
 // Minima are taken off, and these formats add theirs.

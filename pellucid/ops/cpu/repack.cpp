@@ -1,7 +1,9 @@
 // From a file's blocks to panels, and back to numbers.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "blocks.h"
 #include "numbers.h"
@@ -11,25 +13,34 @@
 namespace pellucid {
 namespace {
 
-// The lines of 32 columns of a panel: codes[r] are row r's.
-void write_lines(const Layout& layout, const uint8_t (&codes)[kPanel][kColumns], uint8_t* lines) {
-  const uint32_t low = 0x01010101u * ((1u << layout.bits) - 1u), high = 0x01010101u * ((1u << layout.high_bits) - 1u);
-  uint8_t* high_lines = lines + layout.line_bytes();
-  std::memset(lines, 0, layout.line_bytes() + layout.high_bytes());
-  const auto add = [](uint8_t* to, uint32_t word) {
-    uint32_t held;
-    std::memcpy(&held, to, 4);
-    held |= word;
-    std::memcpy(to, &held, 4);
-  };
-  for (int r = 0; r < kPanel; ++r) {
-    for (int j = 0; j < 8; ++j) {
-      uint32_t quad;
-      std::memcpy(&quad, codes[r] + 4 * j, 4);
-      const int line = layout.bits == 8 ? j : layout.bits == 4 ? j % 4 : j / 4, at = layout.bits == 8 ? 0 : layout.bits == 4 ? j / 4 * 4 : j % 4 * 2;
-      add(lines + kLine * line + 4 * r, (layout.bits == 8 ? quad : quad & low) << at);
-      if (layout.high_bits == 1) add(high_lines + 4 * r, (quad >> layout.bits & high) << j);
-      if (layout.high_bits == 2) add(high_lines + kLine * (j / 4) + 4 * r, (quad >> layout.bits & high) << j % 4 * 2);
+// Row r's codes of 32 columns go to the panel's lines, four codes at a time.
+template <int kFormat>
+void write_codes(const uint8_t* codes, int r, uint8_t* lines) {
+  constexpr Layout L = kLayouts[kFormat];
+  constexpr uint32_t kLow = 0x01010101u * ((1u << L.bits) - 1u), kHigh = 0x01010101u * ((1u << L.high_bits) - 1u);
+  uint32_t quads[8];
+  std::memcpy(quads, codes, sizeof quads);
+  const auto write = [r](uint8_t* line, uint32_t word) { std::memcpy(line + 4 * r, &word, 4); };
+  if constexpr (L.bits == 8) {
+    for (int j = 0; j < 8; ++j) write(lines + kLine * j, quads[j]);
+  } else if constexpr (L.bits == 4) {
+    for (int j = 0; j < 4; ++j) write(lines + kLine * j, (quads[j] & kLow) | (quads[j + 4] & kLow) << 4);
+  } else {
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t* q = quads + 4 * i;
+      write(lines + kLine * i, (q[0] & kLow) | (q[1] & kLow) << 2 | (q[2] & kLow) << 4 | (q[3] & kLow) << 6);
+    }
+  }
+  uint8_t* high = lines + L.line_bytes();
+  if constexpr (L.high_bits == 1) {
+    uint32_t word = 0;
+    for (int j = 0; j < 8; ++j) word |= (quads[j] >> L.bits & kHigh) << j;
+    write(high, word);
+  } else if constexpr (L.high_bits == 2) {
+    for (int i = 0; i < 2; ++i) {
+      uint32_t word = 0;
+      for (int j = 0; j < 4; ++j) word |= (quads[4 * i + j] >> L.bits & kHigh) << 2 * j;
+      write(high + kLine * i, word);
     }
   }
 }
@@ -45,26 +56,37 @@ void read_lines(const Layout& layout, const uint8_t* lines, int r, uint8_t (&cod
   }
 }
 
-void repack_block(const Layout& layout, const Block (&rows)[kPanel], uint8_t* to) {
-  const int n_groups = layout.n_groups();
+// A block of a panel's rows; those past the last are zeros.
+template <int kFormat>
+void repack_block(const uint8_t* from, int64_t row_bytes, int n_rows, uint8_t* to) {
+  constexpr Layout L = kLayouts[kFormat];
+  Block row;
   for (int r = 0; r < kPanel; ++r) {
-    if (layout.scale == Scale::exponent) to[r] = static_cast<uint8_t>(rows[r].scale);
-    else std::memcpy(to + 2 * r, &rows[r].scale, 2);
-    if (layout.minimum) std::memcpy(to + 2 * kPanel + 2 * r, &rows[r].minimum, 2);
-  }
-  to += layout.head_bytes();
-  for (int i = 0; i < layout.block / kColumns; ++i, to += layout.part_bytes()) {
-    if (layout.scale == Scale::codes)
-      for (int g = 0; g < n_groups; ++g)
-        for (int r = 0; r < kPanel; ++r) {
-          to[kPanel * g + r] = static_cast<uint8_t>(rows[r].scales[n_groups * i + g]);
-          if (layout.minimum) to[kPanel * (n_groups + g) + r] = static_cast<uint8_t>(rows[r].minima[n_groups * i + g]);
+    if (r < n_rows) kRead[kFormat](from + r * row_bytes, row);
+    else row = Block{};
+    uint8_t* out = to;
+    if constexpr (L.scale == Scale::exponent) out[r] = static_cast<uint8_t>(row.scale);
+    else std::memcpy(out + 2 * r, &row.scale, 2);
+    if constexpr (L.minimum) std::memcpy(out + 2 * kPanel + 2 * r, &row.minimum, 2);
+    out += L.head_bytes();
+    for (int i = 0; i < L.block / kColumns; ++i, out += L.part_bytes()) {
+      if constexpr (L.scale == Scale::codes)
+        for (int g = 0; g < L.n_groups(); ++g) {
+          out[kPanel * g + r] = static_cast<uint8_t>(row.scales[L.n_groups() * i + g]);
+          if constexpr (L.minimum) out[kPanel * (L.n_groups() + g) + r] = static_cast<uint8_t>(row.minima[L.n_groups() * i + g]);
         }
-    uint8_t codes[kPanel][kColumns];
-    for (int r = 0; r < kPanel; ++r) std::memcpy(codes[r], rows[r].codes + kColumns * i, kColumns);
-    write_lines(layout, codes, to + layout.code_bytes());
+      write_codes<kFormat>(row.codes + kColumns * i, r, out + L.code_bytes());
+    }
   }
 }
+
+using RepackBlock = void (*)(const uint8_t* from, int64_t row_bytes, int n_rows, uint8_t* to);
+
+template <size_t... kFormat>
+constexpr std::array<RepackBlock, kFormats> every_repack(std::index_sequence<kFormat...>) {
+  return {repack_block<kFormat>...};
+}
+constexpr std::array<RepackBlock, kFormats> kRepack = every_repack(std::make_index_sequence<kFormats>());
 
 void unpack_block(const Layout& layout, const uint8_t* from, int r, float* out) {
   const auto read_half = [](const uint8_t* p) {
@@ -97,16 +119,10 @@ void repack(int format, const uint8_t* from, int64_t n_rows, int64_t n_columns, 
   const Layout& layout = kLayouts[format];
   const int64_t n_blocks = n_columns / layout.block, row_bytes = n_blocks * layout.source_bytes, n_panels = (n_rows + kPanel - 1) / kPanel;
   parallel_for(n_panels, [&](int64_t panel) {
+    const uint8_t* source = from + panel * kPanel * row_bytes;
+    const int rows = static_cast<int>(std::min<int64_t>(kPanel, n_rows - panel * kPanel));
     uint8_t* out = to + panel * n_blocks * layout.panel_bytes();
-    static thread_local Block rows[kPanel];
-    for (int64_t b = 0; b < n_blocks; ++b, out += layout.panel_bytes()) {
-      for (int r = 0; r < kPanel; ++r) {
-        const int64_t row = panel * kPanel + r;
-        if (row < n_rows) kRead[format](from + row * row_bytes + b * layout.source_bytes, rows[r]);
-        else rows[r] = Block{};
-      }
-      repack_block(layout, rows, out);
-    }
+    for (int64_t b = 0; b < n_blocks; ++b) kRepack[format](source + b * layout.source_bytes, row_bytes, rows, out + b * layout.panel_bytes());
   });
 }
 
