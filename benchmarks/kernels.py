@@ -73,7 +73,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     torch.set_grad_enabled(False)
-    ops, (F, D) = Native(asked.variant), map(int, asked.shape.split("x"))
+    ops, (F, D) = Native(variant=asked.variant), map(int, asked.shape.split("x"))
     print(f"{ops.describe()}\n{asked.threads} threads · {F} x {D} · copies {copy_bandwidth() / 1e9:.1f} GB/s, reads {read_bandwidth() / 1e9:.1f} GB/s")
     for T in map(int, asked.rows.split(",")):
         found: dict[str, list[float]] = {}

@@ -38,6 +38,17 @@ def test_every_shape_is_the_reference_on_rounded_activations(name: str, variant:
             assert torch.equal(ops.matmul(x_TD[start:stop], panels, bias_F), out[start:stop])
 
 
+@pytest.mark.parametrize("name", native.formats())
+def test_tiles_move_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a processor has AMX, whole groups of 16 rows go there: what is added up, and in which order, is the same. Elsewhere the best two are near."""
+    packed, x_TD = weights(name, 85, 512, monkeypatch), torch.randn(53, 512, generator=torch.Generator().manual_seed(3))
+    found = {variant: Native(variant=variant).matmul(x_TD, Panels.of(packed)) for variant in native.variants()}
+    if "avx512-amx" in found:
+        assert torch.equal(found["avx512-amx"], found["avx512-vnni"])
+    for out in found.values():
+        assert (out - found["portable"]).abs().max() < 2e-6 * found["portable"].abs().max()
+
+
 def test_the_number_of_threads_moves_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     ops, x_TD = Native(), torch.randn(40, 512, generator=torch.Generator().manual_seed(1))
     panels, found = ops.prepare(weights("Q8_0", 999, 512, monkeypatch)), []

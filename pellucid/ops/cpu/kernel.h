@@ -54,6 +54,43 @@ void read_codes(const uint8_t* lines, typename V::U (&quads)[8]) {
     for (int j = 0; j < 8; ++j) quads[j] = V::look_up(quads[j], L.table == Table::iq4 ? kIq4 : kE2m1);
 }
 
+// A block's scales and minima of its columns' groups, for one part of the panel; `head` is the block's, `codes` the 32 columns'.
+template <class V, int kFormat>
+struct Heads {
+  using F = typename V::F;
+  static constexpr Layout L = kLayouts[kFormat];
+  F scale, minimum;
+
+  Heads(const uint8_t* head, int lane) : scale{}, minimum{} {
+    if constexpr (L.scale == Scale::exponent) scale = V::exponents(head + lane);
+    else scale = V::halves(head + 2 * lane);
+    if constexpr (L.minimum) minimum = V::halves(head + 2 * kPanel + 2 * lane);
+  }
+  F scale_of(const uint8_t* codes, int lane, int g) const { return L.scale == Scale::codes ? V::bytes(codes + kPanel * g + lane) * scale : scale; }
+  F minimum_of(const uint8_t* codes, int lane, int g) const {
+    return L.scale == Scale::codes ? V::bytes(codes + kPanel * (L.n_groups() + g) + lane) * minimum : minimum;
+  }
+};
+
+// What a block of 32 columns adds to a sum: its dot product where one scale spans it, those of its halves where not. less: minus the sum of the row's
+// whole numbers, less_first: of the first half; shift: scale_x times less.
+template <class V, int kFormat>
+typename V::F add_block(typename V::F sum, typename V::I dot, const typename V::F* scales, const typename V::F* minima, float scale_x, float shift) {
+  sum = V::fma(V::to_float(dot) * scales[0], V::splat(scale_x), sum);
+  if constexpr (kLayouts[kFormat].minimum) sum = V::fma(minima[0], V::splat(shift), sum);
+  return sum;
+}
+template <class V, int kFormat>
+typename V::F add_halves(typename V::F sum, typename V::I first, typename V::I second, const typename V::F* scales, const typename V::F* minima,
+                         float scale_x, int less, int less_first) {
+  typename V::F both = V::fma(V::to_float(second), scales[1], V::to_float(first) * scales[0]);
+  if constexpr (kLayouts[kFormat].minimum) {
+    both = V::fma(minima[0], V::splat(static_cast<float>(less_first)), both);
+    both = V::fma(minima[1], V::splat(static_cast<float>(less - less_first)), both);
+  }
+  return V::fma(both, V::splat(scale_x), sum);
+}
+
 // M rows of activations times one part of a panel.
 template <class V, int kFormat, int M>
 void tile(const uint8_t* panel, int part, int64_t n_columns, const uint8_t* x, int n, int row, float* out, int64_t out_stride) {
@@ -66,23 +103,20 @@ void tile(const uint8_t* panel, int part, int64_t n_columns, const uint8_t* x, i
   const int lane = part * V::kLanes;  // the part's first row of the panel
   F sum[M] = {};
   for (int64_t block = 0; block < n_columns / L.block; ++block) {
-    const uint8_t* head = panel;
+    const Heads<V, kFormat> heads(panel, lane);
     panel += L.head_bytes();
-    F scale{}, minimum{};
-    if constexpr (L.scale == Scale::exponent) scale = V::exponents(head + lane);
-    else scale = V::halves(head + 2 * lane);
-    if constexpr (L.minimum) minimum = V::halves(head + 2 * kPanel + 2 * lane);
     for (int i = 0; i < L.block / kColumns; ++i, panel += L.part_bytes(), x += n * kRowBytes) {
       F scales[L.n_groups()], minima[L.n_groups()];
       for (int g = 0; g < L.n_groups(); ++g) {
-        scales[g] = L.scale == Scale::codes ? V::bytes(panel + kPanel * g + lane) * scale : scale;
-        if constexpr (L.minimum) minima[g] = L.scale == Scale::codes ? V::bytes(panel + kPanel * (L.n_groups() + g) + lane) * minimum : minimum;
+        scales[g] = heads.scale_of(panel, lane, g);
+        if constexpr (L.minimum) minima[g] = heads.minimum_of(panel, lane, g);
       }
       U quads[8];
       read_codes<V, kFormat>(panel + L.code_bytes() + 4 * lane, quads);
       if constexpr (kWide && V::kSigned)
         for (U& quad : quads) quad ^= 0x80808080u;
       const uint8_t* facts = x + n * kColumns + 4 * row;
+#pragma GCC unroll 16  // so that the sums are in registers and not in an array
       for (int m = 0; m < M; ++m) {
         const uint8_t* numbers = x + kColumns * (row + m);
         const float scale_x = V::template read<float>(facts + 4 * m);
@@ -90,8 +124,8 @@ void tile(const uint8_t* panel, int part, int64_t n_columns, const uint8_t* x, i
         if constexpr (L.group == kColumns) {
           I dot = V::splat(kShift ? less : 0) * L.offset;
           for (int j = 0; j < 8; ++j) dot = V::template dot<kWide>(dot, quads[j], numbers + 4 * j);
-          sum[m] = V::fma(V::to_float(dot) * scales[0], V::splat(scale_x), sum[m]);
-          if constexpr (L.minimum) sum[m] = V::fma(minima[0], V::splat(V::template read<float>(facts + 4 * (3 * n + m))), sum[m]);
+          const float shift = L.minimum ? V::template read<float>(facts + 4 * (3 * n + m)) : 0.0f;
+          sum[m] = add_block<V, kFormat>(sum[m], dot, scales, minima, scale_x, shift);
         } else {
           const int less_first = V::template read<int>(facts + 4 * (2 * n + m));
           I first = V::splat(less_first) * L.offset, second = V::splat(less - less_first) * L.offset;
@@ -99,16 +133,12 @@ void tile(const uint8_t* panel, int part, int64_t n_columns, const uint8_t* x, i
             first = V::template dot<kWide>(first, quads[j], numbers + 4 * j);
             second = V::template dot<kWide>(second, quads[j + 4], numbers + 16 + 4 * j);
           }
-          F both = V::fma(V::to_float(second), scales[1], V::to_float(first) * scales[0]);
-          if constexpr (L.minimum) {
-            both = V::fma(minima[0], V::splat(static_cast<float>(less_first)), both);
-            both = V::fma(minima[1], V::splat(static_cast<float>(less - less_first)), both);
-          }
-          sum[m] = V::fma(both, V::splat(scale_x), sum[m]);
+          sum[m] = add_halves<V, kFormat>(sum[m], first, second, scales, minima, scale_x, less, less_first);
         }
       }
     }
   }
+#pragma GCC unroll 16
   for (int m = 0; m < M; ++m) __builtin_memcpy(out + (row + m) * out_stride + lane, &sum[m], sizeof sum[m]);
 }
 
@@ -174,7 +204,7 @@ constexpr void fill(Variant& variant) {
 
 template <class V>
 constexpr Variant make(const char* name) {
-  Variant variant{name, {}, quantize_rows<V>};
+  Variant variant{name, {}, quantize_rows<V>, {}};
   fill<V>(variant);
   return variant;
 }

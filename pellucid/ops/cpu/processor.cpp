@@ -5,6 +5,13 @@
 #ifdef __linux__
 #include <sched.h>
 #endif
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -12,6 +19,14 @@
 
 namespace pellucid {
 namespace {
+
+#if defined(__x86_64__)
+// AMX-TILE and AMX-INT8: leaf 7, bits 24 and 25 of EDX. Not every compiler's own test knows them.
+bool has_amx_int8() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 3) == 3;
+}
+#endif
 
 // The compiler's own test asks the processor and the system: registers that the system does not save are not there.
 Features find() {
@@ -21,6 +36,11 @@ Features find() {
   found.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   found.avx512_vnni = found.avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+#ifdef __linux__
+  // The system must be asked for the tiles' registers, once a process: ARCH_REQ_XCOMP_PERM of XFEATURE_XTILEDATA,
+  // https://docs.kernel.org/arch/x86/xstate.html
+  found.amx_int8 = found.avx512_vnni && has_amx_int8() && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
   found.neon_dot = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) && (getauxval(AT_HWCAP) & HWCAP_ASIMDHP);
 #elif defined(__aarch64__) && defined(__APPLE__)

@@ -7,7 +7,7 @@
 
 namespace pellucid {
 
-extern const Variant kPortable, kAvx2, kAvx512, kNeon;
+extern const Variant kPortable, kAvx2, kAvx512, kAmx, kNeon;
 
 namespace {
 
@@ -23,12 +23,20 @@ int64_t panels_a_chunk(const Packed& w, int64_t n_rows) {
   return std::max<int64_t>(1, (n_rows > kRows ? kChunkBytes : kFewChunkBytes) / panel_bytes);
 }
 
+// Memory that a thread keeps, on a line's boundary.
+uint8_t* scratch(int64_t n_bytes) {
+  static thread_local std::vector<uint8_t> held;
+  if (static_cast<int64_t>(held.size()) < n_bytes + kLine) held.resize(n_bytes + kLine);
+  return held.data() + (kLine - reinterpret_cast<uintptr_t>(held.data()) % kLine) % kLine;
+}
+
 }  // namespace
 
 const std::vector<const Variant*>& variants() {
   static const std::vector<const Variant*> found = [] {
     std::vector<const Variant*> out;
 #if defined(__x86_64__)
+    if (features().amx_int8) out.push_back(&kAmx);
     if (features().avx512_vnni) out.push_back(&kAvx512);
     if (features().avx2) out.push_back(&kAvx2);
 #elif defined(__aarch64__)
@@ -58,10 +66,16 @@ int64_t n_chunks(const Packed& w, int64_t n_rows) {
 void multiply_chunk(const Variant& variant, const Packed& w, const uint8_t* x, int64_t n_rows, const float* bias, float* out, int64_t out_stride,
                     int64_t chunk) {
   const int64_t n = panels_a_chunk(w, n_rows), first = chunk * n, last = std::min(first + n, panels(w)), whole = std::min(last, w.n_rows / kPanel);
+  int64_t done = 0;  // rows whose whole panels are
   const auto multiply = variant.multiply[w.format];
+  if (const auto many = variant.multiply_many[w.format]; many && n_rows >= kRows && first < whole) {
+    const int64_t n_groups = n_rows / kRows;
+    many(w.data, w.n_columns, first, whole, x, n_groups, out, out_stride, scratch(many_bytes(whole - first, w.n_columns)));
+    done = n_groups * kRows;
+  }
   for (int64_t row = 0; row < n_rows; row += kRows, x += quantized_bytes(kRows, w.n_columns), out += kRows * out_stride) {
     const int rows = static_cast<int>(std::min<int64_t>(kRows, n_rows - row));
-    multiply(w.data, w.n_columns, first, whole, x, rows, out, out_stride);
+    if (row >= done) multiply(w.data, w.n_columns, first, whole, x, rows, out, out_stride);
     if (whole < last) {  // the last panel is not full
       float part[kRows * kPanel];
       const Layout& layout = kLayouts[w.format];

@@ -15,7 +15,14 @@ struct Variant {
   Multiply multiply[kFormats];
   // One row group: n <= 16 rows of floats.
   void (*quantize)(const float* x, int n, int64_t n_columns, uint8_t* out);
+  // Many row groups of 16, the same bits as one by one; `scratch`: many_bytes(panels, n_columns), on a line's boundary. Null where nothing is gained.
+  using MultiplyMany = void (*)(const uint8_t* panels, int64_t n_columns, int64_t first, int64_t last, const uint8_t* x, int64_t n_groups, float* out,
+                                int64_t out_stride, uint8_t* scratch);
+  MultiplyMany multiply_many[kFormats];
 };
+
+// Codes as bytes, and two scales and minima of float32 a row, for 32 columns of a panel: what multiply_many unpacks panels to.
+constexpr int64_t many_bytes(int64_t n_panels, int64_t n_columns) { return n_panels * (n_columns / kColumns) * (kPanel * kColumns + 4 * kPanel * 4); }
 
 // Those that this processor runs, the best first; the last one, portable, runs everywhere. All are constants: making them runs no code.
 const std::vector<const Variant*>& variants();
