@@ -15,7 +15,6 @@ from pellucid.families._resemble import likeness
 from pellucid.spec import Attention, DecoderSpec, Dynamic
 from pellucid.weights.checkpoint import Checkpoint
 from pellucid.weights.names import LeftOut, NameTable, Place, Table, left_out
-from pellucid.weights.packed import KEYS
 
 # Layers appended to the ordinary ones, counted by: DeepSeek-V3, GLM-4.5, MiMo.
 _MTP_COUNT = "num_nextn_predict_layers"
@@ -62,8 +61,7 @@ def describe(raw: Mapping[str, Any], *, accept_unread: Iterable[str] = (), where
         own = f"The repository brings code of its own for it ({code}), and Pellucid never runs remote code." if code else ""
         raise UnsupportedModel(" ".join(filter(None, (str(e), likeness(raw), own)))) from None
     config = Config(raw, accept_unread=accept_unread, where=where)
-    config.inert(**dict.fromkeys(KEYS, "the loader reads it where tensors are packed, every key of it: weights/packed.py"),
-                 num_nextn_predict_layers="those layers are left out, and the load report says so")
+    config.inert(num_nextn_predict_layers="those layers are left out, and the load report says so")
     try:
         spec: DecoderSpec = module.spec(config)
         check_kinds(spec, where)

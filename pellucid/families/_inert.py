@@ -3,6 +3,8 @@
 A key that is inert for one family only is listed in that family's own file. Dropouts and router losses act in training; they
 are inert here and read again there.
 """
+from pellucid.weights.packed import KEYS
+
 _NAMES = "says what the file is, not what the model computes"
 _TRAINING = "acts in training only"
 _GENERATION = "generation reads it, the forward pass does not"
@@ -19,7 +21,7 @@ def _all(names: str, why: str) -> dict[str, str]:
 INERT: dict[str, str] = {
     **_all("architectures model_type transformers_version _name_or_path auto_map custom_pipelines custom_pipeline "
            "model_max_length tokenizer_class name_or_path language languages license bos_token eos_token pad_token unk_token sep_token", _NAMES),
-    "dtype": "read by the loader", "torch_dtype": "read by the loader",
+    **dict.fromkeys(("dtype", "torch_dtype", *KEYS), "read by the loader"),
     **_all("bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id eod_token_id decoder_start_token_id forced_bos_token_id "
            "forced_eos_token_id suppress_tokens begin_suppress_tokens task_specific_params max_length min_length do_sample "
            "temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size "

@@ -67,7 +67,7 @@ def _state(name: str, raw: bytes) -> State:
         rows, columns = facts["shape"]
         nested = (facts["nested_blocksize"], float(facts["nested_offset"])) if "nested_blocksize" in facts else None
         state = State(facts["quant_type"], facts["blocksize"], (rows, columns), nested)
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise BadCheckpoint(f"{name} is no quant_state as bitsandbytes writes it ({type(e).__name__}: {e}): {raw[:60]!r}") from None
     sizes = (state.block, rows, columns, *(nested[:1] if nested else ()))
     if not all(type(n) is int and n > 0 for n in sizes) or not math.isfinite(nested[1] if nested else 0.0):
@@ -132,7 +132,7 @@ def _scales(state: State, parts: Mapping[str, Tensor]) -> Tensor:
     if state.nested is None:
         return scales
     block, offset = state.nested
-    return parts["nested_book"][scales.int()] * parts["nested"].repeat_interleave(block)[: scales.numel()] + offset
+    return parts["nested_book"][scales.int()] * parts["nested"].repeat_interleave(min(block, scales.numel()))[: scales.numel()] + offset
 
 
 def _build_eight(parts: Mapping[str, Any]) -> PackedWeight:

@@ -10,7 +10,6 @@ compressors/quantized_compressors/pack_quantized.py, quantization/lifecycle/forw
 """
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import BadConfig, MisshapenTensor, UnsupportedModel
-from pellucid.weights.quantization import FLOATS, Packed, Peek, Quantization, Settings, Stored, beside, check, grouped, per
+from pellucid.weights.quantization import FLOATS, Packed, Peek, Quantization, Settings, Stored, beside, check, grouped, matches, per
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +63,7 @@ def read(settings: Settings, stored: Stored, peek: Peek) -> Quantization | None:
     format = settings("format", default=None)
     settings.choice("quantization_status", among=("compressed", "frozen"), default="compressed")
     sparsity = settings("sparsity_config", default={})
-    if sparsity and sparsity.get("format") != "dense":
+    if sparsity and (not isinstance(sparsity, Mapping) or sparsity.get("format") != "dense"):
         raise UnsupportedModel(f"{settings.where} has a setting that is not read: sparsity_config={sparsity!r:.80} (only the format 'dense')")
     settings.expect("weights that were turned cannot be multiplied with as they are", transform_config={})
     settings.inert("which modules are packed, their tensors say", "ignore")
@@ -134,7 +133,7 @@ def _activations(part: Settings, raw: Any) -> str:
 
 def _of(module: str, schemes: list[Scheme], where: str) -> Scheme:
     """The group of a module: the first whose targets name it, or match it, or name its class."""
-    for fits in (lambda target: target == module, lambda target: target.startswith("re:") and re.match(target[3:], module) is not None,
+    for fits in (lambda target: target == module, lambda target: target.startswith("re:") and matches(target[3:], module, where),
                  lambda target: target == "Linear"):
         if scheme := next((scheme for scheme in schemes if any(map(fits, scheme.targets))), None):
             return scheme
@@ -206,7 +205,7 @@ def _build(index: str, scheme: Scheme, shape: tuple[int, int], block: tuple[int,
     elif zeros is not None:
         of_rows = constant(by_blocks(zeros.short() + middle, rows, block[0]))
     byte = torch.uint8 if packed else torch.int8 if scheme.kind == "int" else torch.float8_e4m3fn
-    matrix = GroupRows(codes=codes, scales=by_blocks(parts["scales"], rows, block[0]), group=block[1], n_columns=columns,
+    matrix = GroupRows(codes=codes, scales=by_blocks(parts["scales"], rows, block[0]), group=min(block[1], columns), n_columns=columns,
                        width=scheme.bits if packed else 8, byte=byte, zeros=of_rows)
     order = parts.get("index")
     if order is not None and bool((order == -1).any()):  # written where columns stand in their own order

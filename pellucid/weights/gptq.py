@@ -10,13 +10,12 @@ gptq_v2 and `dynamic`: https://github.com/ModelCloud/GPTQModel/blob/f4c327a17eb3
 """
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pellucid.errors import BadConfig, MisshapenTensor
-from pellucid.weights.quantization import FLOATS, Packed, Peek, Quantization, Settings, Stored, check, per
+from pellucid.weights.quantization import FLOATS, Packed, Peek, Quantization, Settings, Stored, check, matches, per
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 BITS = (2, 3, 4, 8)
 _HOW_MADE = ("damp_percent damp_auto_increment static_groups true_sequential model_name_or_path model_file_base_name dataset tokenizer batch_size "
              "pad_token_id model_seqlen module_name_preceding_first_block block_name_to_quantize cache_block_outputs act_group_aware mse meta quantizer "
-             "nsamples seqlen iters lr low_gpu_mem_usage adapter")
+             "nsamples seqlen iters lr low_gpu_mem_usage adapter uri hyb_act gptaq v2 v2_alpha offload_to_disk offload_to_disk_path pack_impl")
 _HOW_RUN = "use_cuda_fp16 max_input_length backend disable_exllama use_exllama exllama_config use_marlin"
 
 
@@ -58,7 +57,7 @@ def _overridden(settings: Settings, dynamic: Any, module: str) -> dict[str, Any]
     if not isinstance(dynamic, Mapping):
         raise BadConfig(f"{settings.where}: dynamic is {dynamic!r:.60}, and an object from patterns to settings was expected")
     for pattern, own in dynamic.items():
-        if re.match(pattern.removeprefix("+:").removeprefix("-:"), module) is None:
+        if not matches(pattern.removeprefix("+:").removeprefix("-:"), module, settings.where):
             continue
         if pattern.startswith("-:"):
             raise BadConfig(f"{settings.where}: dynamic says by {pattern!r} that {module} is not packed, and {module}.qweight is there. Which is right?")

@@ -168,7 +168,7 @@ def constant(zeros: Tensor) -> Tensor | int:
 
 def by_blocks(numbers: Tensor, n_rows: int, block: int) -> Tensor:
     """Of a number for `block` rows each, or one for all, a number for every row: (rows, groups)."""
-    return numbers.reshape(-1, numbers.shape[-1] if numbers.ndim == 2 else 1).repeat_interleave(block, 0)[:n_rows]
+    return numbers.reshape(-1, numbers.shape[-1] if numbers.ndim == 2 else 1).repeat_interleave(min(block, n_rows), 0)[:n_rows]
 
 
 def arranged(rows: GroupRows, index: Tensor | None, *, ordered: bool, name: str) -> PackedWeight:

@@ -23,7 +23,8 @@ _SAME = ("bits", "group_size", "desc_act", "sym", "quant_method")  # what the tw
 
 def settings_of(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], str] | None:
     """What says how weights are packed, and what to call it; None where nothing does. Raises BadConfig where two files disagree."""
-    said = next((config[key] for key in KEYS if isinstance(config.get(key), dict)), None)
+    text = config.get("text_config")  # where some wrappers say it
+    said = next((of[key] for of in (config, text if isinstance(text, dict) else {}) for key in KEYS if isinstance(of.get(key), dict)), None)
     for file, method in BESIDE.items():
         if not (folder / file).is_file():
             continue

@@ -5,6 +5,7 @@ the tensors themselves say; how, the settings say; nothing is guessed.
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -133,6 +134,14 @@ class Settings:
                             f"they seem to. What changes nothing for certain may be removed from the file.")
         for part in self._parts:
             part.finish()
+
+
+def matches(pattern: str, name: str, where: str) -> bool:
+    """Whether the name begins with what this regular expression matches. Raises BadConfig for one that is none."""
+    try:
+        return re.match(pattern, name) is not None
+    except (re.error, RecursionError, OverflowError) as e:
+        raise BadConfig(f"{where}: {pattern!r:.60} is no regular expression ({e}), and one for the names of modules was expected") from None
 
 
 def check(stored: Stored, name: str, of: str, shapes: Collection[tuple[int, ...]], dtypes: Collection[str]) -> None:

@@ -18,7 +18,7 @@ from pellucid.ops.cast import unpacked
 from pellucid.ops.unpack import unpack
 from pellucid.weights.checkpoint import open_checkpoint
 from pellucid.weights.names import Place
-from pellucid.weights.packed import METHODS
+from pellucid.weights.packed import METHODS, settings_of
 from pellucid.weights.packed_rows import PackedWeight
 from pellucid.weights.quantization import Settings
 from tests.families.build import build
@@ -72,6 +72,14 @@ def test_a_familys_own_layout_runs_as_its_numbers(tmp_path: Path, name: str, met
 
 def test_every_method_is_found_by_headers_without_torch() -> None:
     assert sorted(METHODS) == ["awq", "bitsandbytes", "compressed-tensors", "fbgemm_fp8", "fp8", "gptq", "mxfp4"]
+
+
+def test_settings_may_stand_in_the_text_part_of_a_wrapper(tmp_path: Path) -> None:
+    said = {"quantization_config": gptq.CONFIG}
+    assert settings_of({"text_config": said}, tmp_path) == settings_of(said, tmp_path) == (gptq.CONFIG, "quantization_config of config.json")
+    assert settings_of({"text_config": None, "quantization_config": "gptq"}, tmp_path) is None
+    raw = {"model_type": "mistral3", "text_config": build(next(case for case in CASES if str(case).startswith("mistral-"))).raw | said}
+    assert describe(raw).spec.family == "mistral"
 
 
 def test_packed_pickles_are_refused(tmp_path: Path) -> None:
