@@ -161,10 +161,10 @@ def config(facts: Facts) -> tuple[dict[str, Any], Architecture]:
     model_type, architecture = _chosen(facts)
     file, name, said = facts.file, facts.name, dict(facts.said)
     facts = Facts(file, name, said, facts.tensors, facts.floats)
-    _ordinary(facts, architecture)
     for key, value in said.items():
         if isinstance(value, list) and key not in architecture.many and key not in architecture.numbers:
             raise UnsupportedModel(f"{file} has a setting this version does not implement: {name}.{key} differs from layer to layer ({str(value)[:60]})")
+    _ordinary(facts, architecture)
     raw: dict[str, Any] = {"model_type": model_type, "tie_word_embeddings": "output.weight" not in facts.tensors, **architecture.given}
     raw |= {key: facts.has(tensor) for key, tensor in architecture.present.items()}
     for key, value in (("attention.head_count_kv", said.get("attention.head_count")), ("rope.freq_base", THETA),
@@ -174,10 +174,10 @@ def config(facts: Facts) -> tuple[dict[str, Any], Architecture]:
     raw |= {theirs: said.pop(key) for key, theirs in architecture.reads.items() if key in said}
     try:
         raw |= architecture.derive(facts, raw)
+        if "rope_parameters" not in raw and (scaling := _scaling(facts, architecture, raw)):
+            raw["rope_scaling"] = scaling
     except (TypeError, ValueError, KeyError, ArithmeticError, IndexError) as e:
         raise BadConfig(f"{file} has a value of a kind that architecture {name!r} cannot read ({type(e).__name__}: {e}). Is the file whole?") from e
-    if "rope_parameters" not in raw and (scaling := _scaling(facts, architecture, raw)):
-        raw["rope_scaling"] = scaling
     for key in (*architecture.inert, *architecture.numbers):
         said.pop(key, None)
     # What KEYS knows, and no family reads, is not lost: `check` holds it against the spec.
@@ -227,6 +227,8 @@ def _ordinary(facts: Facts, architecture: Architecture) -> None:
     if said.get("rope.scaling.type") == "none":  # and then nothing reads what some write beside it
         for key in ("rope.scaling.factor", "rope.scaling.original_context_length"):
             said.pop(key, None)
+    if said.get("rope.scaling.attn_factor") == 1.0:
+        del said["rope.scaling.attn_factor"]  # as its absence says
     n, n_more = said["block_count"], said.pop(NEXTN, 0)
     if type(n_more) is not int or not 0 <= n_more < n:
         raise BadConfig(f"{file}: {name}.{NEXTN} is {n_more!r:.60}, and it counts some of the {n} blocks. Is the file whole?")

@@ -7,7 +7,7 @@ from typing import Any
 
 from pellucid.errors import BadConfig
 from pellucid.families._gguf import THETA, Derive, Facts
-from pellucid.families._gguf_keys import Free, Of, mixtures, of_latent, one
+from pellucid.families._gguf_keys import Free, Of, mixtures, near, of_latent, one
 from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Yarn
 
 
@@ -45,9 +45,20 @@ def query_scalar(wide: int) -> Derive:
 
 
 def windows(every: int) -> Derive:
-    """`layer_types` of files that need not list them: each layer but every so many is windowed."""
-    return lambda facts, raw: layer_types(facts, {**raw}) if "attention.sliding_window_pattern" in facts.said or not raw.get("sliding_window") else {
-        "layer_types": ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(raw["num_hidden_layers"])]}
+    """`layer_types` of files that need not list them: each layer but every so many is windowed, and none where there is no window."""
+    def derive(facts: Facts, raw: dict[str, Any]) -> dict[str, Any]:
+        n = raw["num_hidden_layers"]
+        if not raw.get("sliding_window"):
+            return {"sliding_window": None, "layer_types": ["full_attention"] * n}
+        return layer_types(facts, raw) or {"layer_types": ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(n)]}
+    return derive
+
+
+def ways(both: bool) -> dict[str, Any]:
+    """Of tokens that see what follows them too, whose files count a window's both sides; and of those that do not."""
+    return {"given": {"sliding_window": None, "use_bidirectional_attention": both}, "fits": lambda spec: spec.causal != both,
+            "inert": tuple(f"dense_{i}_feat_{way}" for i in (2, 3) for way in ("in", "out")),
+            "of": {"attention.sliding_window": lambda s: one(2 * (m.window - 1) for m in near(s) if m.window is not None)} if both else {}}
 
 
 def each(facts: Facts, key: str, n: int) -> list[Any]:

@@ -42,6 +42,7 @@ OUT_NORMS = block({"post_attention_norm": "attn_out_norm", "post_ffw_norm": "mlp
 ALSO_QKV = {name: old(rule) for name, rule in fused("attn_qkv", "attn.q", "attn.k", "attn.v").items()}
 QKV = {name: old(ATTN[name]) for name in ATTN if "output" not in name} | fused("attn_qkv", "attn.q", "attn.k", "attn.v")
 ATTN_FUSED = ATTN | QKV
+DENSE: dict[str, Rule] = {f"dense_{i}.weight": left_out("what a text's vector passes after it was pooled: this decoder gives the vector") for i in (2, 3)}
 GATE_UP = fused("ffn_up", "mlp.gate", "mlp.up")
 
 TENSORS: dict[str, Rule] = ENDS | NORMS | ATTN | MLP | ALSO_QKV

@@ -14,7 +14,7 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if "bias" not
     "model.layers.{i}.self_attn.W_pack.weight": to(*(f"blocks.{{i}}.attn.{x}.weight" for x in "qkv")),
 }
 GGUF = _gguf.Architecture(
-    name="baichuan", tensors=TENSORS | PAIRED, inert=("rope.dimension_count", "tensor_data_layout"), also=("rope.freq_base",),
+    name="baichuan", tensors=TENSORS | PAIRED, inert=("rope.dimension_count",), also=("rope.freq_base",),
     reads=_gguf.reads(less=("attention.head_count_kv", "attention.key_length", "rope.freq_base")),
     # Of 40 layers is a 13B, and has ALiBi: src/models/baichuan.cpp
     derive=lambda facts, raw: {"max_position_embeddings": None, "model_max_length": raw["max_position_embeddings"]} if raw["num_hidden_layers"] == 40 else {})

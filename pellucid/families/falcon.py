@@ -23,7 +23,7 @@ WEIGHTS |= {f"transformer.h.{{i}}.{theirs}_layernorm.{p}": to(f"blocks.{{i}}.{x}
 GGUF = tuple(_gguf.Architecture(
     name="falcon", tensors=without(PLAIN, "attn_norm", "ffn_norm") | block(norms), present={"bias": "blk.0.attn_qkv.bias"},
     reads=_gguf.reads({"attention.head_count_kv": "num_kv_heads", "feed_forward_length": "ffn_hidden_size"}, less=("attention.key_length",),
-                      eps="layer_norm_epsilon"), inert=("tensor_data_layout",),
+                      eps="layer_norm_epsilon"),
     given={"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1 + two}, **_gguf_derive.norms_apart(two))
     for two, norms in ((False, {"attn_norm": "attn_norm"}), (True, {"attn_norm": "mlp_norm", "attn_norm_2": "attn_norm"})))
 

@@ -1,15 +1,16 @@
 """Gemma 3, text: q/k norms for soft caps, five windowed layers per full one, a rope for each kind. https://arxiv.org/abs/2503.19786"""
 from pellucid.families import _gguf, _gguf_derive, _parts, gemma2, qwen3
 from pellucid.families._config import Config
-from pellucid.families._gguf_tensors import OUT_NORMS, QK_NORMS, TENSORS, raised
+from pellucid.families._gguf_tensors import DENSE, OUT_NORMS, QK_NORMS, TENSORS, raised
 from pellucid.spec import DecoderSpec, Layer, Norm
 
 WEIGHTS = qwen3.WEIGHTS | gemma2.WEIGHTS
-GGUF = _gguf.Architecture(
-    name="gemma3", tensors=raised(TENSORS | OUT_NORMS | QK_NORMS), many=("attention.sliding_window_pattern",), given={"sliding_window": None},
+GGUF = tuple(_gguf.Architecture(
+    name=name, tensors=raised(TENSORS | OUT_NORMS | QK_NORMS) | DENSE, many=("attention.sliding_window_pattern",),
     derive=lambda facts, raw: _gguf_derive.query_scalar(62)(facts, raw) | _gguf_derive.windows(6)(facts, raw),
     reads=_gguf.reads({"attention.sliding_window": "sliding_window", "final_logit_softcapping": "final_logit_softcapping",
-                       "rope.freq_base_swa": "rope_local_base_freq"}))
+                       "rope.freq_base_swa": "rope_local_base_freq"}), **_gguf_derive.ways(both))
+    for name, both in (("gemma3", False), ("gemma-embedding", True)))
 
 
 def spec(c: Config) -> DecoderSpec:

@@ -2,10 +2,14 @@
 
 Facts: transformers 5.23, models/gemma4_unified/configuration_gemma4_unified.py.
 """
+from dataclasses import replace
+
 from pellucid.families import gemma4_text
 from pellucid.families._config import Config
 from pellucid.families.gemma4_text import WEIGHTS as WEIGHTS
 from pellucid.spec import DecoderSpec
+
+GGUF = replace(gemma4_text.GGUF, when=None)
 
 
 def spec(c: Config) -> DecoderSpec:

@@ -5,7 +5,8 @@ from pellucid.families._gguf_tensors import PAIRED, TENSORS
 from pellucid.families.llama import WEIGHTS as WEIGHTS
 from pellucid.spec import DecoderSpec, Layer
 
-GGUF = _gguf.Architecture(name="granite", tensors=TENSORS | PAIRED, reads=_gguf.reads(_gguf.MULTIPLIERS), of={"logit_scale": lambda s: 1 / s.logit_scale},
+GGUF = _gguf.Architecture(name="granite", tensors=TENSORS | PAIRED, reads=_gguf.reads(_gguf.MULTIPLIERS),
+                          of={"logit_scale": lambda s: 1 / s.logit_scale, "rope.scaling.finetuned": lambda s: True},  # false: no rope at all
                           derive=lambda facts, raw: {"attention_multiplier": raw.get("attention_multiplier", _gguf_derive.d_head(raw) ** -0.5)},
                           present={"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_gate.bias"})
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import zlib
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pellucid.errors import PellucidError
 from pellucid.families._describe import describe
 from pellucid.families._gguf import check, config, facts_of, numbers
 from pellucid.families._gguf_keys import KEYS, Free, same
@@ -107,3 +110,42 @@ def test_what_is_written_says_the_same(name: str) -> None:
     assert factors(spec).keys() == RECORDED[name]["factors"].keys()
     for tensor, values in factors(spec).items():
         assert values == pytest.approx(RECORDED[name]["factors"][tensor], rel=1e-5)
+
+
+ONE_EACH = {RECORDED[name]["metadata"]["general.architecture"]: name for name in RECORDED}
+COUNTS = {"block_count", "embedding_length", "attention.head_count", "expert_used_count", "vocab_size", "attention.key_length"}
+WRONG: list[Any] = [-1, 0.5, "x", True, [], [1, 2], math.nan, 1e300]
+
+
+def refusal(said: Mapping[str, Any], case: Mapping[str, Any]) -> str:
+    """The message with which the case is refused when its metadata says this; empty where it is read."""
+    shapes_there = {tensor: shape_of(shape) for tensor, (shape, _) in case["tensors"].items()} | {tensor: (len(f),) for tensor, f in case["factors"].items()}
+    try:
+        facts = facts_of("m.gguf", said, shapes_there, case["factors"].__getitem__)
+        raw, architecture = config(facts)
+        spec = describe(raw, where="m.gguf").spec
+        check(facts, architecture, spec)
+        numbers(facts, architecture, len(spec.layers))
+    except PellucidError as e:
+        return str(e)
+    return ""
+
+
+@pytest.mark.parametrize("name", ONE_EACH.values(), ids=list(ONE_EACH))
+def test_any_value_anywhere_is_read_or_refused_by_name(name: str) -> None:
+    case, arch = RECORDED[name], RECORDED[name]["metadata"]["general.architecture"]
+    for key in sorted(set(case["metadata"]) - {"general.architecture"}):
+        for wrong in WRONG:
+            message = refusal(case["metadata"] | {key: wrong}, case)
+            assert not message or "m.gguf" in message
+            assert message or key.removeprefix(f"{arch}.") not in COUNTS or wrong == case["metadata"][key], f"{key}={wrong!r} was taken for a count"
+
+
+def test_what_older_files_carry_is_read_and_what_another_model_says_is_refused() -> None:
+    llama, granite = RECORDED["llama-llama3_rope"], RECORDED["granite-gguf"]
+    assert refusal(llama["metadata"] | {"llama.tensor_data_layout": "Meta AI original pth", "llama.rope.scaling.attn_factor": 1.0,
+                                        "llama.rope.scaling.finetuned": False, "llama.expert_count": 0, "llama.expert_used_count": 0}, llama) == ""
+    assert refusal(llama["metadata"] | {"llama.rope.scaling.attn_factor": 1.2}, llama).startswith("m.gguf says llama.rope.scaling.attn_factor=1.2, and the")
+    assert refusal(granite["metadata"] | {"granite.rope.scaling.finetuned": False}, granite) == (
+        "m.gguf says granite.rope.scaling.finetuned=False, and the rest of its metadata makes it True. Which is right?")
+    assert "llama.nextn_predict_layers is 9, and it counts some of the 4 blocks" in refusal(llama["metadata"] | {"llama.nextn_predict_layers": 9}, llama)

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from pellucid import families
 from pellucid.errors import UnknownTensors, UnsupportedModel
-from pellucid.families._gguf import of_family
+from pellucid.families._gguf import architectures, of_family
 from pellucid.families._gguf_write import architecture_of, factors, metadata
 from pellucid.spec import DecoderSpec
 from pellucid.weights.assemble import assemble, disassemble
@@ -17,6 +18,7 @@ from tests.families.build import build, shapes
 from tests.families.case import Case
 from tests.families.cases import CASES
 
+WRAPPERS = {"gemma3", "gemma4", "gemma4_unified", "llama4", "mistral3"}  # the text model inside is written
 HAVE = [case for case in CASES if of_family(families.family(case.model_type))]
 # What no key or tensor of the architecture says, and the cases that have it; every other case must come back as it was.
 CANNOT: dict[str, str] = {case: fact for fact, cases in {
@@ -30,7 +32,7 @@ CANNOT: dict[str, str] = {case: fact for fact, cases in {
             "minicpm-dynamic qwen-released qwen-released_past",
     "layers.0.mixer.window=11": "mistral-window mixtral-window qwen2-layer_types starcoder2-released",
     "layers.2.mixer.window=11": "qwen2-late_windows dots1-groups",
-    "layers.0.mixer.qkv_bias=True": "qwen3-biases olmo-clip olmo2-biases olmoe-clip gemma-biases olmo3-long gemma4_text-e4b "
+    "layers.0.mixer.qkv_bias=True": "qwen3-biases olmo-clip olmo2-biases olmoe-clip gemma-biases olmo3-long gemma4_text-e4b gemma4_unified_text-shared "
             "deepseek-renormalized minicpm-untied",
     "layers.0.mixer.scale=0.2041241452319315": "gemma2-caps gemma2-no_caps gemma3_text-two_ropes gemma3_text-both_ways gemma3_text-cap",
     "layers.2.mixer.rope=None": "smollm3-interval",
@@ -88,3 +90,13 @@ def test_a_family_without_architecture_is_refused_by_name() -> None:
     built = build(next(case for case in CASES if case.family == "opt"))
     with pytest.raises(UnsupportedModel, match=r"family 'opt' has no architecture in GGUF files that llama\.cpp would read .* Save it as safetensors"):
         metadata(built.spec, {})
+
+
+def test_the_page_lists_every_architecture_and_every_family_without_one() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "gguf.md").read_text(encoding="utf8")
+    rows = {row.split(" | ")[0].removeprefix("| "): row.split(" | ")[1].split(", ") for row in page.splitlines() if row.startswith("| ")}
+    assert set(rows) - {"architecture", "---"} == set(architectures())
+    assert all(set(rows[name]) >= {family for family, _ in known} for name, known in architectures().items())
+    own = {name for name in families.NAMES if not of_family(families.family(name))} - WRAPPERS
+    [line] = [line for line in page.splitlines() if line.startswith("- Families here that llama.cpp has no architecture for: ")]
+    assert set(line.partition(": ")[2].partition(".")[0].split(", ")) == own
