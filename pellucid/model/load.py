@@ -223,9 +223,9 @@ def _activations(decoder: Decoder, weights: list[Weight]) -> Activations:
 
 
 def _unpacked(decoder: Decoder, weights: list[Weight]) -> list[str]:
-    """A note on the matrices without a kernel, where others have one."""
+    """A note on the matrices without a kernel, where others have one, and on those of other formats than GGUF's wherever there are kernels."""
     slow = Counter(w.format if isinstance(w, PackedRows) else "groups" for w in weights if isinstance(w, PackedWeight) and not is_whole(w))
-    if not slow or _activations(decoder, weights) == "exact":
+    if not slow or decoder.ops.activations == "exact" or (_activations(decoder, weights) == "exact" and "groups" not in slow):
         return []
     return [f"no kernels for {', '.join(f'{n:,} matrices in {name}' for name, n in slow.most_common())}: unpacked for every product, which is slow"]
 

@@ -38,6 +38,7 @@ from pellucid.spec import (
     Temperature,
     Yarn,
 )
+from pellucid.weights.group_rows import Affine, GroupRows, Reordered
 
 FEW = 16  # tokens: up to so many a dense matrix is read no slower by our own product than by torch's
 
@@ -109,7 +110,14 @@ def check(decoder: Decoder) -> None:
     looked_up = decoder.embed if not decoder.spec.tied else None  # by the decoder's own operations, if the plan has none
     for module in decoder.modules():
         if isinstance(module, Project | Embed) and module is not looked_up and not (isinstance(module.weight, Panels) or _dense(module.weight)):
-            raise Declined(f"weights in {getattr(module.weight, 'format', None) or module.weight.dtype}")
+            raise Declined(f"weights {_held(module.weight)}")
+
+
+def _held(weight: Weight) -> str:
+    """How a weight that no plan multiplies with is held."""
+    if isinstance(weight, Reordered | Affine):
+        return "in another order of columns" if isinstance(weight, Reordered) else "with zeros or scales beside their blocks"
+    return "in groups" if isinstance(weight, GroupRows) else f"in {getattr(weight, 'format', None) or weight.dtype}"
 
 
 def is_whole(decoder: Decoder) -> bool:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from pellucid.model import load
 from pellucid.model.convert import convert
 from pellucid.model.load import load_decoder
 from pellucid.ops.cast import unpacked
+from pellucid.ops.choose import BACKENDS
 from pellucid.ops.unpack import unpack
 from pellucid.weights.checkpoint import open_checkpoint
 from pellucid.weights.names import Place
@@ -23,12 +25,13 @@ from pellucid.weights.packed_rows import PackedWeight
 from pellucid.weights.quantization import Settings
 from tests.families.build import build
 from tests.families.cases import CASES
+from tests.weights import test_awq as awq
 from tests.weights import test_bitsandbytes as bitsandbytes
 from tests.weights import test_compressed_tensors as compressed
 from tests.weights import test_fp8 as fp8
 from tests.weights import test_gptq as gptq
 from tests.weights.build import llama, write, write_config
-from tests.weights.quantized import SIZES, Files, files, logits
+from tests.weights.quantized import IDS, SIZES, Files, Packer, files, logits
 
 # q, k and v in one matrix, row by row or head by head, turned or not; gate and up in one; biases; experts; latents whose one matrix is two of ours
 FAMILIES = ["qwen2-plain", "mixtral-window", "phi3-mini_4k", "gpt2-released", "gpt_neox-pythia", "bloom-released", "falcon-40b", "internlm2-released",
@@ -68,6 +71,29 @@ def test_a_familys_own_layout_runs_as_its_numbers(tmp_path: Path, name: str, met
     assert held
     assert not [path for path, module in decoder.named_modules() if path.endswith((".q", ".k", ".v", ".o", ".gate", ".up", ".down")) and path not in held]
     assert "matrices stay packed" in report.notes[0] or "matrices stay packed" in report.notes[1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("packer", "quantization", "declined"), [
+    (gptq.packer(), gptq.CONFIG, ""),
+    (gptq.packer(ordered=True), gptq.CONFIG | {"desc_act": True}, "in another order of columns"),
+    (awq.packer(), awq.CONFIG, "with zeros or scales beside their blocks"),
+    (bitsandbytes.packer(), bitsandbytes.CONFIG, "in groups")])
+def test_what_has_kernels_is_multiplied_by_them_and_what_has_none_is_said(tmp_path: Path, packer: Packer, quantization: dict[str, Any], declined: str,
+                                                                          backend: str) -> None:
+    folder = write(tmp_path, files(packer)[0], **SIZES, quantization_config=quantization)
+    decoder, report = load_decoder(folder, ops=backend, activations="int8")
+    slow = "no kernels for 14 matrices in groups: unpacked for every product, which is slow"
+    assert (slow in report.notes) == (declined == "in groups")
+    if backend == "native":
+        assert report.ops.endswith(f"layer by layer: no plan knows weights {declined}" if declined else "one native plan a pass")
+    reference, _ = load_decoder(folder, ops="reference", activations="int8")
+    exact, _ = load_decoder(folder, ops="reference", activations="exact")
+    with torch.no_grad():
+        ours_TV, theirs_TV, exact_TV = (each.unembed(each(IDS)) for each in (decoder, reference, exact))
+    assert (ours_TV - theirs_TV).abs().max() < 2e-3 * theirs_TV.abs().max()  # a number on the border between two steps may fall on either side
+    if declined != "in groups":
+        assert (theirs_TV - exact_TV).abs().max() > 1e-4 * exact_TV.abs().max(), "activations were not rounded"
 
 
 def test_every_method_is_found_by_headers_without_torch() -> None:
