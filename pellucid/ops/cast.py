@@ -1,6 +1,7 @@
 """Weights in one format -> another, a few rows at a time, and what became of their numbers on the way."""
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Literal
@@ -27,10 +28,11 @@ class Cast:
         self.kept: dict[str, Kept] = {}
         self.pairs: Counter[tuple[str, str]] = Counter()  # (format before, after) of what was rounded
 
-    def pieces(self, name: str, weight: Tensor | PackedWeight, format: str, importance: Tensor | None = None) -> Iterator[Tensor]:
-        """The bytes of the weight in this format of GGUF, row after row.
+    def pieces(self, name: str, weight: Tensor | PackedWeight, format: str, importance: Tensor | None = None, *,
+               first: int = 0) -> Iterator[Tensor]:
+        """The bytes of the weight in this format of GGUF, row after row, those of all experts after one another.
 
-        importance: see `quantize_rows`. Raises what it raises, and BadRequest for a number that F16 has no room for.
+        importance, first: see `quantize_rows`. Raises what it raises, and BadRequest for a number that F16 has no room for.
         """
         if format_of(weight) == format:
             self.kept[name] = "copied"
@@ -38,13 +40,15 @@ class Cast:
         elif len(weight.shape) > 2:
             for i in range(weight.shape[0]):
                 one = PackedRows(weight.bytes[i], weight.format) if isinstance(weight, PackedRows) else weight[i]  # type: ignore[index]
-                yield from self.pieces(name, one, format, importance[i] if importance is not None and importance.ndim > 1 else importance)
+                own = importance[i] if importance is not None and importance.ndim > 1 else importance
+                yield from self.pieces(name, one, format, own, first=first + i * math.prod(weight.shape[1:-1]))
         elif format in PLAIN:
             yield from (self._put(name, rows, format) for rows in rows_of(weight, BLOCK))
         else:
             self.rounded(name, format_of(weight), format)
             for rows in rows_of(weight, BLOCK):
-                yield quantize_rows(unpacked(rows), format, importance, name=name).bytes
+                yield quantize_rows(unpacked(rows), format, importance, name=name, first=first).bytes
+                first += len(rows) if isinstance(rows, Tensor) else rows.shape[0]
 
     def dense(self, name: str, weight: Tensor | PackedWeight, dtype: torch.dtype, offset: float = 0.0) -> Tensor:
         """The weight as a tensor of its shape. offset: what its numbers were stored with; see `exact_in`."""

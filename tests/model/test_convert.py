@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import pellucid
-from pellucid.errors import BadConfig, BadRequest, BadTokenizer, DiskFull, UnsupportedModel
+from pellucid.errors import BadCheckpoint, BadConfig, BadRequest, BadTokenizer, DiskFull, UnsupportedModel
 from pellucid.families._describe import describe_checkpoint
 from pellucid.model.convert import convert
 from pellucid.model.load import load_decoder
@@ -444,3 +444,16 @@ def test_metadata_of_safetensors_says_pt(tmp_path: Path) -> None:
     convert(tmp_path / "m.gguf", tmp_path / "out")
     with safe_open(tmp_path / "out/model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}  # transformers asks for it
+
+
+def test_a_number_that_no_block_can_say_is_named_by_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few rows are quantized at once."""
+    monkeypatch.setattr("pellucid.ops.cast.BLOCK", 300)
+    built = build(PLAIN)
+    tensors = {name: tensor.clone() for name, tensor in built.files.items()}
+    tensors["model.layers.1.mlp.up_proj.weight"][9, 4] = float("nan")
+    write(tmp_path / "in", tensors)
+    (tmp_path / "in/config.json").write_text(json.dumps(built.raw))
+    with pytest.raises(BadCheckpoint, match=r"blk.1.ffn_up.weight holds nan in row 9, column 4, which Q8_0 cannot say"):
+        convert(tmp_path / "in", tmp_path / "out.gguf", tokenizer=False, quantize="Q8_0")
+    assert not (tmp_path / "out.gguf").exists()

@@ -6,6 +6,7 @@ for four layers of one and one of the other.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import gguf
@@ -108,3 +109,15 @@ def test_what_cannot_be_done_is_said(mix: str, overrides: list[tuple[str, str]],
 def test_every_format_of_a_plan_is_one_that_is_written() -> None:
     assert set(FORMATS) == set(PACK)
     assert {format for each in RECORDED.values() for kinds in each["mixes"].values() for runs in kinds.values() for format in layers(runs)} <= set(PACK)
+
+
+def test_the_page_says_the_sizes_that_the_plans_have() -> None:
+    """Those of a Llama of 1.1 billion parameters, in docs/quantize.md."""
+    tensors, facts = model("llama", 22, 2048, 5632, 32, 4, 0, False)
+    tensors |= {"token_embd.weight": (32000, 2048), "output.weight": (32000, 2048)}
+    page = (Path(__file__).parents[2] / "docs/quantize.md").read_text(encoding="utf8")
+    rows = dict(re.findall(r"^\| ([A-Z][A-Z0-9_]+) \| ([\d.]+ \| [\d,]+) \|", page, re.M))
+    assert rows.keys() == MIXES.keys() - {"F32", "F16", "MXFP4_MOE", "Q2_K_S"}
+    for mix, said in rows.items():
+        plan = plan_mix(mix, tensors, facts)
+        assert said == f"{plan.bits_per_weight:.2f} | {plan.total_bytes / 1e6:,.0f}"

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from pellucid.errors import BadCheckpoint, BadRequest
@@ -167,6 +169,32 @@ def test_what_no_scale_reaches_is_named(name: str) -> None:
     x[1, 3] = -1e9
     with pytest.raises(BadRequest, match=rf"attn_q.weight holds a number of 1e\+09, and the scales of {name} are float16.*--tensor-type blk.0.attn_q"):
         quantize_rows(x, name, name="blk.0.attn_q.weight")
+
+
+@pytest.mark.parametrize("name", [name for name in PACKED if name != "MXFP4"])
+def test_what_scales_just_reach_is_written_as_well_as_the_rest(name: str) -> None:
+    """A part of the numbers at the limit, of one sign or of both, an offset to all: no scale and no minimum is infinite."""
+    with pytest.raises(BadRequest) as refused:
+        quantize_rows(torch.full((1, D), 1e30), name)
+    reach = float(str(refused.value).split("reach ")[1].split(". ")[0])
+    x = rows()
+    for numbers in (x / x.abs().max(), x.sign() * (0.9 + x.abs()).clamp(max=1), 0.9 + 0.1 * x / x.abs().max(), -0.9 - 0.1 * x / x.abs().max()):
+        small, large = (unpack(quantize_rows(numbers * scale, name)).double() / scale for scale in (1.0, 0.999 * reach))
+        assert large.isfinite().all()
+        assert lost(numbers, large) < 1.05 * lost(numbers, small) + 1e-9
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), low=st.integers(-40, 3), spread=st.integers(0, 30), sparse=st.floats(0, 1), name=st.sampled_from(PACKED))
+def test_any_finite_numbers_are_written_as_finite_ones_and_never_worse_than_nothing(seed: int, low: int, spread: int, sparse: float, name: str) -> None:
+    """Of one size or of many, dense or sparse, with an importance of as many sizes."""
+    of = np.random.default_rng(seed)
+    x = torch.from_numpy(of.standard_normal((2, D)) * 10.0 ** of.uniform(low, min(low + spread, 3), (2, D)) * (of.random((2, D)) >= sparse)).float()
+    importance = torch.from_numpy(10.0 ** of.uniform(-30, 5, D)).float() if seed % 2 else None
+    found = unpack(quantize_rows(x, name, importance)).double()
+    assert found.isfinite().all()
+    wide = x.double()
+    assert ((found - wide) ** 2).sum() <= 1.2 * (wide ** 2).sum() or importance is not None
 
 
 @pytest.mark.parametrize("name", ["F32", "BF16", "MXFP4"])
