@@ -15,9 +15,10 @@ from torch import Tensor
 from pellucid.families._gguf_write import architecture_of, factors, metadata
 from pellucid.model.cache import Cache
 from pellucid.model.load import load_decoder
+from pellucid.ops.panels import Panels
 from pellucid.weights.assemble import assemble, disassemble
 from pellucid.weights.names import NameTable
-from pellucid.weights.packed_rows import PackedRows
+from pellucid.weights.packed_rows import PackedRows, PackedWeight
 from tests.families.build import TOLERANCE, Built, build, logits, ours, shapes
 from tests.families.case import Case, rope
 
@@ -80,7 +81,7 @@ def test_packed_tensors_stay_packed_and_mean_what_they_say(tmp_path: Path, famil
     table = NameTable(architecture_of(built.spec).table)
     plain, _ = assemble(table, means.items(), shapes(built.spec), built.spec)
     expected = logits(ours(built.spec, plain), built.tokens_T)
-    decoder, _ = load_decoder(tmp_path / "m.gguf", device="cpu", dtype="float32")
+    decoder, _ = load_decoder(tmp_path / "m.gguf", device="cpu", dtype="float32", activations="exact")
     found = logits(decoder, built.tokens_T)
     assert (found - expected).abs().max() < TOLERANCE * expected.abs().max()
     kept = {name: module.weight for name, module in decoder.named_modules() if isinstance(getattr(module, "weight", None), PackedRows)}
@@ -90,3 +91,21 @@ def test_packed_tensors_stay_packed_and_mean_what_they_say(tmp_path: Path, famil
     cache = Cache(built.spec)
     steps = torch.cat([logits(decoder, part_T, cache=cache) for part_T in (built.tokens_T[:-3], *built.tokens_T[-3:].split(1))])
     assert (steps - expected).abs().max() < TOLERANCE * expected.abs().max()
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_the_kernels_read_them_as_the_reference_does(tmp_path: Path, family: str) -> None:
+    """With activations of 8 bits: turned heads, which are no matrix of rows, stay as they are, and every other matrix lies in panels."""
+    built = build(CASES[family])
+    file(tmp_path / "m.gguf", built, Kind.Q8_0)
+    found = {}
+    for ops, activations in (("native", "int8"), ("reference", "int8"), ("reference", "exact")):
+        decoder, _ = load_decoder(tmp_path / "m.gguf", device="cpu", dtype="float32", ops=ops, activations=activations)
+        kinds = {type(weight) for name, weight in decoder.weights().items() if isinstance(weight, PackedWeight) and not name.endswith("embed.weight")}
+        turned = {PackedRows} if family == "deepseek_v3" else set()
+        assert kinds == ({Panels} | turned if ops == "native" else {PackedRows})
+        found[ops, activations] = logits(decoder, built.tokens_T)
+    exact = found["reference", "exact"]
+    off = (found["reference", "int8"] - exact).norm()
+    assert (found["native", "int8"] - found["reference", "int8"]).norm() < 0.3 * off  # a sum rounded otherwise may move a later activation
+    assert 0 < off < 0.2 * exact.norm()
