@@ -26,11 +26,12 @@ from pellucid.weights.gguf import Gguf
 from pellucid.weights.gguf_card import LINEAGE, VERSION, general
 from pellucid.weights.gguf_write import Value, copied, planned, write_gguf
 from pellucid.weights.mixes import MIXES, Facts, packable, plan_mix
-from pellucid.weights.names import NameTable
+from pellucid.weights.names import NameTable, Place
+from pellucid.weights.packed_rows import PackedRows, PackedWeight
 from pellucid.weights.safetensors import raw
 
 # Whose YaRN ramp and gain llama.cpp reads: load_hparams of each architecture, at 3679b65db and in later additions.
-_RAMPS = ("grok", "laguna", "k2-horizon")
+_RAMPS = ("grok", "laguna", "k2-horizon", "mistral3")
 
 
 def write(job: Job) -> tuple[Written, ...]:
@@ -87,16 +88,21 @@ def _from_safetensors(job: Job) -> tuple[dict[str, Value], list[Planned]]:
                                f"reads no {lost[0]} there. Save it as safetensors")
     job.notes += _ramps(spec, architecture.name)
     about = metadata(spec, shapes | {name: tuple(t.shape) for name, t in made.items()}, numbers)
-    types, file_type = _types(job, shapes, {theirs: {source.stored[name] for name in place.names} for theirs, place in places.items()})
+    stored = {theirs: _stored(source, place) for theirs, place in places.items()} if (job.quantize or job.dtype) is None else {}
+    types, file_type = _types(job, shapes, stored)
     job.notes += [f"left out: {len(names)} tensor{'s' * (len(names) > 1)}, {why}" for why, names in source.left_out.items()]
 
     def read(theirs: str) -> Iterator[memoryview]:
         source.release()  # what the tensor before took
-        found = {name: unpacked(weight) for name, weight in source.read(places[theirs].names).items()}
-        weight = joined(found, places[theirs], spec)
+        held = source.read(places[theirs].names)
+        weight: Tensor | PackedRows | None = _whole_rows(held, places[theirs], spec)
+        if weight is None:
+            weight = joined({name: unpacked(each) for name, each in held.items()}, places[theirs], spec)
         yield from map(raw, job.cast.pieces(theirs, weight, types[theirs], _importance(job, theirs, shapes[theirs])))
         if offset := places[theirs].rule.offset:
-            [before] = found.values()
+            [before] = held.values()
+            assert isinstance(before, Tensor)
+            assert isinstance(weight, Tensor)  # a vector
             if not torch.equal((weight - offset).to(before.dtype), before):  # a small number lost its last bits to the one beside it
                 job.cast.rounded(theirs, format_of(before), f"{format_of(before)} + {offset:g}")
 
@@ -106,6 +112,24 @@ def _from_safetensors(job: Job) -> tuple[dict[str, Value], list[Planned]]:
     head = general(job.checkpoint.card, name=job.checkpoint.name, architecture=about.pop("general.architecture"), size_label=label, file_type=file_type)
     text = _tokenizer(job, str(head["general.architecture"])) | _sampling(job.checkpoint.generation)
     return head | about | text | _measured(job, types, shapes), tensors
+
+
+def _stored(source: Tensors, place: Place) -> str:
+    """The format that a tensor has already: what its parts are in, or the blocks of GGUF that say the same bits. F32 holds what has neither."""
+    [format] = formats if len(formats := {source.stored[name] for name in place.names}) == 1 else ["F32"]
+    if format in PLAIN:
+        return format
+    rows = _whole_rows(source.read(place.names), place, source.spec)
+    return "F32" if rows is None else rows.format
+
+
+def _whole_rows(held: Mapping[str, Tensor | PackedWeight], place: Place, spec: DecoderSpec) -> PackedRows | None:
+    """The tensor of that place in blocks of GGUF, moved by whole rows; None where its parts are not in such, or a move is not by rows."""
+    rows = {name: weight for name, weight in held.items() if isinstance(weight, PackedRows)}
+    formats = {weight.format for weight in rows.values()}
+    if len(rows) < len(held) or len(formats) > 1 or place.rule.transpose or place.rule.by_head == "turned":
+        return None
+    return PackedRows(joined({name: weight.bytes for name, weight in rows.items()}, place, spec), formats.pop())
 
 
 def _importance(job: Job, name: str, shape: tuple[int, ...]) -> Tensor | None:
@@ -139,10 +163,12 @@ def _ramps(spec: DecoderSpec, architecture: str) -> list[str]:
         if not isinstance(scaling, Yarn):
             continue
         usual = 0.1 * math.log(scaling.factor) + 1  # of latent attention the metadata says another, and llama.cpp reads it
-        same = isinstance(mixer, LatentAttention) or math.isclose(scaling.gain, usual, rel_tol=1e-5)
-        if (scaling.fast, scaling.slow) != (32, 1) or not same:
-            return [f"YaRN's ramp goes from {scaling.fast:g} to {scaling.slow:g} turns here with a gain of {scaling.gain:.4g}, and llama.cpp takes 32, 1 and "
-                    f"{usual:.4g} for architecture {architecture!r}, whatever the file says: it will compute another model than Pellucid"]
+        odd = [f"a ramp from {scaling.fast:g} to {scaling.slow:g} turns where it takes 32 to 1"] * ((scaling.fast, scaling.slow) != (32, 1))
+        if not isinstance(mixer, LatentAttention) and not math.isclose(scaling.gain, usual, rel_tol=1e-5):
+            odd.append(f"a gain of {scaling.gain:.4g} where it takes {usual:.4g}")
+        if odd:
+            return [f"llama.cpp will compute another model than Pellucid: YaRN has {' and '.join(odd)} for architecture {architecture!r}, whatever the file "
+                    f"says"]
     return []
 
 
@@ -166,20 +192,18 @@ def _sampling(generation: Mapping[str, Any]) -> dict[str, Value]:
     return {SAMPLING + key: value if key == "top_k" else float(value) for key, value in found.items() if isinstance(value, int | float)}
 
 
-def _types(job: Job, shapes: dict[str, tuple[int, ...]], stored: dict[str, set[str]]) -> tuple[dict[str, str], int]:
+def _types(job: Job, shapes: dict[str, tuple[int, ...]], stored: Mapping[str, str]) -> tuple[dict[str, str], int]:
     """Name -> format, and general.file_type. What is not asked for stays what the files hold; what they pack in another way than GGUF becomes F32."""
     if (mix := job.quantize or job.dtype) is not None:
         plan = plan_mix(mix, shapes, _facts(job), overrides=job.overrides, important=job.imatrix is not None)
         job.notes += _fell_back(plan.fell_back, plan.types)
         return dict(plan.types), plan.file_type
-    types = {}
-    for name, shape in shapes.items():
-        [format] = stored[name] if len(stored[name]) == 1 else ["F32"]
-        types[name] = format if packable(name, shape) and format in PLAIN else "F32"
+    types = {name: stored[name] if packable(name, shape) else "F32" for name, shape in shapes.items()}
     most = Counter[str]()
     for name, shape in shapes.items():
         most[types[name]] += math.prod(shape) * packable(name, shape)
-    return types, MIXES[most.most_common(1)[0][0]][1]
+    main = most.most_common(1)[0][0]
+    return types, next((number for format, number in MIXES.values() if format == main), 0)
 
 
 def _in_order(name: str) -> tuple[int, int, str]:

@@ -85,7 +85,7 @@ def _dtypes(job: Job, tensors: Tensors) -> dict[str, torch.dtype]:
 
 
 def _turned(t: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Rows of all heads, of what stayed packed as it is stored: each head's matrix transposed (see `To.turned`)."""
+    """Rows of all heads, of what stayed packed as it is stored: each head's matrix transposed (see `To.by_head`)."""
     return t if t.shape == shape else t.transpose(1, 2).flatten(0, 1)
 
 

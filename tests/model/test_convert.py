@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from gguf import GGMLQuantizationType as Kind
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -33,6 +34,10 @@ from tests.families.cases import CASES as ALL_CASES
 from tests.families.test_gguf import CASES, converted
 from tests.families.test_gguf_write import CANNOT, HAVE
 from tests.weights.build import write
+from tests.weights.quantized import SIZES as QUANTIZED_SIZES
+from tests.weights.quantized import files
+from tests.weights.test_gptq import CONFIG as GPTQ
+from tests.weights.test_gptq import packer
 
 PLAIN = CASES["llama-plain"]
 
@@ -272,7 +277,25 @@ def test_a_scaling_llama_cpp_does_not_read(tmp_path: Path) -> None:
         convert(saved(tmp_path / "m", build(SCALED[0]), torch.float32), tmp_path / "m.gguf", tokenizer=False)
     ramp = next(case for case in ROUND if str(case) == "llama-yarn_ramp")
     [note] = convert(saved(tmp_path / "r", build(ramp), torch.float32), tmp_path / "r.gguf", tokenizer=False).notes
-    assert note.startswith("YaRN's ramp goes from 1.2 to 0.3 turns here with a gain of 1.139, and llama.cpp takes 32, 1 and 1.139 for architecture 'llama'")
+    assert note == ("llama.cpp will compute another model than Pellucid: YaRN has a ramp from 1.2 to 0.3 turns where it takes 32 to 1 for architecture "
+                    "'llama', whatever the file says")
+
+
+@pytest.mark.parametrize(("how", "format"), [({}, "Q4_0"), ({"bits": 8}, "Q8_0"), ({"group": 16}, "F32")], ids=["int4", "int8", "groups of 16"])
+def test_packed_repositories_become_the_blocks_of_gguf_that_say_the_same_bits(tmp_path: Path, how: dict[str, int], format: str) -> None:
+    """GPTQ: the same numbers, copied where a block has one scale as the group does, and in float32 otherwise."""
+    config = GPTQ | {"bits": how.get("bits", 4), "group_size": how.get("group", 32)}
+    folder = write(tmp_path / "m", files(packer(**how))[0], **QUANTIZED_SIZES, quantization_config=config)
+    done = convert(folder, tmp_path / "m.gguf", tokenizer=False)
+    assert {type for name, (type, *_) in tensors_of(done.out).items() if "ffn" in name and "norm" not in name} == {format}
+    assert done.kept["rounded"] == 0
+    before, after = (load_decoder(path, device="cpu", dtype="float32", activations="exact")[0] for path in (folder, done.out))
+    tokens = torch.arange(20)
+    assert (logits(before, tokens) - logits(after, tokens)).abs().max() < TOLERANCE * logits(before, tokens).abs().max()
+    convert(folder, tmp_path / "plain")
+    assert "quantization_config" not in json.loads((tmp_path / "plain/config.json").read_text())
+    plain = load_decoder(tmp_path / "plain", device="cpu", dtype="float32")[0]
+    assert (logits(before, tokens) - logits(plain, tokens)).abs().max() < TOLERANCE * logits(before, tokens).abs().max()
 
 
 def test_a_family_llama_cpp_does_not_know(tmp_path: Path) -> None:
@@ -437,6 +460,19 @@ def test_memory_stays_near_one_tensor(tmp_path: Path, how: tuple[str, ...]) -> N
     largest, whole = 4 * 1536 * 384, (tmp_path / "big.gguf").stat().st_size
     assert whole > 30 * largest
     assert int(done.stdout) < 6 * largest, f"{int(done.stdout) / largest:.1f} tensors of {largest:,} bytes"
+
+
+def test_transformers_runs_what_came_from_gguf(tmp_path: Path) -> None:
+    """The factors that Llama 3's scaling became are its own longrope there too."""
+    built = build(CASES["llama-llama3"])
+    converted(tmp_path / "m.gguf", built, Kind.F32)
+    convert(tmp_path / "m.gguf", tmp_path / "out")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        found = theirs(built.tokens_T[None]).logits[0]
+    assert (found - built.logits_TV).abs().max() < 2e-5 * built.logits_TV.abs().max()
 
 
 def test_metadata_of_safetensors_says_pt(tmp_path: Path) -> None:
