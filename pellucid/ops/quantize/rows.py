@@ -9,7 +9,7 @@ from pellucid.ops.quantize.pack import PACK
 from pellucid.weights.gguf import BY_NAME
 from pellucid.weights.packed_rows import PackedRows
 
-PART = 1 << 16  # numbers at once: what a search holds of so many lies in the second cache of a core
+PART = 1 << 15  # numbers at once for each thread, as few as torch gives one; what a search holds of twice so many lies in the second cache of a core
 _LARGEST = 65504.0  # of float16, and so of a scale
 # The largest number, in times of that, which every scale of a block can be stored for, though it may come out half as large again. 2 where it is not said.
 _HELD = {"Q8_0": 64, "Q4_1": 0.5, "Q5_1": 0.5, "F16": 1, "MXFP4": torch.inf, "F32": torch.inf, "BF16": torch.inf, "NF4": torch.inf}
@@ -49,7 +49,7 @@ def _pack(x_FD: Tensor, format: str, importance_D: Tensor | None, name: str, fir
     D, of, pack = x_FD.shape[-1], BY_NAME[format], PACK[format]
     w_D = torch.ones(D) if importance_D is None else importance_D.float()
     w_D = (w_D / w_D.mean().clamp(min=1e-30)).clamp(min=_SEEN)
-    n = max(1, PART // D)
+    n = max(1, PART * max(2, torch.get_num_threads()) // D)
     for start in range(0, len(x_FD), n):
         x = x_FD[start : start + n].float().contiguous()
         check(x, format, name, first + start)
