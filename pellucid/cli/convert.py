@@ -64,7 +64,7 @@ def say(source: str, out: Path, *, tensor_types: Any, split: str | None, force: 
     from pellucid.model.convert import Watch, convert  # torch comes with it
     with progress(out.name, quiet) as (started, report):
         done = convert(path, out, name=None if path == Path(source).expanduser() else source, overrides=overrides, max_bytes=max_bytes, overwrite=force,
-                       watch=Watch(started=started, report=report), **how)
+                       watch=Watch(started=started, report=report, note=lambda text: None if quiet else note(text)), **how)
     if json:
         emit({"out": str(done.out), "to": done.to, "n_bytes": done.n_bytes, "files": {str(file.path): file.sha256 for file in done.files},
               "kept": done.kept, "rounded": done.rounded, "types": done.types, "notes": list(done.notes), "seconds": round(done.seconds, 3),

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pellucid import __version__
 from pellucid.errors import BadRequest
 from pellucid.families._describe import Description, describe_checkpoint
+from pellucid.model.report import size
 from pellucid.ops.cast import PLAIN, Cast
 from pellucid.records import Input, Record, input_file
 from pellucid.weights.checkpoint import CONFIG, Checkpoint, open_checkpoint
@@ -23,6 +24,7 @@ from pellucid.weights.inputs import input_files
 
 Kind = Literal["gguf", "safetensors"]
 RECORD = "record.json"
+SLOW_BYTES = 2_000_000_000  # hashing this much takes long enough to say so first
 NF4 = "NF4"  # what can be packed in safetensors; everything else is GGUF's
 _DTYPES = {**{name.lower(): name for name in PLAIN}, "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -105,7 +107,8 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
     described = None
     if not (checkpoint.gguf and kind == "gguf" and quantize is None):  # a copy may be of an architecture that nobody here runs
         described = describe_checkpoint(checkpoint, accept_unread)
-    watch.note(f"hashing {checkpoint.name}")
+    if checkpoint.n_bytes > SLOW_BYTES:
+        watch.note(f"hashing {checkpoint.name}, {size(checkpoint.n_bytes)}")
     inputs = {role: input_file(path) for role, path in input_files(checkpoint).items()}
     lineage = (*_ancestors(checkpoint), *_lines(checkpoint, inputs))
     if imatrix is not None:

@@ -60,7 +60,9 @@ def _from_gguf(job: Job, model: Gguf) -> tuple[dict[str, Value], list[Planned]]:
         job.notes += [f"{n} matri{'ces were' if n > 1 else 'x was'} {type} before: what that lost stays lost. The original loses less"
                       for type, n in again.items()]
     if not job.tokenizer:
-        metadata = {key: value for key, value in metadata.items() if not key.startswith("tokenizer.")}
+        metadata = {key: value for key, value in metadata.items() if not key.startswith("tokenizer.")} | {"tokenizer.ggml.model": "no_vocab"}
+        if "token_embd.weight" in model.tensors:  # the list of tokens said it otherwise
+            metadata[f"{model.metadata['general.architecture']}.vocab_size"] = model.tensors["token_embd.weight"][1].shape[0]
 
     def read(name: str) -> Iterator[memoryview]:
         for piece in job.cast.pieces(name, job.checkpoint.tensor(name), types[name], _importance(job, name, tuple(model.tensors[name][1].shape))):

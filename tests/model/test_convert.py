@@ -211,7 +211,13 @@ def test_a_tokenizer_gguf_has_no_words_for_stops_it_unless_it_is_left_out(tmp_pa
         convert(folder, tmp_path / "m.gguf")
     assert not list(tmp_path.glob("*.gguf"))
     convert(folder, tmp_path / "m.gguf", tokenizer=False)
-    assert fields_of(tmp_path / "m.gguf")["tokenizer.ggml.model"][0] == "no_vocab"
+    convert(resolve("shipped"), tmp_path / "whole.gguf")
+    convert(tmp_path / "whole.gguf", tmp_path / "bare.gguf", tokenizer=False)
+    for name in ("m.gguf", "bare.gguf"):
+        fields = fields_of(tmp_path / name)
+        assert {key: fields[key][0] for key in fields if key.startswith("tokenizer.")} == {"tokenizer.ggml.model": "no_vocab"}
+        assert fields["llama.vocab_size"][0] == 8192
+        assert pellucid.load(tmp_path / name).logits([0, 5]).shape == (2, 8192)
 
 
 def test_recommended_sampling_and_ends_go_along(tmp_path: Path) -> None:
