@@ -174,7 +174,8 @@ class Checkpoint:
             yield name, self.tensor(name) if packed is None or used(name) else self._tensor(parts[0])
             if release:
                 for part in parts:
-                    self._mapped[self.stored[part].file].release(part)
+                    if mapped := self._mapped.get(self.stored[part].file):  # of a matrix that is not used only one part was read
+                        mapped.release(part)
 
     def tensor(self, name: str) -> Any:
         """One of those that `tensors` gives, by its name."""

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pellucid.errors import BadConfig, OutOfMemoryBudget, UnsupportedModel
+from pellucid.errors import BadConfig, MissingShard, OutOfMemoryBudget, UnsupportedModel
 from pellucid.families._describe import describe
 from pellucid.model import load
 from pellucid.model.convert import convert
@@ -31,7 +31,7 @@ from tests.weights import test_compressed_tensors as compressed
 from tests.weights import test_fp8 as fp8
 from tests.weights import test_gptq as gptq
 from tests.weights.build import llama, write, write_config
-from tests.weights.quantized import IDS, SIZES, Files, Packer, files, logits
+from tests.weights.quantized import IDS, SIZES, Files, Packer, files, logits, weight
 
 # q, k and v in one matrix, row by row or head by head, turned or not; gate and up in one; biases; experts; latents whose one matrix is two of ours
 FAMILIES = ["qwen2-plain", "mixtral-window", "phi3-mini_4k", "gpt2-released", "gpt_neox-pythia", "bloom-released", "falcon-40b", "internlm2-released",
@@ -98,6 +98,26 @@ def test_what_has_kernels_is_multiplied_by_them_and_what_has_none_is_said(tmp_pa
 
 def test_every_method_is_found_by_headers_without_torch() -> None:
     assert sorted(METHODS) == ["awq", "bitsandbytes", "compressed-tensors", "fbgemm_fp8", "fp8", "gptq", "mxfp4"]
+
+
+def test_parts_of_a_matrix_may_lie_in_any_shards(tmp_path: Path) -> None:
+    """Scales in a file of their own, and those of layers that are left out in one that nobody opens for anything else."""
+    packed, plain = files(fp8.packer())
+    whole = packed | {name.replace("layers.1.", "layers.2."): tensor for name, tensor in packed.items() if "layers.1." in name}
+    write_config(tmp_path, **SIZES, quantization_config=fp8.CONFIG, num_nextn_predict_layers=1)
+    shards: dict[str, Files] = {"a": {}, "b": {}, "c": {}}
+    for name, tensor in whole.items():
+        shards["a" if "scale_inv" not in name else "c" if "layers.2." in name else "b"][name] = tensor.clone()
+    for letter, part in shards.items():
+        save_file(part, tmp_path / f"{letter}.safetensors")
+    weight_map = {name: f"{letter}.safetensors" for letter, part in shards.items() for name in part}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    decoder, report = load_decoder(tmp_path, dtype="float32", activations="exact")
+    assert sum(report.left_out.values()) == 9  # seven matrices and two norms of the drafting layer
+    assert torch.equal(unpack(weight(decoder, "blocks.1.mlp.up")), plain["model.layers.1.mlp.up_proj.weight"])
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(MissingShard, match=r"1 of the 3 files that hold the weights of .* are not there, first: b\.safetensors"):
+        load_decoder(tmp_path)
 
 
 def test_settings_may_stand_in_the_text_part_of_a_wrapper(tmp_path: Path) -> None:
