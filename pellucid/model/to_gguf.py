@@ -88,7 +88,7 @@ def _from_safetensors(job: Job) -> tuple[dict[str, Value], list[Planned]]:
     if lost := [name for name in made if NameTable(architecture.table).place(name) is None]:
         raise UnsupportedModel(f"a GGUF file of architecture {architecture.name!r} cannot say how the rope of {job.checkpoint.name!r} is scaled: llama.cpp "
                                f"reads no {lost[0]} there. Save it as safetensors")
-    job.notes += _ramps(spec, architecture.name)
+    job.notes += [f"llama.cpp will compute another model than Pellucid: {told}" for told in (_ramps(spec, architecture.name), _groups(spec)) if told]
     about = metadata(spec, shapes | {name: tuple(t.shape) for name, t in made.items()}, numbers)
     stored = {theirs: _stored(source, place) for theirs, place in places.items()} if (job.quantize or job.dtype) is None else {}
     types, file_type = _types(job, shapes, stored)
@@ -158,7 +158,7 @@ def _measured(job: Job, types: Mapping[str, str], shapes: Mapping[str, tuple[int
             "quantize.imatrix.entries_count": len(imatrix.entries), "quantize.imatrix.chunks_count": imatrix.n_chunks}
 
 
-def _ramps(spec: DecoderSpec, architecture: str) -> list[str]:
+def _ramps(spec: DecoderSpec, architecture: str) -> str:
     """What llama.cpp passes over: it reads YaRN's ramp and gain for few architectures, and computes the others with those of the paper."""
     for mixer in spec.mixers if architecture not in _RAMPS else ():
         scaling = mixer.rope.scaling if mixer.rope is not None else None
@@ -169,9 +169,15 @@ def _ramps(spec: DecoderSpec, architecture: str) -> list[str]:
         if not isinstance(mixer, LatentAttention) and not math.isclose(scaling.gain, usual, rel_tol=1e-5):
             odd.append(f"a gain of {scaling.gain:.4g} where it takes {usual:.4g}")
         if odd:
-            return [f"llama.cpp will compute another model than Pellucid: YaRN has {' and '.join(odd)} for architecture {architecture!r}, whatever the file "
-                    f"says"]
-    return []
+            return f"YaRN has {' and '.join(odd)} for architecture {architecture!r}, whatever the file says"
+    return ""
+
+
+def _groups(spec: DecoderSpec) -> str:
+    """DeepSeek-V2's way, measured in benchmarks/gguf_roundtrip_cpu_202611.md."""
+    mixtures = [mlp for layer in spec.layers for mlp in (layer.mlp, layer.beside) if isinstance(mlp, Experts)]
+    by_best = any(mlp.n_active_groups < mlp.n_groups and mlp.group_score == "best" for mlp in mixtures)
+    return "the groups of its experts are chosen by the best of each, where llama.cpp takes the two best" if by_best else ""
 
 
 def _tokenizer(job: Job, architecture: str) -> dict[str, Value]:

@@ -285,6 +285,9 @@ def test_a_scaling_llama_cpp_does_not_read(tmp_path: Path) -> None:
     [note] = convert(saved(tmp_path / "r", build(ramp), torch.float32), tmp_path / "r.gguf", tokenizer=False).notes
     assert note == ("llama.cpp will compute another model than Pellucid: YaRN has a ramp from 1.2 to 0.3 turns where it takes 32 to 1 for architecture "
                     "'llama', whatever the file says")
+    groups = next(case for case in ROUND if str(case) == "deepseek_v2-released")
+    notes = convert(saved(tmp_path / "g", build(groups), torch.float32), tmp_path / "g.gguf", tokenizer=False).notes
+    assert any("the groups of its experts are chosen by the best of each, where llama.cpp takes the two best" in note for note in notes)
 
 
 @pytest.mark.parametrize(("how", "format"), [({}, "Q4_0"), ({"bits": 8}, "Q8_0"), ({"group": 16}, "F32")], ids=["int4", "int8", "groups of 16"])
