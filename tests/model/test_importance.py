@@ -2,16 +2,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pellucid.errors import BadCheckpoint, BadRequest, UnsupportedModel
+from pellucid.model.convert import convert
 from pellucid.model.decoder import Decoder
 from pellucid.model.importance import measure, windows
-from pellucid.weights.imatrix import Imatrix
+from pellucid.ops.quantize.rows import quantize_rows
+from pellucid.weights.gguf import read_gguf
+from pellucid.weights.gguf_file import GgufFile
+from pellucid.weights.imatrix import Imatrix, write_imatrix
 from tests.families.build import Built, build, ours
 from tests.families.cases import CASES
 
@@ -147,3 +154,28 @@ def test_a_text_too_short_says_both_counts() -> None:
     with pytest.raises(BadRequest, match=r"the calibration text has 1,023 tokens, and 1,024 are needed at least: 2 windows of 512. Give more text"):
         windows(range(1023))
     assert len(windows(range(1024))) == 2
+
+
+def test_experts_are_quantized_by_their_own_importance(tmp_path: Path) -> None:
+    """From the text to the file: each expert's blocks are those that its own tokens ask for, in a mix that packs experts otherwise than the rest."""
+    plain = next(case for name, case in BY_NAME.items() if name.startswith("qwen3_moe-"))
+    built = build(dataclasses.replace(plain, config={**plain.config, "hidden_size": 64, "moe_intermediate_size": 32, "head_dim": 32}))
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(built.raw))
+    save_file(built.files, folder / "model.safetensors")
+    imatrix = measure(loaded(built), texts(built))
+    write_imatrix(tmp_path / "i.gguf", imatrix)
+    convert(folder, tmp_path / "out.gguf", quantize="MXFP4_MOE", imatrix=tmp_path / "i.gguf", tokenizer=False)
+    file = GgufFile(tmp_path / "out.gguf", read_gguf(tmp_path / "out.gguf"))
+    name, n_experts = "blk.1.ffn_down_exps.weight", built.spec.layers[1].mlp.n_experts
+    found = file.tensor(name)
+    assert (found.format, found.shape) == ("MXFP4", (n_experts, 64, 32))
+    assert file.tensor("blk.1.attn_q.weight").format == "Q8_0"
+    importance = imatrix.importance(name, found.shape)
+    assert importance.shape == (n_experts, 32)
+    for e in range(n_experts):
+        weight = built.tensors[f"blocks.1.mlp.experts.{e}.down.weight"]
+        assert torch.equal(found.bytes[e], quantize_rows(weight, "MXFP4", importance[e]).bytes)
+    alike = sum(torch.equal(found.bytes[e], quantize_rows(built.tensors[f"blocks.1.mlp.experts.{e}.down.weight"], "MXFP4").bytes) for e in range(n_experts))
+    assert alike < n_experts
