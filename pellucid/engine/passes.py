@@ -52,13 +52,15 @@ class Passes:
         ids: list[int] = []
         for s, n in plan:
             ids += s.ids[s.n_computed : s.n_computed + n] if not s.drafts else (s.ids + s.drafts)[s.n_computed : s.n_computed + n]
-        hidden_TD, tapped_TD = self._compute(ids, rows)
+        hidden_TD, tapped_TD = self._both(self.hidden(ids, rows))
         return list(hidden_TD.split(rows.lengths)), list(tapped_TD.split(rows.lengths))
 
     def hidden(self, ids: list[int], rows: Rows) -> Tensor:
         """Hidden states (T, D) of these tokens. Each row goes on from what the cache says that it holds."""
         if self.plan is not None and not self._seen and (self.plan.whole or len(ids) <= FEW or self.decoder.deterministic):
-            return self.plan.forward(ids, rows)
+            hidden_TD = self.plan.forward(ids, rows)
+            self.suspect |= not self.plan.finite
+            return hidden_TD
         positions = [p for slot, n in zip(rows.slots, rows.lengths, strict=True) for p in range(self.cache.lengths[slot], self.cache.lengths[slot] + n)]
         return self._decode(ids, positions, rows)
 
@@ -76,6 +78,7 @@ class Passes:
 
     def _decode(self, ids: list[int], positions: list[int], rows: Rows) -> Tensor:
         out_TD: Tensor = self.decoder(torch.tensor(ids, device=self.device), torch.tensor(positions, device=self.device), rows, self.cache)
+        self.suspect |= not math.isfinite(out_TD.sum().item())  # one pass over them; which tokens it is, if any, is asked then
         return out_TD
 
     def _in_blocks(self, sequence: Sequence, n: int) -> tuple[Tensor, Tensor]:
@@ -90,16 +93,12 @@ class Passes:
             self.cache.lengths[slot] = begin
             # Padding takes the last position there is: a table of positions may end here.
             positions = [min(p, begin + len(block) - 1) for p in range(begin, begin + PAGE)]
-            both = self._checked(self._decode(block + [0] * (PAGE - len(block)), positions, Rows((PAGE,), (slot,))))
+            both = self._both(self._decode(block + [0] * (PAGE - len(block)), positions, Rows((PAGE,), (slot,))))
             parts.append([x[: len(block)] for x in both])
         hidden_TD, tapped_TD = (torch.cat(x)[start - first:] for x in zip(*parts, strict=True))
         return hidden_TD, tapped_TD
 
-    def _compute(self, ids: list[int], rows: Rows) -> tuple[Tensor, Tensor]:
-        return self._checked(self.hidden(ids, rows))
-
-    def _checked(self, hidden_TD: Tensor) -> tuple[Tensor, Tensor]:
-        self.suspect |= not math.isfinite(hidden_TD.sum().item())  # one pass over them; which tokens it is, if any, is asked then
+    def _both(self, hidden_TD: Tensor) -> tuple[Tensor, Tensor]:
         return hidden_TD, hidden_TD if self.tap is None else self.tap.take(hidden_TD)
 
 

@@ -139,7 +139,7 @@ def describe(decoder: Decoder) -> str:
 class Plan:
     """The steps of one decoder over one cache. Raises Declined where there are none.
 
-    whole: it is the faster way for passes of any length, and not only for those of a few tokens.
+    whole: it is the faster way for passes of any length, and not only for those of a few tokens. finite: whether the last pass computed numbers.
     """
 
     def __init__(self, decoder: Decoder, cache: Kept, page: int) -> None:
@@ -149,7 +149,9 @@ class Plan:
         self._held: list[Tensor] = []  # what the steps read, beside the decoder's own
         self._buffers: dict[tuple[str, int], int] = {}
         self._ropes: dict[Rope, int] = {}
+        self._turning: list[Tensor] = []  # the frequencies of each rope, where they are the same for all rows
         self._groups: dict[tuple[object, ...], int] = {}
+        self.finite = True
         self._lengths = by_length(decoder.spec)
         self._write()
         pools = [[pool.data_ptr() for pool in of] for of in cache.pools]
@@ -181,8 +183,9 @@ class Plan:
         embeddings_TD = None if self._looks_up else self.decoder.embed(ids_T).float().contiguous()
         out_TD = torch.empty(len(ids), self._width)
         native.set_threads(n_threads())
-        self._plan.run(len(ids), ids_T.data_ptr(), 0 if embeddings_TD is None else embeddings_TD.data_ptr(), list(zip(rows.lengths, starts, strict=True)),
-                       tables, bases, [frequency.data_ptr() for frequency in frequencies], self._pools.data_ptr(), self._kept, self._last, out_TD.data_ptr())
+        self.finite = self._plan.run(
+            len(ids), ids_T.data_ptr(), 0 if embeddings_TD is None else embeddings_TD.data_ptr(), list(zip(rows.lengths, starts, strict=True)), tables,
+            bases, [frequency.data_ptr() for frequency in frequencies], self._pools.data_ptr(), self._kept, self._last, out_TD.data_ptr())
         cache.advance(slots, rows.lengths)
         return out_TD
 
@@ -202,9 +205,10 @@ class Plan:
 
     def _frequencies(self, rows: Rows) -> list[Tensor]:
         """Of every rope and row."""
-        lengths = self.cache.planned_lengths(rows.slots, rows.lengths) if self._lengths else (0,) * len(rows.slots)
-        cpu = torch.device("cpu")
-        return [self.decoder.frequencies(rope, Rows((1,), (0,)), (n,) if self._lengths else (), cpu)[0] for rope in self._ropes for n in lengths]
+        if not self._lengths:
+            return [frequency for frequency in self._turning for _ in rows.slots]
+        lengths, cpu = self.cache.planned_lengths(rows.slots, rows.lengths), torch.device("cpu")
+        return [self.decoder.frequencies(rope, Rows((1,), (0,)), (n,), cpu)[0] for rope in self._ropes for n in lengths]
 
     def _weights(self) -> list[tuple[object, ...]]:
         """Every module, weight and count of changes to it."""
@@ -321,7 +325,8 @@ class Plan:
         if rope is None:
             return -1
         if rope not in self._ropes:
-            gain = self.decoder.frequencies(rope, Rows((1,), (0,)), (), torch.device("cpu"))[1]
+            frequency_R, gain = self.decoder.frequencies(rope, Rows((1,), (0,)), (), torch.device("cpu"))
+            self._turning.append(frequency_R)
             self._ropes[rope] = self._plan.rope(rope.d_rotary, gain, rope.pairing == "adjacent")
         return self._ropes[rope]
 

@@ -66,9 +66,9 @@ struct Attend {
   const float *sinks, *slopes;  // (H,), or null
 };
 
-// Some queries of one row with the keys of one head, of some spans.
+// Some queries of one row with the keys of some heads, of some spans. Heads lie side by side: a single query reads several of them in one go.
 struct Piece {
-  int32_t row, head;
+  int32_t row, head, n_heads;  // of keys
   int64_t query, n_queries;  // within the row
   int64_t span, n_spans;
   int64_t part;  // where the result goes, of one span of several; -1: all spans are here
@@ -76,8 +76,8 @@ struct Piece {
 };
 
 struct Whole {
-  Piece piece;
-  int64_t part;  // the first
+  Piece piece{};
+  int64_t part = 0;  // the first
   std::atomic<int64_t> n_missing;
 };
 
@@ -89,6 +89,8 @@ class Pieces {
   int64_t size() const { return static_cast<int64_t>(pieces_.size()); }
   void restart();  // before each layer
   int64_t scratch(const Attend& how) const;  // floats that a thread needs
+  int64_t rows_at_once() const { return rows_at_once_; }  // queries times heads of the largest piece
+  int64_t heads_at_once() const { return heads_at_once_; }  // of keys
 
   const AttendRow* rows() const { return rows_.data(); }
   const Piece& operator[](int64_t i) const { return pieces_[i]; }
@@ -99,7 +101,7 @@ class Pieces {
   std::vector<AttendRow> rows_;
   std::vector<Piece> pieces_;
   std::unique_ptr<Whole[]> wholes_;
-  int64_t n_wholes_ = 0, part_size_ = 0, group_;
+  int64_t n_wholes_ = 0, part_size_ = 0, rows_at_once_ = 0, heads_at_once_ = 1;
   std::vector<float> parts_;
 };
 

@@ -8,74 +8,90 @@ namespace pellucid {
 namespace {
 
 constexpr float kNever = -__builtin_inff();
+constexpr float kNothing = -46.0f;  // scores so far below the largest have shares below 1e-20: zeros, or products with them would be subnormal and slow
 
-// What one thread works in.
+inline float share(float score) { return score < kNothing ? 0.0f : __builtin_expf(score); }
+
+// What one thread works in. R rows of each of N heads of keys.
 struct Bench {
-  float *q, *keys, *values, *scores, *acc, *total;  // (R, C) (C, kTile) (kTile, V) (R, kSpan) (R, V) (R, V)
-  float *most, *sums, *total_most, *total_sums;  // (R,)
-  int64_t R, G, V;
+  float *q, *keys, *values, *scores, *acc, *total;  // (N R, C) (N, C, kTile) (N, kTile, V) (N R, kSpan) (N R, V) (N R, V)
+  float *most, *sums, *total_most, *total_sums;  // (N R,)
+  int64_t R, N, G, V;
 
-  Bench(float* p, const Attend& a, const Piece& piece) : G(a.n_heads / a.n_kv_heads), V(padded(a.v.width)) {
-    const int64_t room = kQueries > G ? kQueries : G;
+  Bench(float* p, const Attend& a, const Pieces& pieces, const Piece& piece) : N(piece.n_heads), G(a.n_heads / a.n_kv_heads), V(padded(a.v.width)) {
+    const int64_t room = pieces.rows_at_once(), heads = pieces.heads_at_once(), C = padded(a.d_head);
     R = piece.n_queries * G;
-    q = p, keys = q + room * padded(a.d_head), values = keys + a.d_head * kTile, scores = values + kTile * V, acc = scores + room * kSpan;
+    q = p, keys = q + room * C, values = keys + heads * C * kTile, scores = values + heads * kTile * V, acc = scores + room * kSpan;
     total = acc + room * V, most = total + room * V, sums = most + room, total_most = sums + room, total_sums = total_most + room;
   }
 };
 
-// Where a position's key or value lies, counted in keys.
-inline int64_t place(const Attend& a, const AttendRow& row, int64_t position, int64_t head) {
-  const int64_t at = position - row.base;
-  return (row.table[at / a.page] * a.page + at % a.page) * a.n_kv_heads + head;
-}
+// Where the keys or values of a tile's positions lie, counted in keys of all heads; -1 where there is none.
+struct Places {
+  int64_t at[kTile];
 
-// Keys of the positions from `start` on, (C, kTile): turned around, so that a lane is a key. Zeros where there is none.
+  Places(const Attend& a, const AttendRow& row, int64_t head, int64_t start) {
+    const int64_t first = row.first > start ? row.first : start, end = row.end < start + kTile ? row.end : start + kTile;
+    for (int t = 0; t < kTile; ++t) at[t] = -1;
+    if (first >= end) return;
+    int64_t page = (first - row.base) / a.page, within = (first - row.base) % a.page;  // a division takes as long as a key's products: one a tile
+    for (int64_t position = first; position < end; ++position) {
+      at[position - start] = (row.table[page] * a.page + within) * a.n_kv_heads + head;
+      if (++within == a.page) ++page, within = 0;
+    }
+  }
+};
+
+// Keys of the places, (N, C, kTile): turned around, so that a lane is a key. Zeros where there is none.
 template <class T>
-void stage_keys(const Attend& a, const AttendRow& row, int64_t head, int64_t start, float* out) {
+void stage_keys(const Attend& a, const Places& places, int64_t N, float* out) {
   const T* data = static_cast<const T*>(a.k.data);
   const int64_t C = a.d_head;
   for (int t = 0; t < kTile; t += kLanes) {
-    const T* from[kLanes];
-    float scale[kLanes];
-    for (int i = 0; i < kLanes; ++i) {
-      const int64_t position = start + t + i;
-      const bool there = position >= row.first && position < row.end;
-      const int64_t at = there ? place(a, row, position, head) : 0;
-      from[i] = there ? data + at * C : nullptr;
-      scale[i] = there && a.k.scale ? a.k.scale[at] : 1.0f;
+    for (int64_t head = 0; head < N; ++head) {
+      const T* from[kLanes];
+      float scale[kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        const int64_t at = places.at[t + i];
+        from[i] = at < 0 ? nullptr : data + (at + head) * C;
+        scale[i] = at >= 0 && a.k.scale ? a.k.scale[at + head] : 1.0f;
+      }
+      float* to = out + head * C * kTile + t;
+      int64_t c = 0;
+      for (; c + kLanes <= C; c += kLanes) {
+        F x[kLanes];
+        PELLUCID_UNROLL for (int i = 0; i < kLanes; ++i) x[i] = from[i] ? load(from[i] + c) : F{};
+        if (a.k.scale)
+          for (int i = 0; i < kLanes; ++i) x[i] *= scale[i];
+        transpose(x);
+        PELLUCID_UNROLL for (int i = 0; i < kLanes; ++i) store(to + (c + i) * kTile, x[i]);
+      }
+      for (; c < C; ++c)
+        for (int i = 0; i < kLanes; ++i) to[c * kTile + i] = from[i] ? wide(from[i][c]) * scale[i] : 0.0f;
     }
-    int64_t c = 0;
-    for (; c + kLanes <= C; c += kLanes) {
-      F x[kLanes];
-      PELLUCID_UNROLL for (int i = 0; i < kLanes; ++i) x[i] = from[i] ? load(from[i] + c) : F{};
-      if (a.k.scale)
-        for (int i = 0; i < kLanes; ++i) x[i] *= scale[i];
-      transpose(x);
-      PELLUCID_UNROLL for (int i = 0; i < kLanes; ++i) store(out + (c + i) * kTile + t, x[i]);
-    }
-    for (; c < C; ++c)
-      for (int i = 0; i < kLanes; ++i) out[c * kTile + t + i] = from[i] ? wide(from[i][c]) * scale[i] : 0.0f;
   }
 }
 
-// Values of the positions from `start` on, (kTile, V). Zeros where there is none, and beyond their width.
+// Values of the places, (N, kTile, V). Zeros where there is none, and beyond their width.
 template <class T>
-void stage_values(const Attend& a, const AttendRow& row, int64_t head, int64_t start, int64_t V, float* out) {
+void stage_values(const Attend& a, const Places& places, int64_t N, int64_t V, float* out) {
   const T* data = static_cast<const T*>(a.v.data);
   const int64_t width = a.v.width;
-  for (int t = 0; t < kTile; ++t, out += V) {
-    const int64_t position = start + t;
-    if (position < row.first || position >= row.end) {
-      __builtin_memset(out, 0, V * sizeof(float));
-      continue;
+  for (int t = 0; t < kTile; ++t) {
+    const int64_t at = places.at[t];
+    for (int64_t head = 0; head < N; ++head) {
+      float* to = out + (head * kTile + t) * V;
+      if (at < 0) {
+        __builtin_memset(to, 0, V * sizeof(float));
+        continue;
+      }
+      const float scale = a.v.scale ? a.v.scale[at + head] : 1.0f;
+      const T* from = data + (at + head) * width;
+      int64_t c = 0;
+      for (; c + kLanes <= width; c += kLanes) store(to + c, load(from + c) * scale);
+      for (; c < width; ++c) to[c] = wide(from[c]) * scale;
+      for (; c < V; ++c) to[c] = 0.0f;
     }
-    const int64_t at = place(a, row, position, head);
-    const float scale = a.v.scale ? a.v.scale[at] : 1.0f;
-    const T* from = data + at * width;
-    int64_t c = 0;
-    for (; c + kLanes <= width; c += kLanes) store(out + c, load(from + c) * scale);
-    for (; c < width; ++c) out[c] = wide(from[c]) * scale;
-    for (; c < V; ++c) out[c] = 0.0f;
   }
 }
 
@@ -94,6 +110,14 @@ void multiply_keys(const float* q, const float* keys, int64_t C, float* scores) 
     PELLUCID_UNROLL for (int r = 0; r < n; ++r)
       PELLUCID_UNROLL for (int i = 0; i < N; ++i) store(scores + r * kSpan + t + i * kLanes, sum[r][i]);
   }
+}
+
+inline void multiply_keys_of_rows(const float* q, const float* keys, int64_t C, int64_t R, float* scores) {
+  int64_t r = 0;
+  if constexpr (kLanes == 16)
+    for (; r + 8 <= R; r += 8) multiply_keys<8>(q + r * C, keys, C, scores + r * kSpan);
+  for (; r + 4 <= R; r += 4) multiply_keys<4>(q + r * C, keys, C, scores + r * kSpan);
+  for (; r < R; ++r) multiply_keys<1>(q + r * C, keys, C, scores + r * kSpan);
 }
 
 // acc[r] += scores[r] . values, of n rows and N vectors of channels. Each is one chain over the keys.
@@ -120,6 +144,9 @@ void add_values_of_rows(const float* scores, const float* values, int64_t V, int
   for (; c < V; c += kLanes) add_values<n, 1>(scores, values + c, V, n_keys, acc + c);
 }
 
+// Which head of queries row r is of.
+inline int64_t query_head(const Piece& piece, const Bench& w, int64_t r) { return (piece.head + r / w.R) * w.G + r % w.G; }
+
 // Scaled, capped, lowered by distance, hidden where the query does not see.
 inline void finish_scores(const Attend& a, float* scores, int64_t start, int64_t position, int64_t first, int64_t last, float slope) {
   const bool whole = first <= start && last >= start + kTile - 1;
@@ -142,54 +169,54 @@ bool attend_span(const Attend& a, const AttendRow& row, const Piece& piece, int6
   if (from >= to) return false;
   for (int64_t start = from; start < to; start += kTile) {
     float* scores = w.scores + (start - span * kSpan);
-    stage_keys<T>(a, row, piece.head, start, w.keys);
-    int64_t r = 0;
-    if constexpr (kLanes == 16)
-      for (; r + 8 <= w.R; r += 8) multiply_keys<8>(w.q + r * a.d_head, w.keys, a.d_head, scores + r * kSpan);
-    for (; r + 4 <= w.R; r += 4) multiply_keys<4>(w.q + r * a.d_head, w.keys, a.d_head, scores + r * kSpan);
-    for (; r < w.R; ++r) multiply_keys<1>(w.q + r * a.d_head, w.keys, a.d_head, scores + r * kSpan);
-    for (r = 0; r < w.R; ++r) {
-      const int64_t position = zero + r / w.G;
+    stage_keys<T>(a, Places(a, row, piece.head, start), w.N, w.keys);
+    for (int64_t head = 0; head < w.N; ++head) multiply_keys_of_rows(w.q + head * w.R * a.d_head, w.keys + head * a.d_head * kTile, a.d_head, w.R,
+                                                                     scores + head * w.R * kSpan);
+    for (int64_t r = 0; r < w.N * w.R; ++r) {
+      const int64_t position = zero + r % w.R / w.G;
       finish_scores(a, scores + r * kSpan, start, position, a.sight.first(row, position), a.sight.last(row, position),
-                    a.slopes ? a.slopes[piece.head * w.G + r % w.G] : 0.0f);
+                    a.slopes ? a.slopes[query_head(piece, w, r)] : 0.0f);
     }
   }
   const int64_t begin = from - span * kSpan, end = (to - span * kSpan + kTile - 1) / kTile * kTile;
-  for (int64_t r = 0; r < w.R; ++r) {
+  for (int64_t r = 0; r < w.N * w.R; ++r) {
     float* scores = w.scores + r * kSpan;
     F most = all(kNever), sums{};
     for (int64_t s = begin; s < end; s += kLanes) most = larger(most, load(scores + s));
     w.most[r] = largest(most);
     for (int64_t s = begin; s < end; s += kLanes) {
-      const F share = w.most[r] == kNever ? F{} : exp(load(scores + s) - w.most[r]);
-      store(scores + s, share);
-      sums += share;
+      const F below = load(scores + s) - w.most[r], shares = w.most[r] == kNever ? F{} : below < kNothing ? F{} : exp(below);
+      store(scores + s, shares);
+      sums += shares;
     }
     w.sums[r] = sum(sums);
   }
-  __builtin_memset(w.acc, 0, w.R * w.V * sizeof(float));
+  __builtin_memset(w.acc, 0, w.N * w.R * w.V * sizeof(float));
   for (int64_t s = begin; s < end; s += kTile) {
-    stage_values<T>(a, row, piece.head, span * kSpan + s, w.V, w.values);
+    stage_values<T>(a, Places(a, row, piece.head, span * kSpan + s), w.N, w.V, w.values);
     const int64_t left = to - span * kSpan - s;
     const int n_keys = static_cast<int>(left < kTile ? left : kTile);
-    int64_t r = 0;
-    for (; r + 4 <= w.R; r += 4) add_values_of_rows<4>(w.scores + r * kSpan + s, w.values, w.V, n_keys, w.acc + r * w.V);
-    for (; r < w.R; ++r) add_values_of_rows<1>(w.scores + r * kSpan + s, w.values, w.V, n_keys, w.acc + r * w.V);
+    for (int64_t head = 0; head < w.N; ++head) {
+      int64_t r = head * w.R, last = r + w.R;
+      const float* values = w.values + head * kTile * w.V;
+      for (; r + 4 <= last; r += 4) add_values_of_rows<4>(w.scores + r * kSpan + s, values, w.V, n_keys, w.acc + r * w.V);
+      for (; r < last; ++r) add_values_of_rows<1>(w.scores + r * kSpan + s, values, w.V, n_keys, w.acc + r * w.V);
+    }
   }
   return true;
 }
 
 inline void begin_total(const Bench& w) {
-  __builtin_memset(w.total, 0, w.R * w.V * sizeof(float));
-  for (int64_t r = 0; r < w.R; ++r) w.total_most[r] = kNever, w.total_sums[r] = 0.0f;
+  __builtin_memset(w.total, 0, w.N * w.R * w.V * sizeof(float));
+  for (int64_t r = 0; r < w.N * w.R; ++r) w.total_most[r] = kNever, w.total_sums[r] = 0.0f;
 }
 
 // Puts a span's result to that of the spans before it.
 inline void add_span(const Bench& w, const float* most, const float* sums, const float* acc) {
-  for (int64_t r = 0; r < w.R; ++r) {
+  for (int64_t r = 0; r < w.N * w.R; ++r) {
     if (most[r] == kNever) continue;  // the query sees nothing there
     const float high = most[r] > w.total_most[r] ? most[r] : w.total_most[r];
-    const float old = __builtin_expf(w.total_most[r] - high), young = __builtin_expf(most[r] - high);
+    const float old = share(w.total_most[r] - high), young = share(most[r] - high);
     w.total_sums[r] = w.total_sums[r] * old + sums[r] * young;
     for (int64_t c = 0; c < w.V; c += kLanes) {
       float* total = w.total + r * w.V + c;
@@ -201,18 +228,17 @@ inline void add_span(const Bench& w, const float* most, const float* sums, const
 
 template <class T>
 void read_queries(const Attend& a, const AttendRow& row, const Piece& piece, const Bench& w) {
-  const int64_t n = w.G * a.d_head;
-  for (int64_t i = 0; i < piece.n_queries; ++i) {
-    const T* from = static_cast<const T*>(a.q) + (row.query + piece.query + i) * a.q_stride + piece.head * n;
-    for (int64_t c = 0; c < n; ++c) w.q[i * n + c] = wide(from[c]);
+  for (int64_t r = 0; r < w.N * w.R; ++r) {
+    const T* from = static_cast<const T*>(a.q) + (row.query + piece.query + r % w.R / w.G) * a.q_stride + query_head(piece, w, r) * a.d_head;
+    for (int64_t c = 0; c < a.d_head; ++c) w.q[r * a.d_head + c] = wide(from[c]);
   }
 }
 
 template <class T>
 void write_result(const Attend& a, const AttendRow& row, const Piece& piece, const Bench& w) {
-  for (int64_t r = 0; r < w.R; ++r) {
-    const int64_t head = piece.head * w.G + r % w.G;
-    T* to = static_cast<T*>(a.out) + (row.query + piece.query + r / w.G) * a.out_stride + head * a.v.width;
+  for (int64_t r = 0; r < w.N * w.R; ++r) {
+    const int64_t head = query_head(piece, w, r);
+    T* to = static_cast<T*>(a.out) + (row.query + piece.query + r % w.R / w.G) * a.out_stride + head * a.v.width;
     float whole = w.total_sums[r], gain = 1.0f;
     if (a.sinks) {
       const float sink = a.sinks[head], high = sink > w.total_most[r] ? sink : w.total_most[r];
@@ -227,7 +253,8 @@ void write_result(const Attend& a, const AttendRow& row, const Piece& piece, con
 template <class T>
 void attend_as(const Attend& a, Pieces& pieces, const Piece& piece, float* scratch) {
   const AttendRow& row = pieces.rows()[piece.row];
-  const Bench w(scratch, a, piece);
+  const Bench w(scratch, a, pieces, piece);
+  const int64_t n = w.N * w.R;
   if (a.kind == Kind::f32) read_queries<float>(a, row, piece, w);
   else if (a.kind == Kind::bf16) read_queries<Bf16>(a, row, piece, w);
   else read_queries<F16>(a, row, piece, w);
@@ -238,18 +265,18 @@ void attend_as(const Attend& a, Pieces& pieces, const Piece& piece, float* scrat
   } else {
     float* part = pieces.part(piece.part);
     if (attend_span<T>(a, row, piece, piece.span, w)) {
-      __builtin_memcpy(part, w.most, w.R * sizeof(float));
-      __builtin_memcpy(part + w.R, w.sums, w.R * sizeof(float));
-      __builtin_memcpy(part + 2 * w.R, w.acc, w.R * w.V * sizeof(float));
+      __builtin_memcpy(part, w.most, n * sizeof(float));
+      __builtin_memcpy(part + n, w.sums, n * sizeof(float));
+      __builtin_memcpy(part + 2 * n, w.acc, n * w.V * sizeof(float));
     } else {
-      for (int64_t r = 0; r < w.R; ++r) part[r] = kNever;
+      for (int64_t r = 0; r < n; ++r) part[r] = kNever;
     }
     Whole& whole = pieces.whole(piece.whole);
     if (whole.n_missing.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
     begin_total(w);  // the last to come puts them together
     for (int64_t i = 0; i < whole.piece.n_spans; ++i) {
       part = pieces.part(whole.part + i);
-      add_span(w, part, part + w.R, part + 2 * w.R);
+      add_span(w, part, part + n, part + 2 * n);
     }
   }
   if (a.kind == Kind::f32) write_result<float>(a, row, piece, w);

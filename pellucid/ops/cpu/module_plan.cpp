@@ -34,13 +34,13 @@ HeadNorm head_norm_of(nb::object o) {
 
 Sight sight_of(int64_t window, int64_t chunk, bool from_first, bool causal) { return {window, chunk, from_first, causal}; }
 
-void run(Plan& plan, int64_t n_tokens, uintptr_t ids, uintptr_t embeddings, std::vector<std::pair<int64_t, int64_t>> rows,
+bool run(Plan& plan, int64_t n_tokens, uintptr_t ids, uintptr_t embeddings, std::vector<std::pair<int64_t, int64_t>> rows,
          std::vector<std::vector<int32_t>> tables, std::vector<int64_t> bases, std::vector<uintptr_t> frequencies, uintptr_t pools, const std::string& kept, int last, uintptr_t out) {
   Pass pass{n_tokens, at<const int64_t>(ids), at<const float>(embeddings), {}, std::move(tables), std::move(bases), {}, at<const Pools>(pools), kind_named(kept)};
   for (uintptr_t address : frequencies) pass.frequencies.push_back(at<const float>(address));
   for (const auto& [n, start] : rows) pass.rows.push_back({n, start});
   nb::gil_scoped_release release;
-  plan.run(std::move(pass), last, at<float>(out));
+  return plan.run(std::move(pass), last, at<float>(out));
 }
 
 }  // namespace

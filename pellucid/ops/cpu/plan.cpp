@@ -344,7 +344,7 @@ void Plan::turn() {
   }
 }
 
-void Plan::run(Pass next, int last, float* out) {
+bool Plan::run(Pass next, int last, float* out) {
   const Team team;  // from here on this thread's: two that share a plan wait for each other
   pass = std::move(next);
   reserve(pass.n_tokens);
@@ -373,7 +373,12 @@ void Plan::run(Pass next, int last, float* out) {
     }
   }
   const int64_t D = buffers_[last].width;
-  for (int64_t t = 0; t < pass.n_tokens; ++t) std::memcpy(out + t * D, at(last, t), D * sizeof(float));
+  float sum = 0.0f;  // a number times zero is zero, and nothing else is
+  for (int64_t t = 0; t < pass.n_tokens; ++t) {
+    std::memcpy(out + t * D, at(last, t), D * sizeof(float));
+    for (int64_t d = 0; d < D; ++d) sum += out[t * D + d] * 0.0f;
+  }
+  return sum == 0.0f;
 }
 
 std::vector<std::pair<std::string, double>> Plan::seconds() {

@@ -113,8 +113,8 @@ class Plan {
   void attend(int q, int out, int kept, int group, const Attend& how);
   void gate(int gate, int up, int out, const Gate& how);
 
-  // Runs all steps, and writes rows (T, width) of the last buffer to out.
-  void run(Pass pass, int last, float* out);
+  // Runs all steps, and writes rows (T, width) of the last buffer to out. False where some of them are not numbers.
+  bool run(Pass pass, int last, float* out);
   // x (n, D) times a matrix -> out (n, F), scaled and capped.
   void unembed(int matrix, const float* x, int64_t n, float factor, float cap, float* out);
   // Seconds spent in the steps of each kind since the last call, if `measured`.
