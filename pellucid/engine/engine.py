@@ -56,8 +56,8 @@ class Engine:
         proposer: drafts what may come next, to be checked in one pass; see engine/speculate.py. The output is the same with it and without.
 
     With a decoder made deterministic, a sequence's ids and log-probabilities are bitwise the same in any company, in any chunks, preempted or
-    not. That costs nothing where a native plan computes (`passes.plan`); else every token is computed in its own place of a block of PAGE
-    positions, at the cost docs/LOG.md states.
+    not. A native plan (`passes.plan`) does so by nature: that costs nothing where the weights are packed, and long prompts take longer where they are
+    dense. Without one every token is computed in its own place of a block of PAGE positions, at the cost docs/LOG.md states.
     Threads may share an engine. Raises OutOfMemoryBudget where no page fits.
     """
 

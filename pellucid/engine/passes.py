@@ -12,7 +12,7 @@ from pellucid.engine.score import Tap
 from pellucid.engine.sequence import Sequence
 from pellucid.model.decoder import Decoder
 from pellucid.model.parts import Rows
-from pellucid.model.plan import FEW, Declined, Plan
+from pellucid.model.plan import Declined, Plan
 
 
 class Passes:
@@ -57,7 +57,7 @@ class Passes:
 
     def hidden(self, ids: list[int], rows: Rows) -> Tensor:
         """Hidden states (T, D) of these tokens. Each row goes on from what the cache says that it holds."""
-        if self.plan is not None and not self._seen and (self.plan.whole or len(ids) <= FEW or self.decoder.deterministic):
+        if self.plan is not None and self._plans(len(ids)):
             hidden_TD = self.plan.forward(ids, rows)
             self.suspect |= not self.plan.finite
             return hidden_TD
@@ -66,10 +66,14 @@ class Passes:
 
     def unembed(self, hidden_TD: Tensor) -> Tensor:
         """Logits (T, V) for the token that follows each position."""
-        if self.plan is not None and not self._seen and (len(hidden_TD) <= FEW or self.plan.whole or self.decoder.deterministic):
+        if self.plan is not None and self._plans(len(hidden_TD)):
             return self.plan.unembed(hidden_TD)
         out_TV: Tensor = self.decoder.unembed(hidden_TD.to(self.decoder.embed.weight.dtype))
         return out_TV
+
+    def _plans(self, n: int) -> bool:
+        """Whether the plan computes so many tokens."""
+        return self.plan is not None and not self._seen and (self.plan.whole or n <= self.plan.few or self.decoder.deterministic)
 
     @property
     def _seen(self) -> bool:

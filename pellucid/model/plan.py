@@ -40,7 +40,9 @@ from pellucid.spec import (
 )
 from pellucid.weights.group_rows import Affine, GroupRows, Reordered
 
-FEW = 16  # tokens: up to so many a dense matrix is read no slower by our own product than by torch's
+FEW = 16  # tokens: up to so many a plan of dense weights is no slower than the decoder; what a pass costs beside its products decides
+FEW_OF_LARGE = 4  # the same where products in 16 bits decide: torch rounds activations to 16 bits too, and multiplies twice as many in that time
+LARGE = 1 << 26  # bytes of weights, more than most processors keep near
 
 # The facts that steps are written from. What is not named here must be as the spec's default has it.
 UNDERSTOOD: dict[type, set[str]] = {
@@ -125,6 +127,12 @@ def is_whole(decoder: Decoder) -> bool:
     return all(isinstance(module.weight, Panels) for module in decoder.blocks.modules() if isinstance(module, Project))
 
 
+def few(decoder: Decoder) -> int:
+    """How many tokens a pass may have for a plan of these dense weights to be the faster way."""
+    weights = [module.weight for module in decoder.blocks.modules() if isinstance(module, Project)]
+    return FEW_OF_LARGE if sum(w.nbytes for w in weights if w.dtype != torch.float32) > LARGE else FEW
+
+
 def describe(decoder: Decoder) -> str:
     """What runs a pass of the engine, for the load report; nothing where no plan could be expected."""
     if not isinstance(decoder.ops, Native):
@@ -133,13 +141,13 @@ def describe(decoder: Decoder) -> str:
         check(decoder)
     except Declined as why:
         return f" · layer by layer: no plan knows {why}"
-    return f" · one native plan a pass{'' if is_whole(decoder) else f' of up to {FEW} tokens'}"
+    return f" · one native plan a pass{'' if is_whole(decoder) else f' of up to {few(decoder)} tokens'}"
 
 
 class Plan:
     """The steps of one decoder over one cache. Raises Declined where there are none.
 
-    whole: it is the faster way for passes of any length, and not only for those of a few tokens. finite: whether the last pass computed numbers.
+    whole: it is the faster way for passes of any length, else for those of up to `few` tokens. finite: whether the last pass computed numbers.
     """
 
     def __init__(self, decoder: Decoder, cache: Kept, page: int) -> None:
@@ -218,7 +226,7 @@ class Plan:
 
     def _write(self) -> None:
         spec, decoder, plan = self.spec, self.decoder, self._plan
-        self.whole = is_whole(decoder)
+        self.whole, self.few = is_whole(decoder), few(decoder)
         embed, d_embed = decoder.embed.weight, spec.d_embed or spec.d_model
         self._looks_up = isinstance(embed, Panels) or _dense(embed)
         x, last = self._buffer("x", spec.d_model), self._buffer("embed", d_embed)

@@ -181,6 +181,13 @@ def test_a_fact_that_no_step_knows_is_declined_by_name():
         Plan(Decoder(small(), choose("fused")), cache_of(small()), PAGE)
 
 
+def test_large_weights_of_16_bits_are_torchs_from_fewer_tokens_on(monkeypatch):
+    decoder, exact = random_decoder(small(), torch.bfloat16), random_decoder(small())
+    monkeypatch.setattr("pellucid.model.plan.LARGE", 1000)
+    assert describe(decoder) == " · one native plan a pass of up to 4 tokens"
+    assert describe(exact) == " · one native plan a pass of up to 16 tokens"
+
+
 def test_a_later_field_is_declined_until_a_step_knows_it():
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Later(FeedForward):
