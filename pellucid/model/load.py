@@ -34,7 +34,7 @@ from pellucid.weights.checkpoint import Checkpoint, open_checkpoint
 from pellucid.weights.names import LeftOut, Place, family_name
 from pellucid.weights.packed import METHODS
 from pellucid.weights.packed_rows import PackedRows, PackedWeight
-from pellucid.weights.room import ALIGNMENT, Room, taken
+from pellucid.weights.room import ALIGNMENT, Room, aligned, taken
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 SHORT = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
@@ -112,17 +112,18 @@ def _fill(decoder: Decoder, ours: dict[str, Weight], checkpoint: Checkpoint, dty
         ours[name] = _packed(weight, matrix=_is_matrix(decoder, name), gguf=checkpoint.format == "gguf", dtype=kept_in(name, dtype))
     copied = {name: taken(weight, kept_in(name, dtype)) for name, weight in ours.items() if device.type == "cpu" and isinstance(weight, Tensor)
               and weight.numel() and (weight.dtype != kept_in(name, dtype) or (align and weight.data_ptr() % ALIGNMENT))}
-    room = Room(sum(copied.values())) if copied else None
+    panels = {name: aligned(n) for name, weight in ours.items() if device.type == "cpu" and _multiplied(decoder, name)
+              and (n := decoder.ops.prepared_bytes(weight))}
+    room = Room(sum(copied.values()) + sum(panels.values())) if copied or panels else None
     for name in list(ours):
         view, wanted = ours.pop(name), kept_in(name, dtype)
         path, _, leaf = name.rpartition(".")
         module = decoder.get_submodule(path)
         tensor = room.copy(view, wanted) if room and name in copied else view.to(device=device, dtype=wanted)
         copied_here = isinstance(view, Tensor) and tensor is not view
-        if isinstance(module, Project) or (decoder.spec.tied and module is decoder.embed):
-            tensor = decoder.ops.prepare(kept := tensor)
-            copied_here |= tensor is not kept
-        if copied_here:
+        if room and name in panels:
+            tensor = decoder.ops.prepare(tensor, room.take)
+        if copied_here or name in panels:
             checkpoint.release()  # the pages just copied
         hold(module, leaf, tensor)
     if decoder.spec.tied:
@@ -133,6 +134,12 @@ def _is_matrix(decoder: Decoder, name: str) -> bool:
     """Whether this is what `Project` multiplies by or `Embed` looks up."""
     path, _, leaf = name.rpartition(".")
     return leaf == "weight" and isinstance(decoder.get_submodule(path), Project | Embed)
+
+
+def _multiplied(decoder: Decoder, name: str) -> bool:
+    """Whether this is the weight of a product, or a table that is one, too."""
+    module = decoder.get_submodule(name.rpartition(".")[0])
+    return name.endswith(".weight") and (isinstance(module, Project) or (decoder.spec.tied and module is decoder.embed))
 
 
 def _packed(weight: Weight, *, matrix: bool, gguf: bool, dtype: torch.dtype) -> Weight:

@@ -9,7 +9,7 @@ faster; `tests/test_ops.py` runs every backend against the reference over one gr
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -132,8 +132,15 @@ class Ops(Protocol):
         """One line for the load report: which functions are native here, which fall back to the reference."""
         ...
 
-    def prepare(self, weight_FD: Weight) -> Weight:
-        """A weight as `matmul` likes it best: itself, or the same numbers in another order, which `embed` and `unpack` take as well. Once, at load."""
+    def prepared_bytes(self, weight_FD: Weight) -> int:
+        """Bytes that `prepare` takes for this weight; 0 where it is best as it is."""
+        ...
+
+    def prepare(self, weight_FD: Weight, take: Callable[[int], Tensor] | None = None) -> Weight:
+        """A weight as `matmul` likes it best: itself, or the same numbers in another order, which `embed` and `unpack` take as well. Once, at load.
+
+        take: gives so many bytes of memory, uint8.
+        """
         ...
 
     def matmul(self, x_TD: Tensor, weight_FD: Weight, bias_F: Tensor | None = None) -> Tensor:

@@ -1,6 +1,7 @@
 """The CPU's own kernels for packed weights and attention: C++ in ops/cpu, for the best instructions this processor has. The rest is torch's."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from pellucid.ops.fused import Fused
 from pellucid.ops.interface import Activations, Pages, Weight
 from pellucid.ops.packed import is_rounded
 from pellucid.ops.panels import Panels, n_threads, native, why_not
-from pellucid.weights.group_rows import Affine, Reordered
+from pellucid.weights.group_rows import Reordered
 from pellucid.weights.packed_rows import PackedRows
 
 
@@ -40,14 +41,24 @@ class Native(Fused):
         packed, how = (", matmul_packed", ", int8 activations") if self.activations == "int8" else ("", "")
         return f"attend{packed} native ({self.variant}{how}) · the rest fused, reference"
 
-    def prepare(self, weight_FD: Weight) -> Weight:
-        """Packed rows of a format that there are kernels for, in panels; anything else as it is, and everything where activations are exact."""
-        if isinstance(weight_FD, Reordered | Affine):
-            return replace(weight_FD, rows=self.prepare(weight_FD.rows))
+    def prepared_bytes(self, weight_FD: Weight) -> int:
+        if isinstance(weight_FD, Reordered):
+            return self.prepared_bytes(weight_FD.rows)
         if self.activations == "exact" or not isinstance(weight_FD, PackedRows) or weight_FD.format not in native.formats():
-            return weight_FD
+            return 0
         whole = len(weight_FD.shape) == 2 and all(weight_FD.shape) and weight_FD.device.type == "cpu"
-        return Panels.of(weight_FD) if whole else weight_FD
+        return int(native.packed_bytes(weight_FD.format, *weight_FD.shape)) if whole else 0
+
+    def prepare(self, weight_FD: Weight, take: Callable[[int], Tensor] | None = None) -> Weight:
+        """Packed rows of a format that there are kernels for, in panels; anything else as it is, and everything where activations are exact."""
+        if not self.prepared_bytes(weight_FD):
+            return weight_FD
+        if isinstance(weight_FD, Reordered):
+            rows = self.prepare(weight_FD.rows, take)
+            assert isinstance(rows, Panels)
+            return replace(weight_FD, rows=rows)
+        assert isinstance(weight_FD, PackedRows)
+        return Panels.of(weight_FD, take)
 
     def matmul(self, x_TD: Tensor, weight_FD: Weight, bias_F: Tensor | None = None) -> Tensor:
         if not isinstance(weight_FD, Panels) or not is_rounded(x_TD, weight_FD):

@@ -1,6 +1,7 @@
 """Packed rows put in the order the CPU's kernels read them: panels of 16 rows. The same numbers; ops/cpu/packed.h draws the layout."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,12 +35,12 @@ class Panels(PackedWeight):
         assert self.bytes.nbytes == native.packed_bytes(self.format, self.rows, self.columns)
 
     @classmethod
-    def of(cls, packed: PackedRows) -> Panels:
-        """The same matrix (F, D) in panels. It takes about as much memory as the rows do, which can be let go."""
+    def of(cls, packed: PackedRows, take: Callable[[int], Tensor] | None = None) -> Panels:
+        """The same matrix (F, D) in panels, in memory that `take` gives or in its own. That is about as much as the rows take, which can be let go."""
         rows, columns = packed.shape
         source = packed.bytes.contiguous()
-        out = torch.empty(native.packed_bytes(packed.format, rows, columns), dtype=torch.uint8)
-        native.prefer_huge_pages(out.data_ptr(), out.numel())
+        n_bytes = native.packed_bytes(packed.format, rows, columns)
+        out = torch.empty(n_bytes, dtype=torch.uint8) if take is None else take(n_bytes)
         native.set_threads(n_threads())
         native.repack(packed.format, source.data_ptr(), rows, columns, out.data_ptr())
         return cls(out, packed.format, rows, columns, packed.dtype)

@@ -43,7 +43,10 @@ class Reference:
     def __init__(self, activations: Activations = "exact") -> None:
         self.activations = activations
 
-    def prepare(self, weight_FD: Weight) -> Weight:
+    def prepared_bytes(self, weight_FD: Weight) -> int:
+        return 0
+
+    def prepare(self, weight_FD: Weight, take: Callable[[int], Tensor] | None = None) -> Weight:
         return weight_FD
 
     def describe(self) -> str:

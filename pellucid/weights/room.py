@@ -29,14 +29,23 @@ class Room:
 
     def copy(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         """The tensor's numbers in this dtype and in the order they lie in, as `clone` has it. Raises ValueError past the end."""
-        start, n_bytes = self._at, tensor.numel() * dtype.itemsize
+        strides = torch.empty_like(tensor, device="meta").stride()
+        return self.take(tensor.numel() * dtype.itemsize).view(dtype).as_strided(tensor.shape, strides).copy_(tensor)
+
+    def take(self, n_bytes: int) -> Tensor:
+        """So many bytes, uint8, nothing written to them yet. Raises ValueError past the end."""
+        start = self._at
         if start + n_bytes > self._end:
             raise ValueError(f"{n_bytes} bytes do not fit the {self._end - start} that are left of {self._size}")
-        self._at = start + taken(tensor, dtype)
-        strides = torch.empty_like(tensor, device="meta").stride()
-        return torch.frombuffer(self._map, dtype=dtype, count=tensor.numel(), offset=start).as_strided(tensor.shape, strides).copy_(tensor)
+        self._at = start + aligned(n_bytes)
+        return torch.frombuffer(self._map, dtype=torch.uint8, count=n_bytes, offset=start)
 
 
 def taken(tensor: Tensor, dtype: torch.dtype) -> int:
     """Bytes of a room that a copy of the tensor takes, up to where the next one begins."""
-    return -(-tensor.numel() * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+    return aligned(tensor.numel() * dtype.itemsize)
+
+
+def aligned(n_bytes: int) -> int:
+    """As many bytes, up to where something may begin."""
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT

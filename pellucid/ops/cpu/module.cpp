@@ -9,10 +9,6 @@
 #include <string>
 #include <vector>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include "kinds.h"
 #include "processor.h"
 #include "pool.h"
@@ -81,17 +77,6 @@ void matmul(const std::string& variant, const std::string& format, uintptr_t dat
   multiply(kernels, w, quantized, n, at<const float>(bias), at<float>(out), n_rows);
 }
 
-// Asks for pages of 2 MB in memory that nobody has touched: reading weights then misses the processor's table of pages less. A wish, not a demand.
-void prefer_huge_pages(uintptr_t address, int64_t n_bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kHuge = 2 << 20;
-  const uintptr_t first = (address + kHuge - 1) / kHuge * kHuge, last = (address + n_bytes) / kHuge * kHuge;
-  if (first < last) madvise(at<void>(first), last - first, MADV_HUGEPAGE);
-#else
-  (void)address, (void)n_bytes;
-#endif
-}
-
 }  // namespace
 }  // namespace pellucid
 
@@ -105,7 +90,6 @@ NB_MODULE(_native, m) {
   m.def("repack", repack_rows, "format"_a, "source"_a, "n_rows"_a, "n_columns"_a, "out"_a);
   m.def("unpack", unpack_rows, "format"_a, "data"_a, "n_rows"_a, "n_columns"_a, "rows"_a, "n"_a, "out"_a);
   m.def("matmul", matmul, "variant"_a, "format"_a, "data"_a, "n_rows"_a, "n_columns"_a, "x"_a, "n"_a, "bias"_a, "out"_a);
-  m.def("prefer_huge_pages", prefer_huge_pages, "address"_a, "n_bytes"_a);
   bind_attend(m);
   bind_plan(m);
 }
