@@ -20,7 +20,9 @@ class Room:
 
     def __init__(self, n_bytes: int) -> None:
         self._size = n_bytes
-        self._map = mmap.mmap(-1, n_bytes + _HUGE)  # from its first multiple of a large page on
+        # Private: Python's own choice is memory shared with forked processes, for which large pages are usually off. Used from the first one's beginning.
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+        self._map = mmap.mmap(-1, n_bytes + _HUGE, **private)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             with suppress(OSError):  # a kernel built without them
                 self._map.madvise(mmap.MADV_HUGEPAGE)

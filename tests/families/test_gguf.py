@@ -23,6 +23,7 @@ from pellucid.ops.panels import Panels
 from pellucid.weights.assemble import assemble, disassemble
 from pellucid.weights.names import NameTable
 from pellucid.weights.packed_rows import PackedRows
+from pellucid.weights.room import aligned
 from tests.families.build import TOLERANCE, Built, build, logits, ours, shapes
 from tests.families.case import Case
 
@@ -165,6 +166,17 @@ def test_int8_activations_are_the_references_and_near_the_exact_ones(tmp_path: P
     # A sum rounded otherwise may move a later activation over the border between two whole numbers.
     assert (found["native", "int8"] - found["reference", "int8"]).norm() < 0.3 * (found["reference", "int8"] - exact).norm()
     assert not torch.equal(found["reference", "int8"], exact)
+
+
+def test_panels_lie_in_one_region_one_after_another(tmp_path: Path) -> None:
+    built = build(CASES["llama-plain"])
+    converted(tmp_path / "m.gguf", built, Kind.Q8_0)
+    decoder, _ = load_decoder(tmp_path / "m.gguf", device="cpu")
+    panels = [weight for module in decoder.modules() if isinstance(weight := getattr(module, "weight", None), Panels)]
+    assert len(panels) == 7 * 2 + 1  # the table is looked up only, and stays where the file is mapped
+    panels.sort(key=lambda weight: weight.bytes.data_ptr())
+    ends = [weight.bytes.data_ptr() + aligned(weight.nbytes) for weight in panels]
+    assert ends[:-1] == [weight.bytes.data_ptr() for weight in panels[1:]]
 
 
 def test_a_file_of_formats_without_kernels_says_so_and_is_exact_there(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pellucid.weights.room import ALIGNMENT, Room, taken
+from pellucid.weights.room import ALIGNMENT, Room, aligned, taken
 
 
 def test_copies_hold_the_numbers_in_the_dtype_asked_for_at_whole_cache_lines() -> None:
@@ -61,3 +61,22 @@ def _holds(line: str, address: int) -> bool:
         return int(first, 16) <= address < int(last, 16)
     except ValueError:
         return False
+
+
+@pytest.mark.linux
+def test_the_region_is_the_process_own() -> None:
+    """Memory that is shared with forked processes, as Python maps it where nothing else is said, gets no large pages on most systems."""
+    room = Room(1 << 20)
+    address = room.take(4096).fill_(1).data_ptr()
+    lines = Path("/proc/self/maps").read_text(encoding="ascii").splitlines()
+    spans = [(*(int(end, 16) for end in line.split()[0].split("-")), line.split()[1], line.split()[4]) for line in lines]
+    [(rights, inode)] = [(rights, inode) for start, stop, rights, inode in spans if start <= address < stop]
+    assert (rights, inode) == ("rw-p", "0")
+
+
+def test_a_piece_begins_at_a_whole_cache_line_and_does_not_reach_past_the_end() -> None:
+    room = Room(aligned(100) + 64)
+    first, second = room.take(100), room.take(64)
+    assert second.data_ptr() - first.data_ptr() == 128
+    with pytest.raises(ValueError, match="1 bytes do not fit the 0 that are left of 192"):
+        room.take(1)
