@@ -234,7 +234,7 @@ def _unpacked(decoder: Decoder, weights: list[Weight]) -> list[str]:
     slow = Counter(w.format if isinstance(w, PackedRows) else "groups" for w in weights if isinstance(w, PackedWeight) and not is_whole(w))
     if not slow or decoder.ops.activations == "exact" or (_activations(decoder, weights) == "exact" and "groups" not in slow):
         return []
-    return [f"no kernels for {', '.join(f'{n:,} matrices in {name}' for name, n in slow.most_common())}: unpacked for every product, which is slow"]
+    return [f"matrices without kernels ({', '.join(f'{n:,} in {name}' for name, n in slow.most_common())}) are unpacked for every product, which is slow"]
 
 
 def _report(checkpoint: Checkpoint, described: Description, decoder: Decoder, *, n_parameters: int, stored: Mapping[str, int], dtype: torch.dtype,
