@@ -83,7 +83,7 @@ def test_what_has_kernels_is_multiplied_by_them_and_what_has_none_is_said(tmp_pa
                                                                           backend: str) -> None:
     folder = write(tmp_path, files(packer)[0], **SIZES, quantization_config=quantization)
     decoder, report = load_decoder(folder, ops=backend, activations="int8")
-    slow = "no kernels for 14 matrices in groups: unpacked for every product, which is slow"
+    slow = "matrices without kernels (14 in groups) are unpacked for every product, which is slow"
     assert (slow in report.notes) == (declined == "in groups")
     if backend == "native":
         assert report.ops.endswith(f"layer by layer: no plan knows weights {declined}" if declined else "one native plan a pass")
