@@ -63,7 +63,7 @@ def command(
     models = [o.load_model(name, accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, activations=activations, threads=threads)
               for name in (a, b)]
     from pellucid.audit.compare import Watch, compare
-    with _bar(quiet) as (started, report):
+    with bar(quiet) as (started, report):
         found = compare(models[0], models[1], written, names=(a, b), tokens=tokens or None, window=window, seed=seed,
                         watch=Watch(started=started, report=report))
     facts = {**found.as_dict(), "text_file": str(file), "html": None if html is None else str(html)}
@@ -152,7 +152,7 @@ def _print(found: Any, file: Path) -> None:
 
 
 @contextlib.contextmanager
-def _bar(quiet: bool) -> Iterator[tuple[Any, Any]]:
+def bar(quiet: bool) -> Iterator[tuple[Any, Any]]:
     """A bar with rate and time left on a terminal, one for each stage."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn

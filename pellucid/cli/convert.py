@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,8 +57,9 @@ def command(
         tokenizer=not without_tokenizer, accept_unread=accept_unread or (), force=force, quiet=quiet, json=json)
 
 
-def say(source: str, out: Path, *, tensor_types: Any, split: str | None, force: bool, quiet: bool, json: bool, **how: Any) -> None:
-    """Converts, with a bar, and says what came of it."""
+def say(source: str, out: Path, *, tensor_types: Any, split: str | None, force: bool, quiet: bool, json: bool, also: Mapping[str, Any] | None = None,
+        onward: bool = True, **how: Any) -> Any:
+    """Converts, with a bar, and says what came of it, which is returned. also: more for the JSON object; onward: whether the next command is said."""
     overrides, path = [_override(text) for text in tensor_types], resolve(source)
     max_bytes = o.n_bytes(split, "--split-max-size")
     from pellucid.model.convert import Watch, convert  # torch comes with it
@@ -68,7 +69,7 @@ def say(source: str, out: Path, *, tensor_types: Any, split: str | None, force: 
     if json:
         emit({"out": str(done.out), "to": done.to, "n_bytes": done.n_bytes, "files": {str(file.path): file.sha256 for file in done.files},
               "kept": done.kept, "rounded": done.rounded, "types": done.types, "notes": list(done.notes), "seconds": round(done.seconds, 3),
-              "record": str(done.record)})
+              "record": str(done.record), **(also or {})})
     else:
         for file in done.files:
             print(f"{file.sha256}  {file.path}")
@@ -80,7 +81,9 @@ def say(source: str, out: Path, *, tensor_types: Any, split: str | None, force: 
         for text in done.notes:
             note(f"note  {text}")
         note(f"record  {done.record}")
-        next_step("pellucid", "show", str(done.out))
+        if onward:
+            next_step("pellucid", "show", str(done.out))
+    return done
 
 
 def _override(text: str) -> tuple[str, str]:

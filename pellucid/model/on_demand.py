@@ -34,10 +34,10 @@ class Tensors:
         used = [name for name in checkpoint.unpacked if not isinstance(self._names.place(name), LeftOut)]
         self._numbers = {name: torch.tensor(number) for name, number in described.numbers.items()}  # which the metadata has in place of tensors
         self._holders = holders(self._names, [*used, *self._numbers], self.spec)
-        self._held: dict[str, list[str]] = {}
+        self.held: dict[str, list[str]] = {}
         for ours, by in self._holders.items():
             for each in by:
-                self._held.setdefault(each, []).append(ours)
+                self.held.setdefault(each, []).append(ours)
         tables = ("embed.weight", "unembed.weight") if self.spec.tied else ()  # which are compared, where the files hold both
         ends = {name for name in used if isinstance(place := self._names.place(name), Place) and place.names[0] in tables}
         looked_at = ends | set(checkpoint.quantization.biases if checkpoint.quantization else ())
@@ -48,7 +48,7 @@ class Tensors:
     def read(self, names: Sequence[str]) -> dict[str, Tensor | PackedWeight]:
         """The tensors of these names, views of the files where they can be; what is packed stays so."""
         theirs = dict.fromkeys(each for name in names for each in self._holders[name])
-        held = {ours: self.shapes[ours] for each in theirs for ours in self._held[each] if theirs.keys() >= set(self._holders[ours])}
+        held = {ours: self.shapes[ours] for each in theirs for ours in self.held[each] if theirs.keys() >= set(self._holders[ours])}
         stored = ((each, self._numbers[each] if each in self._numbers else self.checkpoint.tensor(each)) for each in theirs)
         ours, _ = assemble(self._names, stored, held, self.spec)
         return {name: ours[name] for name in names}
