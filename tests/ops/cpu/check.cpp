@@ -16,6 +16,8 @@
 
 using namespace pellucid;
 
+int check_lanes();  // check_lanes.cpp: how many facts failed
+
 namespace {
 
 int n_failed = 0;
@@ -111,6 +113,7 @@ int main() {
     check_product(format, 1, 256, 3, noise);
     check_product(format, 21, 512, 31, noise);
   }
+  n_failed += check_lanes();
   std::printf("%d formats, variants", kFormats);
   for (const Variant* variant : variants()) std::printf(" %s", variant->name);
   std::printf(": %d failed\n", n_failed);
