@@ -117,6 +117,8 @@ def check(decoder: Decoder) -> None:
 
 def _held(weight: Weight) -> str:
     """How a weight that no plan multiplies with is held."""
+    if isinstance(weight, Tensor) and weight.dtype in KINDS:
+        return "column by column"  # as GPT-2's files have them
     if isinstance(weight, Reordered | Affine):
         return "in another order of columns" if isinstance(weight, Reordered) else "with zeros or scales beside their blocks"
     return "in groups" if isinstance(weight, GroupRows) else f"in {getattr(weight, 'format', None) or weight.dtype}"

@@ -177,6 +177,9 @@ def test_a_fact_that_no_step_knows_is_declined_by_name():
         assert describe(Decoder(spec, choose("native"))).startswith(f" · layer by layer: no plan knows {why}")
     assert describe(Decoder(small(), choose("native"))) == " · one native plan a pass of up to 16 tokens"
     assert describe(Decoder(small(), choose("fused"))) == ""
+    turned = random_decoder(small())
+    turned.blocks[0].mlp.up.weight.data = turned.blocks[0].mlp.up.weight.data.T.contiguous().T
+    assert declined(turned) == "weights column by column"
     with pytest.raises(Declined, match="the backend fused"):
         Plan(Decoder(small(), choose("fused")), cache_of(small()), PAGE)
 
