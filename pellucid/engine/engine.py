@@ -35,6 +35,7 @@ from pellucid.engine.score import Embedding, Score, Tap, log_probabilities, wind
 from pellucid.engine.sequence import Sequence, alike
 from pellucid.engine.speculate import Proposer, Speculation
 from pellucid.errors import BadRequest, EmptyPrompt, OutOfMemoryBudget, PellucidError, PromptTooLong
+from pellucid.model.cache import Cache
 from pellucid.model.decoder import Decoder, reach
 from pellucid.model.memory import available_bytes
 from pellucid.model.report import size
@@ -148,10 +149,12 @@ class Engine:
         with self.lock, tap or nullcontext():  # to the end: what others ask to be tapped is not what these read
             self.passes.tap = tap
             try:
-                if self.spec.causal:
-                    self._finish([self._sequence(e.ids, read=e.read, end=len(e.ids)) for e in asked])
-                else:
+                if not self.spec.causal:
                     self._read_whole(asked)
+                elif tap is not None and self.deterministic and self.passes.plan is not None:
+                    self._read_aside(asked)
+                else:
+                    self._finish([self._sequence(e.ids, read=e.read, end=len(e.ids)) for e in asked])
             finally:
                 self.passes.tap = None
         return asked
@@ -162,6 +165,16 @@ class Engine:
         for embedding in asked:
             hidden_TD = self.decoder(torch.tensor(embedding.ids, device=self.device))
             embedding.read(0, hidden_TD if self.passes.tap is None else self.passes.tap.take(hidden_TD))
+
+    @torch.inference_mode()
+    def _read_aside(self, asked: Iterable[Embedding]) -> None:
+        """Every text by itself, over a cache of its own: what is tapped the decoder computes, and others get the plan's bits, beside this and after it."""
+        for embedding in asked:
+            cache = Cache(self.spec)
+            cache.plan(0, len(embedding.ids))
+            for start in range(0, len(embedding.ids), STEP_TOKENS):
+                hidden_TD = self.decoder(torch.tensor(embedding.ids[start : start + STEP_TOKENS], device=self.device), cache=cache)
+                embedding.read(start, hidden_TD if self.passes.tap is None else self.passes.tap.take(hidden_TD))
 
     def _check_causal(self, what: str) -> None:
         if not self.spec.causal:

@@ -28,6 +28,7 @@ class Passes:
         self.suspect = False
         self.declined = ""
         self.plan: Plan | None = None
+        self._was_seen = False  # whether the latest pass was the decoder's because somebody looked inside
         self._write()
 
     def _write(self) -> None:
@@ -37,15 +38,21 @@ class Passes:
             self.plan, self.declined = None, str(e)
 
     def refresh(self) -> None:
-        """Writes the plan anew where modules or weights were changed since: to be called when a sequence begins."""
-        if self.plan is not None and not self.plan.current:
+        """Writes the plan anew where modules or weights were changed since, and forgets what they computed: to be called when a sequence begins."""
+        if self.plan is None:
+            return
+        if self.decoder.deterministic and self._seen != self._was_seen:  # the plan's bits are not the decoder's
+            self.cache.forget()
+        if not self.plan.current:
+            self.cache.forget()
             self._write()
 
     def sequences(self, plan: list[tuple[Sequence, int]]) -> tuple[list[Tensor], list[Tensor]]:
         """Hidden states (T, D) of every sequence's tokens to come, and the same or what is tapped in its place."""
         for sequence, _ in plan:
             self.cache.lengths[_slot(sequence)] = sequence.n_computed  # whatever an interrupted pass left there
-        if self.decoder.deterministic and (self.plan is None or self._seen):
+        self._was_seen = self._seen
+        if self.decoder.deterministic and (self.plan is None or self._was_seen):
             both = [self._in_blocks(sequence, n) for sequence, n in plan]
             return [hidden for hidden, _ in both], [tapped for _, tapped in both]
         rows = Rows(tuple(n for _, n in plan), tuple(_slot(s) for s, _ in plan))

@@ -21,6 +21,7 @@ from pellucid.weights.gguf_card import lineage_of
 from pellucid.weights.gguf_write import whole_name
 from pellucid.weights.imatrix import Imatrix, read_imatrix
 from pellucid.weights.inputs import input_files
+from pellucid.weights.mixes import mix_name
 
 Kind = Literal["gguf", "safetensors"]
 RECORD = "record.json"
@@ -161,12 +162,16 @@ def _check(checkpoint: Checkpoint, out: Path, kind: Kind, dtype: str | None, qua
         raise BadRequest(f"--dtype {dtype} and --quantize {quantize} both say what matrices become. Give one", field="dtype")
     if imatrix is not None and quantize is None:
         raise BadRequest(f"--imatrix {imatrix} says where quantizing may err, and nothing is quantized. Add --quantize Q4_K_M", field="imatrix")
+    if overrides and quantize is None:
+        raise BadRequest(f"--tensor-type {'='.join(overrides[0])} changes a mix, and nothing is quantized. Add --quantize Q4_K_M", field="tensor_type")
     if quantize is not None and (kind == "gguf") == (quantize.upper() == NF4):
         other = f"of safetensors, and {out} is a GGUF file. Write a folder" if kind == "gguf" else \
             f"of GGUF, and {out} is a folder of safetensors. Write NAME.gguf, or NF4 to the folder"
         raise BadRequest(f"--quantize {quantize} is a format {other}", field="quantize")
     if kind != "gguf" and (imatrix is not None or overrides):
         raise BadRequest("--imatrix and --tensor-type name tensors of GGUF, and a folder of safetensors is written. Leave them out", field="quantize")
+    if quantize is not None and kind == "gguf":
+        mix_name(quantize)
     source, place = checkpoint.folder.resolve(), out.resolve()
     if kind == "gguf":
         same = place.parent == source and whole_name(place) in {whole_name(Path(file.name)) for file in checkpoint.files}

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as every_module
 
 from pellucid.model.decoder import Block, Decoder, SoftmaxAttention
 from pellucid.model.mlp import Mlp
@@ -156,7 +157,7 @@ class Plan:
         check(decoder)
         self.decoder, self.spec, self.cache = decoder, decoder.spec, cache
         self._plan = native.Plan(decoder.ops.variant, page)
-        self._held: list[Tensor] = []  # what the steps read, beside the decoder's own
+        self._held: list[object] = []  # what the steps read: memory whose address they have stays where it is, whoever else lets go of it
         self._buffers: dict[tuple[str, int], int] = {}
         self._ropes: dict[Rope, int] = {}
         self._turning: list[Tensor] = []  # the frequencies of each rope, where they are the same for all rows
@@ -170,6 +171,7 @@ class Plan:
         self._kept = next((str(of[0].dtype).removeprefix("torch.") for of in cache.pools if of), "float32")
         self._state = self._weights()
         self._hooks = [hooks for module in decoder.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+        self._hooks += [every_module._global_forward_hooks, every_module._global_forward_pre_hooks]
 
     # A pass
 
@@ -221,8 +223,8 @@ class Plan:
         return [self.decoder.frequencies(rope, Rows((1,), (0,)), (n,), cpu)[0] for rope in self._ropes for n in lengths]
 
     def _weights(self) -> list[tuple[object, ...]]:
-        """Every module, weight and count of changes to it."""
-        return [(id(module), *((id(weight), getattr(weight, "_version", 0)) for weight in _own(module))) for module in self.decoder.modules()]
+        """Every module, weight, place where its numbers lie and count of changes to them."""
+        return [(id(module), *((id(weight), _place(weight), getattr(weight, "_version", 0)) for weight in _own(module))) for module in self.decoder.modules()]
 
     # How it is written
 
@@ -347,6 +349,7 @@ class Plan:
 
     def _matrix(self, weight: Weight, bias: Tensor | None = None) -> int:
         n_rows, n_columns = weight.shape
+        self._held.append(weight.detach() if isinstance(weight, Tensor) else weight)  # a parameter itself may be given other memory
         if isinstance(weight, Panels):
             return self._plan.packed(weight.format, weight.bytes.data_ptr(), n_rows, n_columns, self._floats(bias))
         return self._plan.dense(KINDS[weight.dtype], weight.data_ptr(), n_rows, n_columns, self._floats(bias))  # type: ignore[union-attr]
@@ -355,8 +358,8 @@ class Plan:
         """Where these few numbers lie as float32; 0 for none."""
         if x is None:
             return 0
-        self._held.append(x.detach().float().contiguous())
-        return self._held[-1].data_ptr()
+        self._held.append(floats := x.detach().float().contiguous())
+        return floats.data_ptr()
 
 
 def _dense(weight: Weight) -> bool:
@@ -366,6 +369,11 @@ def _dense(weight: Weight) -> bool:
 def _own(module: nn.Module) -> Iterable[object]:
     """A module's weights, packed ones too."""
     return (*module._parameters.values(), module.__dict__.get("weight"))
+
+
+def _place(weight: object) -> int:
+    """Where it lies: `.to` and `.data` put other numbers under the same parameter, and count no change."""
+    return weight.data_ptr() if isinstance(weight, Tensor) else 0
 
 
 def _sharpen(mixer: Attention) -> tuple[int, list[float]]:

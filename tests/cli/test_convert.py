@@ -56,9 +56,11 @@ def test_what_is_there_stays_unless_it_is_forced(say: Say, source: Path, tmp_pat
 
 
 @pytest.mark.parametrize(("options", "error"), [
+    (["--tensor-type", "attn_v=Q8_0"], "--tensor-type attn_v=Q8_0 changes a mix, and nothing is quantized. Add --quantize Q4_K_M"),
     (["--tensor-type", "attn_v"], "--tensor-type 'attn_v' is not PATTERN=TYPE, such as ffn_down=Q6_K"),
     (["--split-max-size", "much"], "--split-max-size 'much' is not a size, such as 512MB or 4GB"),
     (["--quantize", "Q4"], "'Q4' is no mix of formats that is written here"),
+    (["--quantize", ""], "'' is no mix of formats that is written here"),
 ])
 def test_what_cannot_be_asked(say: Say, source: Path, tmp_path: Path, options: list[str], error: str) -> None:
     said = say("convert", str(source), str(tmp_path / "out.gguf"), *options)

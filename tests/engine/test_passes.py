@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 
 import pytest
 import torch
@@ -90,6 +91,63 @@ def test_what_is_asked_after_the_weights_changed_is_answered_by_the_new_ones():
     found.append(engine.run([asked])[0][0].logprobs)
     assert len({tuple(x) for x in found}) == 3
     assert found[-1] == Engine(decoder).run([asked])[0][0].logprobs
+
+
+@pytest.mark.parametrize("change", ["data", "to"])
+def test_weights_that_lie_elsewhere_are_read_there_and_never_where_they_were(change):
+    """Neither way counts as a change of the parameter: `_version` stays what it was, and what the plan had the address of may be gone."""
+    decoder = random_decoder(spec_of())
+    down = decoder.blocks[1].mlp.down.weight
+    numbers = down.numpy().copy()
+    down.data, lying = torch.from_numpy(numbers), weakref.ref(numbers)
+    del numbers
+    engine, asked = Engine(decoder), Request(prompt_ids=list(range(5, 5 + PAGE + 3)), max_tokens=2, sampling=GREEDY, logprobs=True)
+    begun = engine.submit(asked)
+    engine.step()
+    if change == "data":
+        for parameter in decoder.parameters():
+            parameter.data = parameter.data * 1.25
+    else:
+        decoder.to(torch.float64).to(torch.float32)
+    assert lying() is not None, "what runs still reads the old numbers"
+    while not begun.finished:
+        engine.step()
+    assert not engine.passes.plan.current
+    [[found]] = engine.run([asked])  # also what is known of the prompt was computed by the old ones
+    assert found.logprobs == Engine(decoder).run([asked])[0][0].logprobs
+    assert engine.passes.plan.current
+    assert lying() is None
+    assert (found.logprobs == begun.result().logprobs) == (change == "to")
+
+
+def test_who_looks_inside_changes_no_bit_of_what_others_get():
+    """Deterministic: what the decoder computes for a tap or a hook is not what the plan computes, and the two are never mixed."""
+    decoder, ids = small("llama-biases", deterministic=True), list(range(3, 3 + 2 * PAGE + 5))
+    asked = Request(prompt_ids=ids, max_tokens=5, sampling=GREEDY, logprobs=True)
+    expected = alone(decoder, asked)
+    engine = Engine(decoder)
+    running = engine.submit(asked)
+    engine.step()
+    beside = engine.embed([ids, ids[:7]], activation="blocks.1.mlp")
+    while not running.finished:
+        engine.step()
+    assert running.result().logprobs == engine.run([asked])[0][0].logprobs == expected.logprobs
+    assert torch.equal(beside[0].vector, Engine(decoder).embed([ids], activation="blocks.1.mlp")[0].vector)
+    shapes: list[int] = []
+    handle = decoder.blocks[0].register_forward_hook(lambda _, inputs, out: shapes.append(len(out)))
+    watched = engine.run([asked])[0][0].logprobs
+    handle.remove()
+    assert len(shapes) >= 3 + 4, "every block of the prompt was computed before their eyes"
+    assert engine.run([asked])[0][0].logprobs == expected.logprobs != watched
+
+
+def test_hooks_on_every_module_there_is_are_seen_too():
+    decoder, called = small("llama-biases", deterministic=False), []
+    engine = Engine(decoder)
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: called.append(module))
+    engine.run([Request(prompt_ids=[5, 6], max_tokens=1, sampling=GREEDY)])
+    handle.remove()
+    assert decoder.blocks[0].mlp in called
 
 
 def test_a_decoder_without_a_plan_says_why():
