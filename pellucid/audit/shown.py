@@ -11,7 +11,7 @@ def row_texts(report: Report) -> list[tuple[str, str, str, str]]:
     return [
         ("perplexity", interval(d.perplexity_a), interval(d.perplexity_b), f"× {interval(d.perplexity_ratio, 5)}"),
         ("bits per byte", interval(d.bits_per_byte_a, 4), interval(d.bits_per_byte_b, 4), ""),
-        ("KL(A||B), mean", "", "", f"{interval(d.kl_mean)} nats per token"),
+        ("KL(A||B), mean", "", "", f"{interval(d.kl_mean)} nats"),
         ("KL(A||B), median", "", "", f"{interval(d.kl_median)} nats"),
         ("KL(A||B), 99th percentile", "", "", f"{interval(d.kl_p99)} nats"),
         ("top-1 flips", "", "", f"{interval(d.flips.mapped(100))} %"),

@@ -129,11 +129,14 @@ def _print(found: Any, file: Path) -> None:
 
     from pellucid.audit.shown import row_texts
     d = found.damage
-    numbers = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("", f"A {size(found.n_bytes[0])}", f"B {size(found.n_bytes[1])}", "B beside A"):
-        numbers.add_column(column, overflow="fold")
-    for row in row_texts(found):
-        numbers.add_row(*row)
+    print("\n".join(f"{letter}  {harmless(name)}, {size(n)}" for letter, name, n in zip("AB", found.names, found.n_bytes, strict=True)), end="\n\n")
+    numbers = Table(box=None, pad_edge=False, show_header=False)
+    for _ in range(3):
+        numbers.add_column(overflow="fold")
+    for name, *texts in row_texts(found):  # one number a line: eighty columns have no room for more
+        for who, text in zip(("A", "B", "B beside A"), texts, strict=True):
+            if text:
+                numbers.add_row(name, who, text)
     tensors = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("most changed", "A", "B", "error"):
         tensors.add_column(column, overflow="fold")
