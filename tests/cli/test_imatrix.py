@@ -131,8 +131,8 @@ def test_quantize_is_convert_by_another_name(say: Say, packed: Path, tmp_path: P
 def test_the_options_of_quantize_are_these(say: Say) -> None:
     listed = say("quantize", "--help").out.split("Options:")[1]
     assert set(re.findall(r"^ +\*? *(?:-\w, )?(--[\w-]+)", listed, re.M)) == {
-        "--to", "--auto", "--fit", "--imatrix", "--tensor-type", "--split-max-size", "--without-tokenizer", "--accept-unread", "--force", "--quiet", "--json",
-        "--debug", "--help"}
+        "--to", "--auto", "--fit", "--formats", "--text", "--tokens", "--threads", "--imatrix", "--tensor-type", "--split-max-size", "--without-tokenizer",
+        "--accept-unread", "--force", "--quiet", "--json", "--debug", "--help"}
 
 
 @pytest.mark.parametrize(("make", "options", "message"), [
