@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pellucid.ops.panels import native
+
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
@@ -18,6 +20,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs the data folder ../shared/data"))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("native") and native is None:
+            item.add_marker(pytest.mark.skip(reason="needs the kernels for the CPU: make native"))
         if item.get_closest_marker("linux") and not Path("/proc/self/smaps").exists():
             item.add_marker(pytest.mark.skip(reason="needs Linux's /proc"))
         if item.get_closest_marker("cross") and not (shutil.which("aarch64-linux-gnu-g++") and shutil.which("qemu-aarch64")):

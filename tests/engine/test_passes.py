@@ -18,6 +18,8 @@ from tests.engine.test_engine import small as case_of
 from tests.model.test_plan import random_decoder
 from tests.model.test_plan import small as spec_of
 
+pytestmark = pytest.mark.native
+
 PLANNED = ["llama-biases", "mistral-window", "gemma2-caps", "bloom-released", "llama-dynamic", "gemma4_text-plain"]
 
 

@@ -148,6 +148,7 @@ def test_weights_stay_packed_where_the_file_is_mapped(tmp_path: Path) -> None:
     assert any("gguf q4_0 + f32, computed in f32" in line for line in report.lines())
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("name", ["llama-plain", "qwen3-tied"])
 def test_int8_activations_are_the_references_and_near_the_exact_ones(tmp_path: Path, name: str) -> None:
     """By the kernels as by the reference, to the rounding of sums; a tied table is read from the panels."""
@@ -168,6 +169,7 @@ def test_int8_activations_are_the_references_and_near_the_exact_ones(tmp_path: P
     assert not torch.equal(found["reference", "int8"], exact)
 
 
+@pytest.mark.native
 def test_a_matrix_without_a_kernel_beside_others_is_noted(tmp_path: Path) -> None:
     built = build(CASES["llama-plain"])
     head = built.files["lm_head.weight"].half().numpy()
@@ -179,6 +181,7 @@ def test_a_matrix_without_a_kernel_beside_others_is_noted(tmp_path: Path) -> Non
     assert not [note for note in exact.notes if "without kernels" in note]
 
 
+@pytest.mark.native
 def test_panels_lie_in_one_region_one_after_another(tmp_path: Path) -> None:
     built = build(CASES["llama-plain"])
     converted(tmp_path / "m.gguf", built, Kind.Q8_0)

@@ -93,6 +93,7 @@ def test_packed_tensors_stay_packed_and_mean_what_they_say(tmp_path: Path, famil
     assert (steps - expected).abs().max() < TOLERANCE * expected.abs().max()
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("family", CASES)
 def test_the_kernels_read_them_as_the_reference_does(tmp_path: Path, family: str) -> None:
     """With activations of 8 bits: turned heads, which are no matrix of rows, stay as they are, and every other matrix lies in panels."""

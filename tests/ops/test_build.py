@@ -43,6 +43,7 @@ def checked(build: Path, *options: str) -> str:
     return str(build / "check")
 
 
+@pytest.mark.native
 def test_kernels_and_pool_hold_under_the_address_and_undefined_behavior_sanitizers(tmp_path: Path) -> None:
     program = checked(tmp_path, "-DCHECK_OPTIONS=-O1;-g;-fsanitize=address,undefined;-fno-sanitize-recover=all")
     done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=200)
@@ -50,6 +51,7 @@ def test_kernels_and_pool_hold_under_the_address_and_undefined_behavior_sanitize
     assert done.stdout == f"{len(native.formats())} formats, variants {' '.join(native.variants())}: 0 failed\n"
 
 
+@pytest.mark.native
 @pytest.mark.cross
 def test_kernels_for_arm_hold_in_an_emulator(tmp_path: Path) -> None:
     program = checked(tmp_path, "-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++",

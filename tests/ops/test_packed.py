@@ -130,5 +130,6 @@ def test_what_is_not_finite_is_not_rounded_away(backend, bad):
     assert out[[0, 2]].isfinite().all()
 
 
+@pytest.mark.native
 def test_the_whole_formats_are_those_of_the_kernels():
     assert tuple(native.formats()) == packed.WHOLE
