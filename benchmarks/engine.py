@@ -25,7 +25,7 @@ from pathlib import Path
 
 import llama_file
 from engine_work import WORK
-from speed import RANDOM, common_prefix, find, versions
+from speed import RANDOM, common_prefix, find, versions, warm
 
 FEW = 64  # compiled products, more than one step's
 BETTER = {"output_tokens_per_second": True, "first_token_seconds": False, "token_ms": False, "peak_memory_mb": False}  # whether more is better
@@ -82,6 +82,7 @@ def throughput(args: argparse.Namespace, path: Path) -> dict:
 
     def measure(side: str) -> dict:
         library, kind = side.split()
+        warm(path if library != "llama.cpp" else gguf(args, path, kind))
         if library != "llama.cpp":
             return settled(work(library, path, **job, dtype=kind), job)
         done = subprocess.run([args.llama_cpp_python, str(Path(__file__).with_name("llama_cpp_side.py")), str(gguf(args, path, kind))],

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from engine import alternating, gguf, prompts_of, spread, work
-from speed import RANDOM, find, versions
+from speed import RANDOM, find, versions, warm
 
 TASKS = {  # name -> (prompts, tokens of each, tokens generated of each), as the tables of other engines' benchmarks have it
     "prompt of 512": (1, 512, 2), "decode": (1, 128, 65), "8 sequences": (8, 128, 33)}
@@ -43,6 +43,7 @@ def peer(args: argparse.Namespace, file: Path, job: dict) -> dict:
 
 
 def one(args: argparse.Namespace, side: str, file: Path, n_vocab: int, shape: tuple[int, int, int], repeats: int) -> dict:
+    warm(file)
     n, length, answer = shape
     job = dict(prompts=prompts_of(n, length, n_vocab), answer=answer, repeats=repeats, threads=args.threads, started=time.time())
     return peer(args, file, job) if side == "llama.cpp" else work("pellucid", file, **job, dtype="auto")

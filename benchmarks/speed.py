@@ -5,7 +5,8 @@
     python benchmarks/speed.py PATH --json
 
 Every measurement is a fresh process; the two sides alternate, and a round's ratio compares neighbours in time, because the
-machines this runs on are noisy. Above 1 means Pellucid is better in that row. Both sides must write the same greedy tokens.
+machines this runs on are noisy. Files are read before each, so that all begin with them in the system's cache. Above 1 means
+Pellucid is better in that row. Both sides must write the same greedy tokens.
 """
 from __future__ import annotations
 
@@ -119,7 +120,16 @@ def worker(side: str, path: str, started: float, n_prompt: int, n_tokens: int, r
                           ids=ids)))
 
 
+def warm(path: Path) -> None:
+    """Reads a model's files, so that they lie in the system's cache for whoever loads them next: disks are not what is compared."""
+    for file in [path] if path.is_file() else path.glob("*.safetensors"):
+        with file.open("rb", buffering=0) as data:
+            while data.read(1 << 24):
+                pass
+
+
 def measure(side: str, path: Path, args: argparse.Namespace) -> dict:
+    warm(path)
     command = [sys.executable, __file__, str(path), "--worker", side, "--started", str(time.time()), "--prompt", str(args.prompt), "--tokens", str(args.tokens),
                "--repeats", str(args.repeats)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

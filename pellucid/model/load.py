@@ -27,6 +27,7 @@ from pellucid.model.plan import describe
 from pellucid.model.report import LoadReport
 from pellucid.ops.choose import choose
 from pellucid.ops.interface import Activations, Weight
+from pellucid.ops.native import Native
 from pellucid.ops.packed import is_whole
 from pellucid.ops.unpack import UNPACK, unpack
 from pellucid.spec import DecoderSpec
@@ -76,6 +77,8 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
     numbers = ((name, torch.tensor(number)) for name, number in described.numbers.items())
     ours, left_out = assembled(checkpoint, described.names, chain(tensors, numbers), shapes, described.spec)
     _fill(decoder, ours, checkpoint, chosen, place, align=place.type == "cpu" and room_to_copy(described.spec, chosen, free))
+    if isinstance(backend, Native):
+        backend.beside_torch = not deterministic and not any(isinstance(weight, PackedWeight) for weight in decoder.weights().values())
     report = _report(checkpoint, described, decoder, n_parameters=sum(map(math.prod, shapes.values())), stored=stored, dtype=chosen,
                      device=place, seconds=time.perf_counter() - started,
                      left_out={why: len(names) for why, names in left_out.items()}, notes=notes)

@@ -26,6 +26,7 @@ class Native(Fused):
     """
 
     name = "native"
+    beside_torch = False  # whether products are torch's, as those with dense weights are: set at load
 
     def __init__(self, activations: Activations = "int8", variant: str | None = None) -> None:
         super().__init__(activations)
@@ -38,8 +39,9 @@ class Native(Fused):
         self.variant: str = variant or there[0]
 
     def describe(self) -> str:
-        packed, how = (", matmul_packed", ", int8 activations") if self.activations == "int8" else ("", "")
-        return f"attend{packed} native ({self.variant}{how}) · the rest fused, reference"
+        own = [*(() if self._torch_attends() else ("attend",)), *(("matmul_packed",) if self.activations == "int8" else ())]
+        how = ", int8 activations" if self.activations == "int8" else ""
+        return f"{', '.join(own)} native ({self.variant}{how}) · the rest fused, reference" if own else super().describe()
 
     def prepared_bytes(self, weight_FD: Weight) -> int:
         if isinstance(weight_FD, Reordered):
@@ -74,11 +76,15 @@ class Native(Fused):
         return out_TF.to(dtype)
 
     def attend(self, q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, **how: Any) -> Tensor:
-        if not attention.fits(q_THC, k_SKC, v_SKC):
+        if self._torch_attends() or not attention.fits(q_THC, k_SKC, v_SKC):
             return super().attend(q_THC, k_SKC, v_SKC, **how)
         return attention.attend(self.variant, q_THC, k_SKC, v_SKC, **how)
 
     def attend_pages(self, q_THC: Tensor, k_PNKC: Tensor, v_PNKC: Tensor, pages: Pages, **how: Any) -> Tensor:
-        if not attention.fits(q_THC, k_PNKC, v_PNKC):
+        if self._torch_attends() or not attention.fits(q_THC, k_PNKC, v_PNKC):
             return super().attend_pages(q_THC, k_PNKC, v_PNKC, pages, **how)
         return attention.attend_pages(self.variant, q_THC, k_PNKC, v_PNKC, pages, **how)
+
+    def _torch_attends(self) -> bool:
+        """Whether attention is left to torch, whose threads spin for a while after every product: two pools then want the same cores (docs/LOG.md)."""
+        return self.beside_torch and n_threads() > 1

@@ -1,10 +1,13 @@
 """The CPU's kernels: every format by every variant this processor runs, against the reference; rows that do not depend on their company."""
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from pellucid.errors import BadRequest
+from pellucid.model.load import load_decoder
 from pellucid.ops.choose import choose
 from pellucid.ops.native import Native
 from pellucid.ops.packed import rounded
@@ -13,6 +16,7 @@ from pellucid.ops.unpack import unpack
 from pellucid.weights.gguf import BY_NAME
 from pellucid.weights.packed_rows import PackedRows
 from tests.ops import test_packed
+from tests.weights.build import write
 
 pytestmark = pytest.mark.native
 
@@ -83,3 +87,16 @@ def test_blocks_are_those_of_the_files() -> None:
     assert set(native.formats()) <= BY_NAME.keys()
     for name in native.formats():
         assert native.packed_bytes(name, 16, 256) >= 16 * 256 // BY_NAME[name].n_numbers * BY_NAME[name].n_bytes
+
+
+def test_attention_is_torchs_where_its_threads_have_just_multiplied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dense weights are multiplied by torch, whose threads then spin: a second pool beside them is slower than either."""
+    folder = write(tmp_path)
+    for threads, deterministic, own in ((1, False, True), (2, False, False), (2, True, True)):
+        monkeypatch.setattr("pellucid.ops.native.n_threads", lambda n=threads: n)
+        decoder, report = load_decoder(folder, device="cpu", ops="native", deterministic=deterministic)
+        assert ("attend" in report.ops.split(" native")[0]) is own
+        called: list[int] = []
+        monkeypatch.setattr("pellucid.ops.attention.attend", lambda variant, q_THC, k_SKC, v_SKC, *, called=called, **how: called.append(1) or q_THC)
+        decoder(torch.arange(3))
+        assert bool(called) is own
