@@ -42,8 +42,8 @@ The columns:
 
 - **checkpoints**: what resolves to the family by its config.json. Real ones, read whole and of the published size: tests/configs
   (of granitemoeshared and pangu_pro_moe none was found).
-- **logit error**: the worst difference to the judge's logits (transformers' in float32) over all positions, cases and backends ({backends}), relative to the
-  largest logit. The tests allow {tolerance:.0e}. Lengths go past the window and past rope's original context.
+- **logit error**: the worst difference to the judge's logits (transformers' in float32) over all positions, cases and backends (native where it is
+  built, fused, reference), relative to the largest logit. The tests allow {tolerance:.0e}. Lengths go past the window and past rope's original context.
 - **cached**: the same, of decoding in chunks and then token by token against one full pass.
 - **mutants**: facts of the specs changed, one at a time; each was refused at load or moved the logits.
 - **vLLM, llama.cpp, transformers**: whether the engine's own published list names the architecture, read on {read_on}; for vLLM the last release
@@ -99,7 +99,7 @@ def toml(value: Any) -> str:
 def page() -> str:
     """The whole page, from the catalog and the cases."""
     read = catalog.sources()
-    head = HEAD.format(torch=torch.__version__, backends=", ".join(BACKENDS), tolerance=TOLERANCE, **read)
+    head = HEAD.format(torch=torch.__version__, tolerance=TOLERANCE, **read)
     table = "".join(f"| {' | '.join(column.replace('|', chr(92) + '|') for column in columns(row))} |\n" for row in catalog.table())
     refused = "".join(f"- `{row.name}`: {row.refused}\n" for row in catalog.table() if row.refused)
     return head + COLUMNS + table + "\n## What is refused by name, and why\n\n" + refused + "\n## What each case proves\n\n" + "\n".join(proofs()) + "\n"
