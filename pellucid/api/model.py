@@ -285,7 +285,7 @@ class Model:
 
 def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "auto", quantize: str | None = None, accept_unread: Iterable[str] = (),
          ops: str = "auto", activations: Activations | Literal["auto"] = "auto", deterministic: bool = False, threads: int | None = None,
-         chat_template: str | os.PathLike[str] | None = None, cache_bytes: int | None = None, cache_dtype: CacheDtype = "same",
+         chat_template: str | os.PathLike[str] | None = None, cache_bytes: int | None = None, cache_dtype: CacheDtype = "auto",
          draft: str | os.PathLike[str] | None = None) -> Model:
     """The model at a folder, a file, or a downloaded repository `owner/name[@revision]`. Never downloads, never runs remote code.
 

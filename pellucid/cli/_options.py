@@ -37,7 +37,7 @@ N = Annotated[int, typer.Option("--n", help="How many completions.")]
 BestOf = Annotated[int | None, typer.Option("--best-of", help="Write so many and keep the n likeliest.")]
 Logprobs = Annotated[int | None, typer.Option("--logprobs", metavar="K", help="With --json: log-probabilities of the tokens, and of the K likeliest.")]
 Cache = Annotated[str | None, typer.Option("--cache", metavar="SIZE", help="Memory for keys and values, such as 512MB or 4GB; else 40 % of what is free.")]
-CacheDtype = Annotated[str, typer.Option("--cache-dtype", metavar="same|int8", help="How keys and values are kept; int8 is half of bfloat16, at a loss.")]
+CacheDtype = Annotated[str, typer.Option("--cache-dtype", metavar="auto|same|float16|int8", help="How keys and values are kept; int8 at a loss.")]
 Draft = Annotated[str | None, typer.Option("--draft", metavar="lookup|MODEL", help="Guess ahead, from the text itself or by a smaller model of the "
                                                                                     "same vocabulary; the output stays the same.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Repeat a run exactly; drawn and reported where none is given.")]

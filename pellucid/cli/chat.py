@@ -34,7 +34,7 @@ def command(
     stop: o.Stop = None,
     seed: o.Seed = None,
     cache: o.Cache = None,
-    cache_dtype: o.CacheDtype = "same",
+    cache_dtype: o.CacheDtype = "auto",
     draft: o.Draft = None,
     threads: o.Threads = None,
     device: o.Device = "auto",

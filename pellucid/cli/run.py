@@ -37,7 +37,7 @@ def command(
     logprobs: o.Logprobs = None,
     seed: o.Seed = None,
     cache: o.Cache = None,
-    cache_dtype: o.CacheDtype = "same",
+    cache_dtype: o.CacheDtype = "auto",
     draft: o.Draft = None,
     threads: o.Threads = None,
     device: o.Device = "auto",

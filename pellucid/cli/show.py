@@ -76,8 +76,8 @@ def _facts(model: str, checkpoint: Checkpoint, described: Description) -> dict[s
     if sum(sizes.values()) > SLOW_BYTES:
         note(f"hashing {size(sum(sizes.values()))}")
     dtype = stored.most_common(1)[0][0] if stored else "float32"
-    in_blocks = checkpoint.format == "gguf" and not stored.keys() <= set(DTYPES.values())  # which run in float32
-    bytes_per_number = 4 if dtype == "float32" or in_blocks else 8 if dtype == "float64" else 2
+    in_blocks = checkpoint.format == "gguf" and not stored.keys() <= set(DTYPES.values())  # which run in float32, and keep float16
+    bytes_per_number = 2 if in_blocks else 4 if dtype == "float32" else 8 if dtype == "float64" else 2
     quantization = checkpoint.quantization
     packed = None if quantization is None else {"method": quantization.method, "shown": quantization.shown, "n_matrices": len(quantization.matrices),
                                                 **quantization.facts}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pellucid import cost
-from pellucid.engine.pages import PagedCache
+from pellucid.engine.pages import PagedCache, settled
 from pellucid.engine.passes import Passes
 from pellucid.engine.row import Ahead
 from pellucid.engine.sampler import Sampler
@@ -52,7 +52,7 @@ class DraftModel:
         ours, theirs = (cost.cache_bytes_per_token(each, self.dtype.itemsize) for each in (self.spec, spec))
         self.step_tokens = step_tokens
         self.cache = PagedCache(self.spec, n_bytes=n_bytes * ours // max(1, ours + theirs), max_rows=max_rows, step_tokens=step_tokens, dtype=self.dtype,
-                                device=self.device)
+                                device=self.device, store=settled("auto", self.decoder))
         limit = reach(self.spec)
         self.capacity = min(self.cache.capacity(step_tokens), self.spec.n_ctx if limit is None else limit[0])
         self.passes = Passes(self.decoder, self.cache)

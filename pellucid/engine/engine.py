@@ -25,7 +25,7 @@ from torch import Tensor
 from pellucid.engine.generation import Generation, best
 from pellucid.engine.lock import Lock
 from pellucid.engine.masks import Filled, Masks
-from pellucid.engine.pages import CacheDtype, Names, PagedCache, check_cache
+from pellucid.engine.pages import CacheDtype, Names, PagedCache, check_cache, settled
 from pellucid.engine.passes import Passes
 from pellucid.engine.report import Books, Report
 from pellucid.engine.request import MAX_TOP_LOGPROBS, FinishReason, Request, Result, check_vocabulary, token_ids
@@ -51,7 +51,8 @@ class Engine:
 
     Args:
         cache_bytes: what the cache may take, a draft model's included; None = a share of what is free (SHARE), and never more than max_rows whole contexts.
-        cache_dtype: "same" as the model computes in, or "int8", half of bfloat16's memory at a loss that docs/LOG.md states.
+        cache_dtype: "same" as the model computes in; "float16", in which numbers from 65,520 on are an error; or "int8", half of that memory at a loss
+            that docs/LOG.md states. "auto" is float16 for quantized weights that compute in float32, and else the same.
         max_rows: sequences that run at once; the others wait.
         step_tokens: tokens a step computes at most.
         proposer: drafts what may come next, to be checked in one pass; see engine/speculate.py. The output is the same with it and without.
@@ -62,7 +63,7 @@ class Engine:
     Threads may share an engine. Raises OutOfMemoryBudget where no page fits.
     """
 
-    def __init__(self, decoder: Decoder, *, cache_bytes: int | None = None, cache_dtype: CacheDtype = "same", max_rows: int = MAX_ROWS,
+    def __init__(self, decoder: Decoder, *, cache_bytes: int | None = None, cache_dtype: CacheDtype = "auto", max_rows: int = MAX_ROWS,
                  step_tokens: int = STEP_TOKENS, proposer: Proposer | None = None) -> None:
         if step_tokens < max_rows or max_rows < 1:
             raise BadRequest(f"max_rows={max_rows} sequences need a token each in a step of step_tokens={step_tokens}. Lower max_rows or raise step_tokens",
@@ -76,7 +77,7 @@ class Engine:
             cache_bytes = 2**62 if free is None else int(SHARE * free)
         draft_bytes = 0 if proposer is None else proposer.furnish(self.spec, n_bytes=cache_bytes, max_rows=max_rows, step_tokens=step_tokens)
         self.cache = PagedCache(self.spec, n_bytes=cache_bytes - draft_bytes, max_rows=max_rows, step_tokens=step_tokens, dtype=weight.dtype,
-                                device=self.device, store=cache_dtype)
+                                device=self.device, store=settled(cache_dtype, decoder))
         self.cache_bytes = self.cache.n_bytes + draft_bytes
         self.scheduler = Scheduler(self.cache, max_rows=max_rows, step_tokens=step_tokens)
         self.sampler = Sampler(self.spec.n_vocab, self.device)

@@ -27,15 +27,19 @@ from torch import Tensor
 from pellucid.engine.group import PAGE, Group
 from pellucid.errors import BadRequest, OutOfMemoryBudget
 from pellucid.model.cache import Held
+from pellucid.model.decoder import Decoder
+from pellucid.model.memory import page_dtype
 from pellucid.model.parts import Rows
 from pellucid.model.report import size
 from pellucid.model.rope import by_length, planned, turns_as
 from pellucid.ops.interface import Pages
 from pellucid.spec import DecoderSpec, LatentAttention, Mixer
+from pellucid.weights.packed_rows import PackedWeight
 
 NEVER = 1 << 62  # pages that no row has
 
-CacheDtype = Literal["same", "int8"]  # as the model computes, or 8 bits a number and a float32 scale a head and token
+# float16 for quantized weights and else as the model computes; always as it computes; always float16; 8 bits a number and a float32 scale a head and token
+CacheDtype = Literal["auto", "same", "float16", "int8"]
 
 
 def check_cache(n_bytes: object, store: object) -> None:
@@ -44,6 +48,14 @@ def check_cache(n_bytes: object, store: object) -> None:
         raise BadRequest(f"cache_bytes={n_bytes!r} is not a count of bytes, from 1", field="cache_bytes")
     if store not in get_args(CacheDtype):
         raise BadRequest(f"cache_dtype={store!r} is not one of {', '.join(get_args(CacheDtype))}", field="cache_dtype")
+
+
+def settled(store: CacheDtype, decoder: Decoder) -> Literal["same", "float16", "int8"]:
+    """How a decoder's keys and values are kept where that is left to us ("auto")."""
+    if store != "auto":
+        return store
+    computed, packed = decoder.embed.weight.dtype, [w for w in decoder.weights().values() if isinstance(w, PackedWeight)]
+    return "float16" if page_dtype((getattr(w, "format", "groups") for w in packed), computed) != computed else "same"
 
 
 def kept_shapes(mixer: Mixer) -> list[tuple[int, int]]:
@@ -95,8 +107,9 @@ class PagedCache:
     """
 
     def __init__(self, spec: DecoderSpec, *, n_bytes: int, max_rows: int, step_tokens: int, dtype: torch.dtype, device: torch.device | str = "cpu",
-                 store: CacheDtype = "same") -> None:
+                 store: Literal["same", "float16", "int8"] = "same") -> None:
         self.spec, self.device, self.dtype, self.store = spec, torch.device(device), dtype, store
+        self.kept = torch.float16 if store == "float16" else dtype  # of the pools, but for int8
         self.lengths: dict[int, int] = {}
         self._rows: dict[int, _Row] = {}
         self._coming: set[bytes] = set()
@@ -247,7 +260,7 @@ class PagedCache:
         place, pages = self._pass[g]
         for pool, part in zip(self.pools[layer], self._packed(new), strict=True):
             pool.flatten(0, 1)[place] = part
-        if self.store == "same":
+        if self.store != "int8":
             return Held(tuple(self.pools[layer]), pages.lengths, pages)
         gathered = [pages.gather(pool) for pool in self.pools[layer]]
         return Held(tuple(unpack8(*pair, self.dtype) for pair in zip(gathered[::2], gathered[1::2], strict=True)), pages.lengths)
@@ -262,7 +275,9 @@ class PagedCache:
         return self._group_of[layer]
 
     def _packed(self, new: Iterable[Tensor]) -> Iterable[Tensor]:
-        return new if self.store == "same" else [part for x in new for part in pack8(x)]
+        if self.store == "int8":
+            return [part for x in new for part in pack8(x)]
+        return new if self.kept == self.dtype else [pack16(x) for x in new]
 
     def _places(self, g: int, rows: Rows) -> tuple[slice | Tensor, Pages]:
         """Where a pass's new tokens go in the group's pools, taken as tokens one after another, and where its rows' keys are."""
@@ -295,7 +310,7 @@ class PagedCache:
     def _bytes_per_token(self, layer: int) -> int:
         mixer = self.spec.layers[layer].mixer
         assert mixer is not None
-        itemsize, scale = (1, 4) if self.store == "int8" else (self.dtype.itemsize, 0)
+        itemsize, scale = (1, 4) if self.store == "int8" else (self.kept.itemsize, 0)
         return sum(heads * (width * itemsize + scale) for heads, width in kept_shapes(mixer))
 
     def _share_out(self, n_bytes: int, max_rows: int, step_tokens: int) -> None:
@@ -322,8 +337,8 @@ class PagedCache:
         if mixer is None or not mixer.n_cached:
             return []
         P, shapes = self.groups[self._group_of[layer]].n_pages, kept_shapes(mixer)
-        if self.store == "same":
-            return [untouched(P, PAGE, *shape, dtype=self.dtype, device=self.device) for shape in shapes]
+        if self.store != "int8":
+            return [untouched(P, PAGE, *shape, dtype=self.kept, device=self.device) for shape in shapes]
         return [untouched(P, PAGE, *shape, dtype=dtype, device=self.device) for heads, width in shapes
                 for shape, dtype in (((heads, width), torch.int8), ((heads, 1), torch.float32))]
 
@@ -369,6 +384,15 @@ def chain(turns: bytes, ids: Sequence[int], names: Sequence[bytes] = ()) -> list
         names.append(hashlib.blake2b(array("q", ids[i * PAGE : (i + 1) * PAGE]).tobytes(), key=hashlib.blake2b(before, digest_size=32).digest(),
                                      digest_size=32).digest())
     return names
+
+
+def pack16(x: Tensor) -> Tensor:
+    """In float16, with NaN for what that does not hold (65,520 and more round past its end): whoever sees one has no number either, and says so.
+
+    An infinite key could be a share of zero, and go unnoticed.
+    """
+    short = x.to(torch.float16)
+    return short.masked_fill_(short.isinf(), torch.nan)
 
 
 def pack8(x_TKC: Tensor) -> tuple[Tensor, Tensor]:

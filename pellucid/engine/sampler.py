@@ -201,8 +201,8 @@ def _failure(model: float, edited: float) -> PellucidError:
 
 def not_numbers(what: str) -> PellucidError:
     """The error for what cannot be used."""
-    return PellucidError(f"the model computed {what}. Weights that overflow float16 do this: try another dtype (--dtype float32), and check the files' "
-                         f"sha256 (pellucid show)")
+    return PellucidError(f"the model computed {what}. Weights that overflow float16 do this: try another dtype (--dtype float32); keys and values do that "
+                         f"reach 65,520 where pages are float16: try cache_dtype='same' (--cache-dtype same); and check the files' sha256 (pellucid show)")
 
 
 def score(logits_SV: Tensor, ids_S: Tensor, top: bool) -> Tensor:

@@ -82,6 +82,7 @@ class CompressedAttention(nn.Module):
     def _expanded(self, q_THN: Tensor, q_THR: Tensor, held: Held, q_lengths: Sequence[int]) -> Tensor:
         """(T, H, V), with a key and a value for every head."""
         H, L, (kept_S1E,) = self.mixer.n_heads, self.mixer.d_latent, held.rows()
+        kept_S1E = kept_S1E.to(q_THN.dtype)
         latent_SL, shared_S1R = kept_S1E[:, 0, :L], kept_S1E[..., L:]
         k_SHC = torch.cat([self.k_up(latent_SL).unflatten(-1, (H, -1)), shared_S1R.expand(-1, H, -1)], -1)
         v_SHV = self.v_up(latent_SL).unflatten(-1, (H, -1))

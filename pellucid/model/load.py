@@ -20,7 +20,7 @@ from pellucid import cost
 from pellucid.errors import BadConfig, BadRequest, BadTokenizer, UnsupportedModel
 from pellucid.families._describe import Description, describe_checkpoint
 from pellucid.model.decoder import Decoder, kept_in
-from pellucid.model.memory import available_bytes, check_memory, keep_freed_memory, room_to_copy
+from pellucid.model.memory import available_bytes, check_memory, keep_freed_memory, page_dtype, room_to_copy
 from pellucid.model.on_demand import assembled
 from pellucid.model.parts import Embed, Project, hold
 from pellucid.model.plan import describe
@@ -67,7 +67,7 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
     chosen, notes = _dtype(dtype, stored, checkpoint)
     in_place = _in_place(checkpoint, described, stored, chosen, place, repacked=backend.activations == "int8")
     free = available_bytes(place)
-    check_memory(checkpoint.name, described.spec, chosen, in_place, place, free)
+    check_memory(checkpoint.name, described.spec, chosen, in_place, place, free, kept=page_dtype(stored, chosen))
     if place.type == "cpu":
         keep_freed_memory()
     with torch.device("meta"):
@@ -250,6 +250,6 @@ def _report(checkpoint: Checkpoint, described: Description, decoder: Decoder, *,
         n_kv_heads=(min(kv_heads), max(kv_heads)), n_parameters=n_parameters, n_ctx=spec.n_ctx,
         license=checkpoint.card.license_shown, format=checkpoint.format, dtype=SHORT[dtype], stored=dict(stored),
         device=str(device), n_bytes=checkpoint.n_bytes, seconds=seconds, ops=f"{decoder.ops.describe()}{describe(decoder)}",
-        activations=_activations(decoder, weights), cache_bytes_per_token=cost.cache_bytes_per_token(spec, dtype.itemsize), left_out=left_out,
-        accepted=described.accepted,
+        activations=_activations(decoder, weights), cache_bytes_per_token=cost.cache_bytes_per_token(spec, page_dtype(stored, dtype).itemsize),
+        left_out=left_out, accepted=described.accepted,
         notes=(*wrapper, *checkpoint.notes, *described.notes, *notes, *_unpacked(decoder, weights), *checkpoint.card.notes))

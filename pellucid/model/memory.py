@@ -4,14 +4,14 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 
 from pellucid import cost
 from pellucid.errors import OutOfMemoryBudget
-from pellucid.model.report import size
+from pellucid.model.report import PLAIN, size
 from pellucid.spec import DecoderSpec
 
 CACHE_TOKENS = 4096  # a modest conversation, or the whole context of a model that has less
@@ -22,14 +22,24 @@ _GROUPS = (("memory.max", "memory.current", "memory.stat", "file"),
            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_cache"))
 
 
-def check_memory(name: str, spec: DecoderSpec, dtype: torch.dtype, in_place: int, device: torch.device, available: int | None) -> None:
+def page_dtype(formats: Iterable[str], dtype: torch.dtype) -> torch.dtype:
+    """What keys and values are kept in where nobody says: float16 where weights of these formats are packed and computed with in float32, else this dtype.
+
+    float16 and not bfloat16: it says them eight times as finely, and llama.cpp keeps them so. What it loses: docs/LOG.md.
+    """
+    return torch.float16 if dtype == torch.float32 and any(format.lower() not in PLAIN for format in formats) else dtype
+
+
+def check_memory(name: str, spec: DecoderSpec, dtype: torch.dtype, in_place: int, device: torch.device, available: int | None, *,
+                 kept: torch.dtype | None = None) -> None:
     """Raises OutOfMemoryBudget where what must be held does not fit: the weights that are copied, and a cache.
 
-    in_place: bytes of weights that are used where the mapped files lie; the system reads and drops their pages as it needs to.
+    in_place: bytes of weights that are used where the mapped files lie; the system reads and drops their pages as it needs to. kept: what the cache
+    is made of, where that is not the dtype.
     available: bytes; None where nothing says, and then nothing is refused.
     """
     copied, tokens = max(0, cost.parameters(spec) * dtype.itemsize - in_place), min(spec.n_ctx, CACHE_TOKENS)
-    cache = tokens * cost.cache_bytes_per_token(spec, dtype.itemsize)
+    cache = tokens * cost.cache_bytes_per_token(spec, (kept or dtype).itemsize)
     if available is None or copied + cache <= available:
         return
     smaller = f"Try --dtype bfloat16 ({size(cost.parameters(spec) * 2)})" if copied and dtype.itemsize > 2 else "Take a smaller model"

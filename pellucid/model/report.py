@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_PLAIN = {"f32", "bf16", "f16", "f64"}  # what may be loaded as another; anything else stays packed
+PLAIN = {"f32", "bf16", "f16", "f64"}  # what may be loaded as another; anything else stays packed
 _SHOWN_TOKENS = 4096  # the context whose cache the report sizes, where the model reaches that far
 
 
@@ -44,7 +44,7 @@ class LoadReport:
                  f"{count(self.n_parameters)} parameters", *([self.license] if self.license else [])]
         tokens = min(self.n_ctx, _SHOWN_TOKENS)
         stored = " + ".join(self.stored)
-        converted = "" if stored == self.dtype else f", {'computed in' if self.format == 'gguf' or self.stored.keys() - _PLAIN else 'loaded as'} {self.dtype}"
+        converted = "" if stored == self.dtype else f", {'computed in' if self.format == 'gguf' or self.stored.keys() - PLAIN else 'loaded as'} {self.dtype}"
         rows = [(self.name, " · ".join(facts)),
                 ("weights", f"{self.format} {stored}{converted}, {size(self.n_bytes)}, read in {_seconds(self.seconds)}"),
                 ("ops", f"{self.device}: {self.ops}"),

@@ -13,10 +13,10 @@ from pellucid.ops.panels import n_threads, native
 KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
-def fits(*tensors: Tensor) -> bool:
-    """Whether the kernels take these: on the CPU, of one kind that they know, and none wants a gradient."""
-    asked = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    return not asked and tensors[0].dtype in KINDS and all(x.is_cpu and x.dtype == tensors[0].dtype for x in tensors)
+def fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the kernels take these: on the CPU, queries of a kind that they know, keys and values of one, and none wants a gradient."""
+    asked = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    return not asked and q.dtype in KINDS and k.dtype in KINDS and k.dtype == v.dtype and q.is_cpu and k.is_cpu and v.is_cpu
 
 
 def attend(variant: str, q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, q_lengths: Sequence[int], k_lengths: Sequence[int], **how: object) -> Tensor:
@@ -47,9 +47,9 @@ def _run(variant: str, q_THC: Tensor, k_PNKC: Tensor, v_PNKC: Tensor, rows_B6: T
         raise ValueError(f"sinks and slopes are one number for each of {H} heads")
     sinks_H, slopes_H = (None if x is None else x.float().contiguous() for x in (sinks_H, slopes_H))
     q_THC, k_PNKC, v_PNKC = q_THC.contiguous(), k_PNKC.contiguous(), v_PNKC.contiguous()
-    out_THV, kind = q_THC.new_empty(T, H, V), KINDS[q_THC.dtype]
+    out_THV = q_THC.new_empty(T, H, V)
     native.set_threads(n_threads())
-    native.attend(variant, q_THC.data_ptr(), k_PNKC.data_ptr(), v_PNKC.data_ptr(), out_THV.data_ptr(), kind, kind, rows_B6.data_ptr(), len(rows_B6),
-                  tables.data_ptr(), N, H, K, C, V, scale, softcap or 0.0, window or 0, chunk or 0, 0 if sinks_H is None else sinks_H.data_ptr(),
-                  0 if slopes_H is None else slopes_H.data_ptr(), causal)
+    native.attend(variant, q_THC.data_ptr(), k_PNKC.data_ptr(), v_PNKC.data_ptr(), out_THV.data_ptr(), KINDS[q_THC.dtype], KINDS[k_PNKC.dtype],
+                  rows_B6.data_ptr(), len(rows_B6), tables.data_ptr(), N, H, K, C, V, scale, softcap or 0.0, window or 0, chunk or 0,
+                  0 if sinks_H is None else sinks_H.data_ptr(), 0 if slopes_H is None else slopes_H.data_ptr(), causal)
     return out_THV

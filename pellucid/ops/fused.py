@@ -67,6 +67,7 @@ class Fused(Reference):
                scale: float, window: int | None, softcap: float | None, chunk: int | None = None, sinks_H: Tensor | None = None,
                slopes_H: Tensor | None = None, causal: bool = True) -> Tensor:
         how: dict[str, Any] = {"scale": scale, "window": window, "softcap": softcap, "chunk": chunk, "sinks_H": sinks_H, "slopes_H": slopes_H}
+        k_SKC, v_SKC = k_SKC.to(q_THC.dtype), v_SKC.to(q_THC.dtype)
         if softcap is not None or not causal:
             return super().attend(q_THC, k_SKC, v_SKC, q_lengths=q_lengths, k_lengths=k_lengths, **how, causal=causal)
         B, T, S = len(q_lengths), q_lengths[0], k_lengths[0]
@@ -122,7 +123,7 @@ def decode(q_BHC: Tensor, k_PNKC: Tensor, v_PNKC: Tensor, pages: Pages, scale: f
         if slopes_H is not None:
             mask = (slopes_H.float()[:, None, None] * back_BS[:, None, None]).masked_fill_(~mask, -torch.inf)
         q_BHTC = q_BHC[row_B][:, :, None]
-        k_BKSC, v_BKSC = (pages.padded(x, pages_Bn, name).transpose(1, 2) for x, name in ((k_PNKC, "keys"), (v_PNKC, "values")))
+        k_BKSC, v_BKSC = (pages.padded(x, pages_Bn, name).to(q_BHC.dtype).transpose(1, 2) for x, name in ((k_PNKC, "keys"), (v_PNKC, "values")))
         if sinks_H is not None:
             q_BHTC, k_BKSC, v_BKSC = with_sink(q_BHTC, k_BKSC, v_BKSC, sinks_H / scale)
             mask = F.pad(mask, (1, 0), value=slopes_H is None)

@@ -181,7 +181,8 @@ class Ops(Protocol):
 
     def attend_pages(self, q_THC: Tensor, k_PNKC: Tensor, v_PNKC: Tensor, pages: Pages, *, scale: float, window: int | None, softcap: float | None,
                      chunk: int | None = None, sinks_H: Tensor | None = None, slopes_H: Tensor | None = None, causal: bool = True) -> Tensor:
-        """`attend` over keys and values that lie in pages. A row's first key stands where its first query's chunk begins, or before the window."""
+        """`attend` over keys and values that lie in pages, of the queries' dtype or a shorter one. A row's first key stands where its first query's chunk
+        begins, or before the window."""
         ...
 
     def gated(self, gate_TF: Tensor, up_TF: Tensor, act: Activation, *, slope: float = 1.0, limit: float | None = None, up_offset: float = 0.0) -> Tensor:

@@ -262,7 +262,7 @@ def test_drafts_are_counted_and_change_nothing(say: Say) -> None:
 def test_a_cache_that_cannot_be_is_refused(say: Say, abc: str) -> None:
     for size in ("many", "0", "-3GB", "4XB"):
         assert say("run", abc, "-p", "a", "--cache", size).err == f"error: --cache {size!r} is not a size, such as 512MB or 4GB\n"
-    assert say("run", abc, "-p", "a", "--cache-dtype", "int4").err == "error: cache_dtype='int4' is not one of same, int8\n"
+    assert say("run", abc, "-p", "a", "--cache-dtype", "int4").err == "error: cache_dtype='int4' is not one of auto, same, float16, int8\n"
     assert "one page of 32 tokens takes" in say("run", abc, "-p", "a", "-q", "--cache", "100").err
     assert say("run", abc, "-p", "a", "-q", "--temperature", "0", "--cache", "2MB", "--cache-dtype", "int8").out == "bcdefghijkl\n"
 

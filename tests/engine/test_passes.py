@@ -6,15 +6,21 @@ import weakref
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pellucid.engine.draft import DraftModel
 from pellucid.engine.engine import Engine
 from pellucid.engine.group import PAGE
 from pellucid.engine.request import Request
+from pellucid.errors import PellucidError
 from pellucid.model.decoder import Decoder
+from pellucid.model.load import load_decoder
 from tests.engine.test_engine import GREEDY, NEAR, all_free, alone, pages, requests, scheduled
 from tests.engine.test_engine import small as case_of
+from tests.families.build import build
+from tests.families.test_gguf import CASES, converted
 from tests.model.test_plan import random_decoder
 from tests.model.test_plan import small as spec_of
 
@@ -166,3 +172,41 @@ def test_an_int8_cache_by_the_plan_is_near():
     [a], [b] = (engine.score([([], ids)]) for engine in (exact, short))
     assert 0 < max(abs(x - y) for x, y in zip(a.logprobs, b.logprobs, strict=True)) < 0.2
     assert short.cache_bytes < exact.cache_bytes
+
+
+@pytest.mark.parametrize("ops", ["native", "fused"])
+def test_quantized_weights_keep_float16_and_others_what_they_compute_in(tmp_path, ops):
+    converted(tmp_path / "m.gguf", build(CASES["llama-plain"]), GGMLQuantizationType.Q4_0)
+    decoder, report = load_decoder(tmp_path / "m.gguf", device="cpu", ops=ops, activations="exact")  # rounded ones would be rounded otherwise
+    auto, same = (Engine(decoder, cache_dtype=store, max_rows=1) for store in ("auto", "same"))
+    assert (auto.cache.kept, same.cache.kept) == (torch.float16, torch.float32)
+    assert {pool.dtype for pools in auto.cache.pools for pool in pools} == {torch.float16}
+    assert same.cache.n_bytes == 2 * auto.cache.n_bytes == 2 * auto.cache.groups[0].n_pages * PAGE * report.cache_bytes_per_token
+    [a], [b] = (engine.score([([], list(range(3, 90)))]) for engine in (auto, same))
+    assert 0 < max(abs(x - y) for x, y in zip(a.logprobs, b.logprobs, strict=True)) < 0.02
+    assert Engine(small("llama-biases", deterministic=False)).cache.kept == torch.float32
+    assert Engine(random_decoder(spec_of(), torch.bfloat16)).cache.kept == torch.bfloat16
+    draft = DraftModel(decoder)
+    Engine(decoder, proposer=draft)
+    assert draft.cache.kept == torch.float16
+
+
+@pytest.mark.parametrize(("name", "ops"), [("llama-biases", "native"), ("llama-biases", "fused"), ("deepseek_v3-released", "fused")])
+def test_a_number_that_float16_pages_cannot_hold_is_an_error_that_says_what_to_do(name, ops):
+    decoder = case_of(name, ops=ops)
+    made = decoder.blocks[1].attn
+    weight = (made.k if hasattr(made, "k") else made.kv_down).weight
+    asked = Request(prompt_ids=list(range(3, 70)), max_tokens=3, sampling=GREEDY, logprobs=True)
+    exact, short = (Engine(decoder, cache_dtype=store) for store in ("same", "float16"))
+    [[a]], [[b]] = exact.run([asked]), short.run([asked])
+    assert all(abs(x - y) < 0.02 for x, y in zip(a.logprobs, b.logprobs, strict=True))
+    weight.data[-1] *= 1e7
+    exact, short = (Engine(decoder, cache_dtype=store) for store in ("same", "float16"))
+    exact.run([asked])
+    with pytest.raises(PellucidError, match=r"not numbers.* keys and values do that reach 65,520 where pages are float16: try cache_dtype='same'"):
+        short.run([asked])
+    assert all_free(short)
+    weight.data[-1] /= 1e7
+    short.passes.refresh()
+    [[again]] = short.run([asked])  # no page of the failed pass is left
+    assert again.token_ids == b.token_ids

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pellucid.engine.group import PAGE
-from pellucid.engine.pages import CacheDtype, PagedCache
+from pellucid.engine.pages import CacheDtype, PagedCache, pack16
 from pellucid.model.decoder import Decoder
 from pellucid.model.parts import Rows
 from pellucid.model.plan import ACTS, UNDERSTOOD, Declined, Plan, check, describe, understood
@@ -158,6 +158,7 @@ def test_long_rows_in_any_company_are_the_same_bits(monkeypatch):
     (torch.float32, "same", TOLERANCE),
     (torch.bfloat16, "same", 2e-2),  # the decoder rounds its stream to 8 bits after every operation, and the plan never
     (torch.float16, "same", 3e-3),  # 11 bits
+    (torch.float32, "float16", 2e-3),  # keys and values of 11 bits
     (torch.float32, "int8", 3e-2)], ids=str)  # keys and values of 8 bits
 def test_kinds_of_weights_and_pages(variant, dtype, store, tolerance):
     decoder = random_decoder(small(), dtype)
@@ -169,6 +170,28 @@ def test_kinds_of_weights_and_pages(variant, dtype, store, tolerance):
     assert error(found, logits(ours(decoder.spec, exact), tokens_T)) < tolerance
     if dtype != torch.float32:  # nearer to what the weights mean than the decoder in their own precision
         assert error(found, logits(ours(decoder.spec, exact), tokens_T)) < error(logits(decoder, tokens_T), logits(ours(decoder.spec, exact), tokens_T))
+
+
+@pytest.mark.parametrize("variant", native.variants() if native else [])
+def test_float16_pages_hold_what_torch_rounds_to_and_no_number_past_the_end(variant):
+    """Subnormal numbers, ties and what rounds past 65,504 among the first layer's values, which depend on no page."""
+    decoder, ids = random_decoder(small(norm=Norm(eps=0.0))), list(range(70))
+    edges = torch.tensor([65519.996, -65519.996, 65520.0, -65520.0, 65504.0, -1e30, 2.0**-24, 2.0**-25, 3 * 2.0**-25, 6.1e-5, 2049.0, 2051.0, -0.0, 0.1])
+    decoder.embed.weight.fill_(1.0)  # whose norm is ones: values are sums of a row of the weight, here of one number
+    decoder.blocks[0].attn_norm.weight.fill_(1.0)
+    decoder.blocks[0].attn.v.weight.zero_()[: len(edges), 0] = edges
+    decoder.ops.variant = variant
+    pools = []
+    for store in ("same", "float16"):
+        run = Run(decoder, store)
+        run.hidden((run.begin(ids), ids, len(ids)))
+        pools.append(run.cache.pools[0])
+    assert torch.equal(pools[0][1][0, 0].flatten()[: len(edges)], edges)
+    for exact, short in zip(*pools, strict=True):
+        assert short.dtype == torch.float16
+        assert torch.equal(short.view(torch.int16).where(~short.isnan(), 0), pack16(exact).view(torch.int16).where(~short.isnan(), 0))
+        assert torch.equal(short.isnan(), exact.abs() >= 65520)
+    assert pools[1][1].isnan().sum() == 3 * len(ids)
 
 
 def test_a_fact_that_no_step_knows_is_declined_by_name():

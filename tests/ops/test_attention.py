@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pellucid.ops.fused import Fused
 from pellucid.ops.interface import Pages
 from pellucid.ops.native import Native
 from pellucid.ops.panels import native
@@ -43,6 +44,22 @@ def test_long_rows_by_every_variant(variant: str, dtype: torch.dtype) -> None:
         how: dict[str, Any] = HOW | facts
         found, expected = Native(variant=variant).attend_pages(q, k, v, pages, **how), Reference().attend_pages(q.float(), k.float(), v.float(), pages, **how)
         near(found, expected, dtype, 2)
+
+
+@pytest.mark.parametrize("variant", native.variants() if native else [])
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.float16], ids=str)
+def test_keys_and_values_may_be_shorter_than_queries(variant: str, kept: torch.dtype) -> None:
+    """What they mean is what counts: the same bits as of the same numbers in float32. By torch's kernels, too, to rounding."""
+    q, k, v, pages = paged(ROWS)
+    k, v = k.to(kept), v.to(kept)
+    expected = Reference().attend_pages(q, k.float(), v.float(), pages, **HOW)
+    found = Native(variant=variant).attend_pages(q, k, v, pages, **HOW)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, Native(variant=variant).attend_pages(q, k.float(), v.float(), pages, **HOW))
+    for ops in (Native(variant=variant), Fused(), Reference()):
+        near(ops.attend_pages(q, k, v, pages, **HOW), expected, torch.float32, 2)
+        singles = Pages(N, pages.tables[:3], pages.offsets[:3], pages.lengths[:3], (1, 1, 1))  # torch computes several decoding rows together
+        near(ops.attend_pages(q[:3], k, v, singles, **HOW), expected[:3], torch.float32, 2)
 
 
 @pytest.mark.parametrize("variant", native.variants() if native else [])

@@ -5,6 +5,6 @@
 namespace pellucid {
 
 extern const Lanes kLanesAvx2;
-const Lanes kLanesAvx2{"avx2", attend, normalize, rotate, gate, scale, add, quantize_row, multiply_dense};
+const Lanes kLanesAvx2{"avx2", attend, normalize, rotate, gate, scale, add, halve, quantize_row, multiply_dense};
 
 }  // namespace pellucid

@@ -5,6 +5,6 @@
 namespace pellucid {
 
 extern const Lanes kLanesAvx512;
-const Lanes kLanesAvx512{"avx512-vnni", attend, normalize, rotate, gate, scale, add, quantize_row, multiply_dense};
+const Lanes kLanesAvx512{"avx512-vnni", attend, normalize, rotate, gate, scale, add, halve, quantize_row, multiply_dense};
 
 }  // namespace pellucid

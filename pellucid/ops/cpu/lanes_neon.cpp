@@ -5,6 +5,6 @@
 namespace pellucid {
 
 extern const Lanes kLanesNeon;
-const Lanes kLanesNeon{"neon", attend, normalize, rotate, gate, scale, add, quantize_row, multiply_dense};
+const Lanes kLanesNeon{"neon", attend, normalize, rotate, gate, scale, add, halve, quantize_row, multiply_dense};
 
 }  // namespace pellucid

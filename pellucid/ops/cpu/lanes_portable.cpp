@@ -5,6 +5,6 @@
 namespace pellucid {
 
 extern const Lanes kLanesPortable;
-const Lanes kLanesPortable{"portable", attend, normalize, rotate, gate, scale, add, quantize_row, multiply_dense};
+const Lanes kLanesPortable{"portable", attend, normalize, rotate, gate, scale, add, halve, quantize_row, multiply_dense};
 
 }  // namespace pellucid

@@ -34,6 +34,8 @@ struct Lanes {
   void (*scale)(float* x, int64_t n, float factor, float cap);
   // to += from * factor.
   void (*add)(float* to, const float* from, int64_t n, float factor);
+  // n numbers as float16: rounded to the nearest, ties to even, and no number where one is past its end (see engine/pages.py, pack16).
+  void (*halve)(const float* x, int64_t n, F16* out);
   // Row m of a group of n (see packed.h): the same bytes as Variant::quantize.
   void (*quantize_row)(const float* x, int64_t n_columns, int m, int n, uint8_t* out);
   // Rows [first, last) of a dense matrix (F, D) times n rows of x -> out[row * out_stride + f]. Every number is one sum, whatever n is.

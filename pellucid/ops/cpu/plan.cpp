@@ -48,9 +48,8 @@ void widen(const void* from, int64_t n, float* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = wide(static_cast<const T*>(from)[i]);
 }
 
-template <class T>
-void keep_as(const float* x, int64_t n, void* to) {
-  for (int64_t i = 0; i < n; ++i) narrow(x[i], static_cast<T*>(to)[i]);
+void keep_short(const float* x, int64_t n, Bf16* to) {
+  for (int64_t i = 0; i < n; ++i) narrow(x[i], to[i]);
 }
 
 // Heads of n numbers each with a scale: the largest becomes 127, as engine/pages.py has it.
@@ -63,12 +62,12 @@ void keep_bytes(const float* x, int64_t n_heads, int64_t n, int8_t* to, float* s
   }
 }
 
-void keep(Kind kind, const float* x, int64_t n_heads, int64_t width, int64_t place, void* pool, float* scales) {
+void keep(const Lanes& lanes, Kind kind, const float* x, int64_t n_heads, int64_t width, int64_t place, void* pool, float* scales) {
   const int64_t n = n_heads * width;
   switch (kind) {
     case Kind::f32: std::memcpy(static_cast<float*>(pool) + place * n, x, n * sizeof(float)); break;
-    case Kind::bf16: keep_as<Bf16>(x, n, static_cast<Bf16*>(pool) + place * n); break;
-    case Kind::f16: keep_as<F16>(x, n, static_cast<F16*>(pool) + place * n); break;
+    case Kind::bf16: keep_short(x, n, static_cast<Bf16*>(pool) + place * n); break;
+    case Kind::f16: lanes.halve(x, n, static_cast<F16*>(pool) + place * n); break;
     case Kind::i8: keep_bytes(x, n_heads, width, static_cast<int8_t*>(pool) + place * n, scales + place * n_heads); break;
   }
 }
@@ -223,8 +222,8 @@ struct HeadsStep : Step {
       prepare(plan, k_norm, k_KC, n_kv_heads, t);
       const int64_t i = table * B + plan.row_of[t], at = plan.positions[t] - plan.pass.bases[i];
       const int64_t place = plan.pass.tables[i][at / plan.page] * plan.page + at % plan.page;
-      keep(plan.pass.kept, k_KC, n_kv_heads, width, place, pools.k, pools.k_scale);
-      keep(plan.pass.kept, v_KC, n_kv_heads, width, place, pools.v, pools.v_scale);
+      keep(plan.lanes, plan.pass.kept, k_KC, n_kv_heads, width, place, pools.k, pools.k_scale);
+      keep(plan.lanes, plan.pass.kept, v_KC, n_kv_heads, width, place, pools.v, pools.v_scale);
     });
   }
 };

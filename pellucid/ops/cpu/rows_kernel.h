@@ -109,6 +109,24 @@ void add(float* to, const float* from, int64_t n, float factor) {
   for (; i < n; ++i) to[i] += from[i] * factor;
 }
 
+void halve(const float* x, int64_t n, F16* out) {
+  constexpr float kPast = 65520.0f;  // rounds to 2^16, which float16 lacks
+  const float nan = __builtin_nanf("");
+  int64_t i = 0;
+#if defined(__AVX2__)
+  for (; i + kLanes <= n; i += kLanes) {
+    F y = load(x + i);
+    y = (y < kPast) & (y > -kPast) ? y : all(nan);
+#if defined(__AVX512F__)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), _mm512_maskz_cvtps_ph(0xFFFF, (__m512)y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm256_cvtps_ph((__m256)y, _MM_FROUND_TO_NEAREST_INT));
+#endif
+  }
+#endif
+  for (; i < n; ++i) narrow(x[i] < kPast && x[i] > -kPast ? x[i] : nan, out[i]);
+}
+
 constexpr float kLeast = 0x1p-100f;  // what is smaller is nothing: its inverse might not be finite. As in kernel.h
 
 void quantize_row(const float* x, int64_t n_columns, int m, int n, uint8_t* out) {
