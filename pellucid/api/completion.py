@@ -160,6 +160,18 @@ def outputs(n: Any, best_of: Any, options: Mapping[str, Any]) -> int:
     return Request(prompt_ids=[0], sampling=sampling(options), n=n, best_of=best_of, **told).n_generated
 
 
+def each(options: Mapping[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+    """How many outputs are kept, and the options of every one that is written. Raises BadRequest as `outputs` does."""
+    wanted = dict(options)
+    n, best_of = wanted.pop("n", 1), wanted.pop("best_of", None)
+    count, first = outputs(n, best_of, wanted), sampling(wanted).seed
+    if count > n:
+        wanted["logprobs"] = True  # what they are chosen by
+    if count > 1:
+        wanted = {"reuse": True, **wanted}  # the prompt is computed once
+    return n, [{**wanted, "seed": (first + i) % 2**63} for i in range(count)]
+
+
 def chosen(completions: Sequence[Completion], n: int, *, logprobs: bool) -> Completion:
     """The first of the n that are kept, which are its choices: all of them, or those whose tokens have the highest mean log-probability.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pellucid.api.asked import request
-from pellucid.api.completion import Completion, Options, checked, chosen, outputs, sampling
+from pellucid.api.completion import Completion, Options, checked, chosen, each
 from pellucid.api.stream import Stream, together
 from pellucid.api.text import Thinking
 from pellucid.engine.draft import DraftModel, other_vocabulary
@@ -105,16 +105,25 @@ class Model:
         """`generate`, piece by piece; messages in place of a prompt are a `chat`. Checked here, computed as it is taken."""
         if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
             return self.stream_chat(prompt, **options)  # type: ignore[arg-type]
-        ids = self.prompt_ids(prompt)  # type: ignore[arg-type]
-        # A space between the prompt's text and the output's is the output's, so the decoder of text sees where the prompt ended.
-        return self._stream(ids, options, continues=ids, asked={"prompt": prompt if isinstance(prompt, str) else ids})
+        return self.prepare(prompt, **options)()  # type: ignore[arg-type]
 
     def stream_chat(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, documents: Sequence[Any] | None = None,
                     template_args: Mapping[str, Any] | None = None, **options: Unpack[Options]) -> Stream:
         """`chat`, piece by piece."""
+        return self.prepare_chat(messages, tools=tools, documents=documents, template_args=template_args, **options)()
+
+    def prepare(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Callable[[], Stream]:
+        """What begins a `stream`: all that takes time is done, so that a thread which runs the engine may call it between two steps."""
+        ids = self.prompt_ids(prompt)
+        # A space between the prompt's text and the output's is the output's, so the decoder of text sees where the prompt ended.
+        return self._prepared(ids, options, continues=ids, asked={"prompt": prompt if isinstance(prompt, str) else ids})
+
+    def prepare_chat(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, documents: Sequence[Any] | None = None,
+                     template_args: Mapping[str, Any] | None = None, marks: Sequence[str] = (), **options: Unpack[Options]) -> Callable[[], Stream]:
+        """What begins a `stream_chat`, as above. marks: special tokens that are shown in the text, for a reader that looks for them."""
         ids, thinking = self._chat_prompt(messages, tools, documents, template_args)
         asked = {"messages": [dict(m) for m in messages], "tools": tools, "documents": documents, "template_args": dict(template_args or {})}
-        return self._stream(ids, options, thinking=thinking, asked=asked)
+        return self._prepared(ids, options, thinking=thinking, asked=asked, marks=marks)
 
     def check_chat(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, documents: Sequence[Any] | None = None,
                    template_args: Mapping[str, Any] | None = None, **options: Unpack[Options]) -> None:
@@ -235,6 +244,11 @@ class Model:
             files["--chat-template"] = Path(supplied)
         return {role: input_file(path) for role, path in files.items()}
 
+    def chat_prompt_ids(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, documents: Sequence[Any] | None = None,
+                        template_args: Mapping[str, Any] | None = None) -> list[int]:
+        """The ids a conversation becomes, up to where the answer begins. Raises BadTemplate and BadRequest as `chat` does."""
+        return self._chat_prompt(messages, tools, documents, template_args)[0]
+
     def stop_ids(self) -> frozenset[int]:
         """The ids that end an answer: all that generation_config.json, config.json, a GGUF file's metadata and the tokenizer name."""
         from_tokenizer = {self._tokenizer.eos_id, *self._tokenizer.end_ids} if self._tokenizer is not None else set()
@@ -243,21 +257,17 @@ class Model:
     def _several(self, prompts: Sequence[Any], options: Mapping[str, Any], stream: Callable[..., Stream]) -> list[Completion]:
         """Every prompt's completion; where several of each are asked for, the first or the best, with all that are kept among its choices."""
         options = checked(options)
-        n, best_of = options.pop("n", 1), options.pop("best_of", None)
-        count = outputs(n, best_of, options)
-        first = sampling(options).seed
-        wanted = {**options, "logprobs": True} if count > n else options
-        if count > 1:
-            wanted = {"reuse": True, **wanted}  # the prompt is computed once
-        streams = [[stream(prompt, **{**wanted, "seed": (first + i) % 2**63}) for i in range(count)] for prompt in prompts]
+        n, wanted = each(options)
+        streams = [[stream(prompt, **one) for one in wanted] for prompt in prompts]
         together(self.engine, [one for several in streams for one in several])
         return [chosen([one.result for one in several], n, logprobs=options.get("logprobs", False)) for several in streams]
 
-    def _stream(self, ids: list[int], options: Mapping[str, Any], *, asked: Mapping[str, Any], continues: Sequence[int] = (),
-                thinking: Thinking | None = None) -> Stream:
+    def _prepared(self, ids: list[int], options: Mapping[str, Any], *, asked: Mapping[str, Any], continues: Sequence[int] = (),
+                  thinking: Thinking | None = None, marks: Sequence[str] = ()) -> Callable[[], Stream]:
         wanted, in_force = self._request(ids, options, thinking)
-        return Stream(self.engine.submit(wanted), self.tokenizer, stops=in_force["stop"], thinking=thinking, continues=continues,
-                      settings={**asked, **in_force})
+        tokenizer, engine = self.tokenizer, self.engine
+        return lambda: Stream(engine.submit(wanted), tokenizer, stops=in_force["stop"], thinking=thinking, continues=continues, marks=marks,
+                              settings={**asked, **in_force})
 
     def _request(self, ids: list[int], options: Mapping[str, Any], thinking: Thinking | None) -> tuple[Request, dict[str, Any]]:
         """One completion's, and all that is in force in it."""

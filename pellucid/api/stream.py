@@ -17,17 +17,17 @@ from pellucid.tokenizer import Tokenizer
 class Stream(Iterator[str]):
     """Pieces of the text, none empty, as they come; after the last, `result` is the whole Completion.
 
-    continues: ids of a text that this one goes on from: a space between them belongs to this one.
+    continues: ids of a text that this one goes on from: a space between them belongs to this one. marks: special tokens that show in the text.
     `parts()` also gives the thinking, each piece with its kind. Both take from the same source: use one. `stop()` ends it early, and
     `interrupted` says whether it did. One that is dropped is cancelled at once.
     """
 
     def __init__(self, generation: Generation, tokenizer: Tokenizer, *, stops: Sequence[str] = (), thinking: Thinking | None = None,
-                 continues: Sequence[int] = (), settings: Mapping[str, Any]) -> None:
+                 continues: Sequence[int] = (), marks: Sequence[str] = (), settings: Mapping[str, Any]) -> None:
         self.generation, self.settings = generation, settings
         self._stops, self._thinking = StopStrings(stops), thinking
         self._decoder = tokenizer.stream(after=continues)
-        self._marks = _special_marks(tokenizer, thinking)
+        self._marks = _special_marks(tokenizer, (*marks, *(() if thinking is None else (thinking.opening, thinking.closing))))
         self._said: dict[Kind, list[str]] = {"text": [], "thinking": []}
         # No generator of its own is kept here: its frame would hold the stream, and a stream that is dropped would wait for the garbage collector.
         self._read: deque[tuple[Kind, str]] = deque()  # and not taken yet
@@ -49,6 +49,18 @@ class Stream(Iterator[str]):
         while not self._ended and (self.generation.finished or self.generation.n_ready):
             self._read_one()
         return not self._ended
+
+    def ready(self) -> list[tuple[Kind, str]]:
+        """The parts that have come and were not taken; computes none."""
+        self.read_ready()
+        parts = list(self._read)
+        self._read.clear()
+        return parts
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of it was read from the engine."""
+        return self._ended
 
     def stop(self) -> None:
         """End it here, which changes nothing once it has ended; what was held back is still to be taken. The result says "interrupt"."""
@@ -122,9 +134,7 @@ def together(engine: Engine, streams: Iterable[Stream]) -> None:
         raise
 
 
-def _special_marks(tokenizer: Tokenizer, thinking: Thinking | None) -> dict[int, str]:
-    """Thinking marks that decoding would leave out, because the vocabulary counts them as special: id -> text."""
-    if thinking is None:
-        return {}
-    ids = {tokenizer.id_of(mark): mark for mark in (thinking.opening, thinking.closing)}
+def _special_marks(tokenizer: Tokenizer, marks: Iterable[str]) -> dict[int, str]:
+    """Those that decoding would leave out, because the vocabulary counts them as special: id -> text."""
+    ids = {tokenizer.id_of(mark): mark for mark in marks}
     return {i: mark for i, mark in ids.items() if i is not None and i in tokenizer.special_ids}

@@ -16,6 +16,7 @@ COMMANDS = {
     # name: (module, one line for `pellucid --help`)
     "run": ("pellucid.cli.run", "one completion of a prompt"),
     "chat": ("pellucid.cli.chat", "a conversation in the terminal"),
+    "serve": ("pellucid.cli.serve", "OpenAI's API over models of this machine"),
     "imatrix": ("pellucid.cli.imatrix", "which columns of the matrices count, measured on text"),
     "show": ("pellucid.cli.show", "what a checkpoint is: family, sizes, license, hashes, chat template"),
     "pull": ("pellucid.cli.pull", "download a model: pinned, resumed, verified"),

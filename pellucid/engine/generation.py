@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pellucid.engine.request import FinishReason, Request, Result
+from pellucid.engine.request import Alternatives, FinishReason, Request, Result
 from pellucid.engine.sequence import Sequence
 
 if TYPE_CHECKING:
@@ -64,6 +64,10 @@ class Generation(Iterator[int]):
         return self._sequence.n_output - self._n_taken
 
     @property
+    def n_taken(self) -> int:
+        return self._n_taken
+
+    @property
     def finished(self) -> bool:
         """Whether all ids have come, taken or not."""
         return self._ended_at is not None or self._sequence.done
@@ -72,6 +76,12 @@ class Generation(Iterator[int]):
     def ids(self) -> list[int]:
         """Those taken so far."""
         return self._sequence.ids[self._sequence.n_prompt : self._sequence.n_prompt + self._n_taken]
+
+    def scored(self, start: int = 0) -> list[tuple[int, float, Alternatives]]:
+        """Of the ids taken, from number `start` on: the id, its log-probability and the likeliest in its place; none where not asked for."""
+        n = min(self._n_taken, len(self._sequence.logprobs))
+        sequence = self._sequence
+        return [(sequence.ids[sequence.n_prompt + i], sequence.logprobs[i], sequence.top_logprobs[i]) for i in range(start, n)]
 
     @property
     def finish_reason(self) -> FinishReason | None:

@@ -1,0 +1,123 @@
+"""`pellucid serve`: OpenAI's API over the models of this machine."""
+from __future__ import annotations
+
+import ipaddress
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pellucid.cli import _options as o
+from pellucid.cli._frame import Json, emit, note
+from pellucid.errors import BadRequest, MissingExtra
+
+
+def command(
+    model: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="Folders, files or owner/name[@revision]; else the model in the "
+                                                                                 "package. NAME=MODEL gives it a name to be asked for by.")] = None,
+    host: Annotated[str, typer.Option("--host", help="The address to listen on; this machine only, unless said otherwise.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    open_door: Annotated[bool, typer.Option("--open", help="Serve an address that others reach without asking for keys.")] = False,
+    max_waiting: Annotated[int, typer.Option("--max-waiting", min=0, help="Outputs that may wait beside those that run; more are answered with 429.")] = 256,
+    max_body: Annotated[str, typer.Option("--max-body", metavar="SIZE", help="The longest body.")] = "8MiB",
+    drain: Annotated[float, typer.Option("--drain", metavar="SECONDS", min=0, help="How long a stopping server waits for what is under way.")] = 30.0,
+    allow_unknown_fields: Annotated[bool, typer.Option("--allow-unknown-fields", help="Leave out fields nobody knows, and say so in a header.")] = False,
+    tool_format: Annotated[str, typer.Option("--tool-format", help="How the model writes tool calls, where its template does not tell.")] = "auto",
+    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", metavar="FILE", help="Serve https with this certificate, in PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="And its key.")] = None,
+    cache: o.Cache = None,
+    cache_dtype: o.CacheDtype = "same",
+    draft: o.Draft = None,
+    threads: o.Threads = None,
+    device: o.Device = "auto",
+    dtype: o.Dtype = "auto",
+    ops: o.OpsName = "auto",
+    activations: o.Activations = "auto",
+    deterministic: o.Deterministic = False,
+    accept_unread: o.AcceptUnread = None,
+    chat_template: o.Template = None,
+    quiet: o.Quiet = False,
+    json: Json = False,
+) -> None:
+    """Serve models behind OpenAI's API, so that tools that know it change nothing but an address.
+
+    With --json one object on stdout says where, once it listens.
+
+    \b
+    pellucid serve
+    pellucid serve ./model --port 8080
+    pellucid serve small=Qwen/Qwen3-0.6B large=./model.gguf
+    curl http://127.0.0.1:8000/v1/completions -d '{"prompt": "Once upon a time", "max_tokens": 40}'
+    """
+    try:
+        import uvicorn
+
+        from pellucid.serve.app import Limits, app_of
+    except ImportError as error:
+        raise MissingExtra(f"a server ({error.name})", "serve") from None
+    from pellucid.serve.desk import Desk
+    from pellucid.serve.openai import Served
+    from pellucid.serve.tools import FORMATS
+    if tool_format not in ("auto", *FORMATS):
+        raise BadRequest(f"--tool-format {tool_format!r} is not one of auto, {', '.join(FORMATS)}", field="tool_format")
+    if not (open_door or _is_here(host)):
+        raise BadRequest(f"--host {host} is an address that others may reach, and nothing would ask them for a key. Leave it at 127.0.0.1 behind a proxy "
+                         f"that does, or say --open if everybody who reaches it may use it", field="host")
+    if (tls_cert is None) != (tls_key is None):
+        raise BadRequest("--tls-cert and --tls-key belong together. Give both, or neither", field="tls_cert")
+    for name, file in (("--tls-cert", tls_cert), ("--tls-key", tls_key)):
+        if file is not None and not file.is_file():
+            raise BadRequest(f"{name} {str(file)!r} is not a file", field="tls_cert")
+    limits = Limits(max_body_bytes=o.n_bytes(max_body, "--max-body") or 0, drain_seconds=drain, allow_unknown_fields=allow_unknown_fields)
+    how: dict[str, Any] = dict(accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, activations=activations,
+                               deterministic=deterministic, threads=threads, chat_template=chat_template, cache_bytes=o.n_bytes(cache),
+                               cache_dtype=cache_dtype, draft=draft)
+    named = [_named(each) for each in model or [o.SHIPPED]]
+    if twice := [name for i, (name, _) in enumerate(named) if name in [other for other, _ in named[:i]]]:
+        raise BadRequest(f"two models are called {twice[0]!r}. Give them names: one={named[0][1]} other=...", field="model")
+    models = {name: o.load_model(path, **how) for name, path in named}
+    for each in models.values():
+        _ = each.engine  # what does not fit its memory is told now
+    served = Served({name: Desk(each, max_waiting=max_waiting) for name, each in models.items()}, tool_format=tool_format)
+    server = uvicorn.Server(uvicorn.Config(app_of(served, limits), host=host, port=port, log_level="warning", access_log=False, server_header=False,
+                                           timeout_graceful_shutdown=None, ssl_certfile=tls_cert, ssl_keyfile=tls_key))
+    _say_where(server, "http" if tls_cert is None else "https", list(models), quiet=quiet, json=json)
+    server.run()
+
+
+def _named(text: str) -> tuple[str, str]:
+    """NAME=MODEL, or a model by its own name: the last part of its path."""
+    name, mark, path = text.partition("=")
+    if mark and name and "/" not in name:
+        return name, path
+    return (text if text == o.SHIPPED or ("/" in text and not Path(text).exists()) else Path(text).resolve().name.removesuffix(".gguf")), text
+
+
+def _is_here(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _say_where(server: Any, scheme: str, names: list[str], *, quiet: bool, json: bool) -> None:
+    """Says the address once it is listened on, with the port that was taken."""
+    started = server.startup
+
+    async def startup(sockets: Any = None) -> None:
+        await started(sockets=sockets)
+        if not server.started:
+            return
+        host, port = server.servers[0].sockets[0].getsockname()[:2]
+        where = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        if json:
+            emit({"url": f"{where}/v1", "models": names})
+            sys.stdout.flush()
+        if not quiet:
+            note(f"serving {', '.join(names)} at {where}/v1   (Ctrl-C stops)\n"
+                 f"next: curl {where}/v1/completions -d '{{\"prompt\": \"Once upon a time\", \"max_tokens\": 40}}'")
+    server.startup = startup

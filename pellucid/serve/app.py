@@ -1,0 +1,151 @@
+"""The application: which paths there are, and what each is answered by."""
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+import pellucid
+from pellucid.errors import BadRequest
+from pellucid.serve import openai
+from pellucid.serve.exchange import Exchange
+from pellucid.serve.faults import Refused, told
+from pellucid.serve.metrics import metrics
+from pellucid.serve.openai import Served
+from pellucid.serve.shapes import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, Shape, TokenizeRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the door lets in."""
+
+    max_body_bytes: int = 8 << 20  # a context of a million tokens is about four
+    drain_seconds: float = 30.0  # for what is under way, when the server is told to stop
+    allow_unknown_fields: bool = False
+
+
+Handler = Callable[[Served, Exchange], Awaitable[None]]
+POSTS: dict[str, tuple[Handler, type[Shape], str]] = {
+    "/v1/completions": (openai.completions, CompletionRequest, "A text that goes on"),
+    "/v1/chat/completions": (openai.chat, ChatRequest, "An answer to a conversation"),
+    "/v1/embeddings": (openai.embeddings, EmbeddingRequest, "Vectors of texts"),
+}
+
+
+def app_of(served: Served, limits: Limits | None = None) -> FastAPI:
+    """The ASGI application. Its desks are closed when it shuts down."""
+    limits = limits or Limits()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.gather(*(desk.close(limits.drain_seconds) for desk in served.desks.values()))
+    app = FastAPI(title="Pellucid", version=pellucid.__version__, lifespan=lifespan, redoc_url=None, docs_url=None)
+    exchange = partial(Exchange, max_body_bytes=limits.max_body_bytes, allow_unknown=limits.allow_unknown_fields)
+
+    def post(path: str, handler: Handler, shape: type[Shape], about: str) -> None:
+        async def endpoint(request: Request) -> Response:
+            return exchange(request, partial(handler, served))
+        schema = shape.model_json_schema(ref_template=f"#/components/schemas/{shape.__name__}/$defs/{{model}}")
+        app.add_api_route(path, endpoint, methods=["POST"], summary=about, response_class=JSONResponse, name=path, responses=_FAULTS, openapi_extra={
+            "requestBody": {"required": True, "content": {"application/json": {"schema": _inline(schema)}}}})
+    for path, (handler, shape, about) in {**POSTS, "/tokenize": (_tokenize, TokenizeRequest, "Token ids of a text or a conversation"),
+                                          "/detokenize": (_detokenize, DetokenizeRequest, "The text of token ids")}.items():
+        post(path, handler, shape, about)
+    _plain_routes(app, served)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)
+    return app
+
+
+_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "object", "required": ["message", "type", "param", "code"], "properties": {
+    "message": {"type": "string"}, "type": {"type": "string"}, "param": {"type": ["string", "null"]}, "code": {"type": ["string", "null"]}}}}}
+_WORDS = {400: "What was asked cannot be done", 401: "No key, or one that is not known", 403: "The key may not do this", 404: "No such model",
+          405: "Not this method", 413: "The body is too long", 429: "Too much is under way", 501: "A part is not installed", 503: "The server is stopping"}
+_FAULTS: dict[int | str, dict[str, Any]] = {
+    status: {"description": words, "content": {"application/json": {"schema": _ERROR}}} for status, words in _WORDS.items()}
+
+
+def _inline(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema whose definitions stand where they are used, as OpenAPI has one place for them all and shapes share names."""
+    definitions = schema.pop("$defs", {})
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, dict):
+            if isinstance(ref := value.get("$ref"), str):
+                return filled(definitions[ref.rsplit("/", 1)[-1]])
+            return {key: filled(each) for key, each in value.items()}
+        return [filled(each) for each in value] if isinstance(value, list) else value
+    return filled(schema)
+
+
+def _plain_routes(app: FastAPI, served: Served) -> None:
+    started = int(time.time())
+
+    def card(name: str) -> dict[str, Any]:
+        model = served.desks[name].model
+        return {"id": name, "object": "model", "created": started, "owned_by": "pellucid", "family": model.spec.family, "license": model.report.license,
+                "context_window": model.engine.capacity, "parameters": model.report.n_parameters}
+
+    @app.get("/v1/models", summary="The models that are served")
+    async def models() -> Any:
+        return {"object": "list", "data": [card(name) for name in served.desks]}
+
+    @app.get("/v1/models/{name:path}", summary="One of them", responses={404: _FAULTS[404]})
+    async def model(name: str) -> Any:
+        found, _ = served.find(name)
+        return card(found)
+
+    @app.get("/health", summary="Whether it takes requests")
+    async def health() -> Any:
+        return {"status": "ok"}
+
+    @app.get("/version", summary="Of Pellucid")
+    async def version() -> Any:
+        return {"version": pellucid.__version__}
+
+    @app.get("/metrics", summary="Prometheus' numbers", response_class=Response)
+    def numbers() -> Response:  # in a thread of its own: it waits for a step to end
+        return Response(metrics(served), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _tokenize(served: Served, exchange: Exchange) -> None:
+    asked = await exchange.body(TokenizeRequest)
+    _, desk = served.find(asked.model)
+    model = desk.model
+    if (asked.prompt is None) == (asked.messages is None):
+        raise BadRequest("either a prompt or messages, and not both", field="prompt")
+    if asked.messages is not None:
+        ids = model.chat_prompt_ids([message.plain() for message in asked.messages])
+    else:
+        ids = model.tokenizer.encode(asked.prompt or "", special=asked.special)
+    await exchange.json({"tokens": ids, "count": len(ids), "max_model_len": model.engine.capacity})
+
+
+async def _detokenize(served: Served, exchange: Exchange) -> None:
+    asked = await exchange.body(DetokenizeRequest)
+    _, desk = served.find(asked.model)
+    n = desk.model.spec.n_vocab
+    if wrong := [i for i in asked.tokens if not 0 <= i < n]:
+        raise BadRequest(f"tokens has {wrong[0]}, and this model's vocabulary has ids 0 to {n - 1}", field="tokens")
+    await exchange.json({"prompt": desk.model.tokenizer.decode(asked.tokens, special=asked.special)})
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    status, body, headers = told(Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+    return JSONResponse(body, status, {**headers, **(error.headers or {})})
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    status, body, headers = told(error)
+    return JSONResponse(body, status, headers)

@@ -1,0 +1,120 @@
+"""One request while it is answered: its body, its answer in one piece or as events, and its end when the client goes away."""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from pellucid.errors import BadRequest
+from pellucid.serve.faults import Refused, told
+from pellucid.serve.shapes import AnyShape, read
+
+Handler = Callable[["Exchange"], Awaitable[None]]
+
+
+class Exchange(Response):
+    """Runs a handler that calls `body` and then `json`, or `event` as often as it likes. What it raises is answered; a client that leaves cancels it."""
+
+    def __init__(self, request: Request, handler: Handler, *, max_body_bytes: int, allow_unknown: bool, done: str | None = "[DONE]") -> None:
+        self.request, self._handler = request, handler
+        self._max, self._allow_unknown, self._done = max_body_bytes, allow_unknown, done
+        self.state: Any = request.scope.get("state") or {}
+        self.headers_out: dict[str, str] = {}
+        self.background = None
+        self.status_code = 200
+        self._started = self._whole = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._send = send
+        self._raw = await self._read(receive)
+        work, gone = asyncio.create_task(self._work()), asyncio.create_task(_until_gone(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
+    async def body(self, shape: type[AnyShape]) -> AnyShape:
+        """The body as its shape. Raises BadRequest, or Refused where it is too long."""
+        if isinstance(self._raw, Exception):
+            raise self._raw
+        try:
+            plain = orjson.loads(self._raw)
+        except orjson.JSONDecodeError as error:
+            raise BadRequest(f"the body is not JSON: {error}") from None
+        found, unknown = read(shape, plain, allow_unknown=self._allow_unknown)
+        if unknown:
+            self.headers_out["X-Ignored-Fields"] = ", ".join(name for name in unknown if name.isascii() and name.isprintable())
+        return found
+
+    async def json(self, value: Any, status: int = 200) -> None:
+        """The whole answer."""
+        data = orjson.dumps(value)
+        await self._start(status, "application/json", [(b"content-length", str(len(data)).encode())])
+        await self._send({"type": "http.response.body", "body": data})
+        self._whole = True
+
+    async def event(self, value: Any, name: str | None = None) -> None:
+        """One of server-sent events."""
+        if not self._started:
+            await self._start(200, "text/event-stream; charset=utf-8", [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")])
+        named = b"" if name is None else b"event: " + name.encode() + b"\n"
+        data = value.encode() if isinstance(value, str) else orjson.dumps(value)
+        await self._send({"type": "http.response.body", "body": named + b"data: " + data + b"\n\n", "more_body": True})
+
+    async def _start(self, status: int, media: str, headers: list[tuple[bytes, bytes]]) -> None:
+        self._started = True
+        more = [(name.lower().encode(), value.encode()) for name, value in self.headers_out.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": [(b"content-type", media.encode()), *headers, *more]})
+
+    async def _work(self) -> None:
+        try:
+            await self._handler(self)
+            if not self._whole:
+                await self._end()
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            status, body, headers = told(error)
+            if self._whole:
+                return
+            with contextlib.suppress(OSError):
+                if self._started:  # the status is out: the events say what became of it
+                    await self.event(body, "error" if self._done is None else None)
+                    await self._end()
+                else:
+                    self.headers_out |= headers
+                    await self.json(body, status)
+
+    async def _end(self) -> None:
+        if self._done is not None:
+            await self.event(self._done)
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _read(self, receive: Receive) -> bytes | Exception:
+        """All of the body, or what is wrong with it."""
+        if self.request.method == "GET":
+            return b"{}"
+        parts, n = [], 0
+        while True:
+            message: Message = await receive()
+            if message["type"] == "http.disconnect":
+                return BadRequest("the client left before its body was whole")
+            parts.append(message.get("body", b""))
+            n += len(parts[-1])
+            if n > self._max:
+                return Refused(413, f"the body has more than {self._max:,} bytes, which is what this server takes (--max-body)", "body_too_large")
+            if not message.get("more_body"):
+                return b"".join(parts)
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

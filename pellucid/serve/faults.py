@@ -1,0 +1,62 @@
+"""Errors as answers: a status and OpenAI's shape of an error. No traceback leaves the house."""
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from pellucid.errors import (
+    BadRequest,
+    BadTemplate,
+    BadTokenizer,
+    ConstraintFailed,
+    MissingExtra,
+    ModelNotFound,
+    OutOfMemoryBudget,
+    PellucidError,
+    PromptTooLong,
+    UnsupportedModel,
+)
+from pellucid.serve.desk import Busy, Closing
+
+log = logging.getLogger("pellucid.serve")
+
+
+class Refused(PellucidError):
+    """An answer that is no error of the engine's: a status, a code and words."""
+
+    def __init__(self, status: int, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+STATUS: tuple[tuple[type[Exception], int, str, str | None], ...] = (  # the first that fits
+    (PromptTooLong, 400, "invalid_request_error", "context_length_exceeded"),
+    (ModelNotFound, 404, "invalid_request_error", "model_not_found"),
+    (BadRequest, 400, "invalid_request_error", None),
+    (BadTemplate, 400, "invalid_request_error", "bad_template"),
+    (BadTokenizer, 400, "invalid_request_error", "no_tokenizer"),
+    (UnsupportedModel, 400, "invalid_request_error", "unsupported"),
+    (ConstraintFailed, 400, "invalid_request_error", "constraint_failed"),
+    (MissingExtra, 501, "server_error", "missing_extra"),
+    (Busy, 429, "rate_limit_error", "queue_full"),
+    (Closing, 503, "server_error", "closing"),
+    (OutOfMemoryBudget, 503, "server_error", "out_of_memory"),
+)
+
+
+def told(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Status, body and headers. What nobody meant to raise is logged whole, and answered with nothing of it."""
+    if isinstance(error, Refused):
+        kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(error.status, "invalid_request_error")
+        return error.status, _body(str(error), kind, None, error.code), {}
+    for known, status, kind, code in STATUS:
+        if isinstance(error, known):
+            headers = {"Retry-After": str(error.retry_seconds)} if isinstance(error, Busy) else {"Retry-After": "1"} if status == 503 else {}
+            return status, _body(str(error), kind, getattr(error, "field", None), code), headers
+    log.error("a request failed in a way nobody expected", exc_info=error)
+    words = str(error) if isinstance(error, PellucidError) else f"the server failed ({type(error).__name__}); its log says more"
+    return 500, _body(words, "server_error", None, None), {}
+
+
+def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

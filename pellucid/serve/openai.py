@@ -1,0 +1,230 @@
+"""OpenAI's completions, chat and embeddings over desks. https://platform.openai.com/docs/api-reference."""
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pellucid.api import Completion, Model
+from pellucid.api.completion import checked, chosen, each
+from pellucid.errors import BadRequest, BadTemplate, ModelNotFound, PromptTooLong, did_you_mean, nearest
+from pellucid.serve import tools as calls
+from pellucid.serve.answers import ChatAnswer, Head, Json, Spelled, text_choice, tools_of, usage
+from pellucid.serve.desk import Desk, Start
+from pellucid.serve.exchange import Exchange
+from pellucid.serve.shapes import ChatRequest, CompletionRequest, EmbeddingRequest, NamedTool
+from pellucid.tokenizer.template import choose
+
+MAX_CHOICES = 128  # OpenAI's limit of n
+
+
+class Served:
+    """The models of a server, by the names they are asked for."""
+
+    def __init__(self, desks: dict[str, Desk], *, tool_format: str = "auto") -> None:
+        self.desks, self._tool_format = desks, tool_format
+
+    def find(self, name: str | None) -> tuple[str, Desk]:
+        """Raises ModelNotFound."""
+        if name is None:
+            return next(iter(self.desks.items()))
+        if name not in self.desks:
+            near = nearest(name, self.desks)
+            raise ModelNotFound(f"the model {name!r} is not served here.{did_you_mean(near)} Served: {', '.join(self.desks)}", near)
+        return name, self.desks[name]
+
+    def tool_format(self, model: Model, template: str) -> str:
+        return calls.detect(template) if self._tool_format == "auto" else self._tool_format
+
+
+def prompts_of(prompt: Any) -> list[str | list[int]]:
+    """One or several, as text or ids."""
+    if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+        return [prompt]
+    if not prompt:
+        raise BadRequest("prompt is an empty list; expected a text, token ids, or several of them", field="prompt")
+    return list(prompt)
+
+
+async def completions(served: Served, exchange: Exchange) -> None:
+    asked = await exchange.body(CompletionRequest)
+    name, desk = served.find(asked.model)
+    model, prompts = desk.model, prompts_of(asked.prompt)
+    options = checked(asked.options())
+    n, wanted = each(options)
+    _check_count(n, len(wanted), len(prompts))
+    if asked.stream and len(wanted) > n:
+        raise BadRequest("best_of wants all outputs whole before it chooses, which a stream cannot wait for. Leave out one of them", field="best_of")
+
+    def prepare() -> list[Start]:
+        ids = [model.prompt_ids(prompt) for prompt in prompts]
+        for each_ids in ids:
+            check_room(model, len(each_ids), asked.max_tokens if "max_tokens" in asked.model_fields_set else None)
+        return [model.prepare(prompt, **one) for prompt in prompts for one in wanted]
+    head, spelled = Head("cmpl", "text_completion", name), Spelled(model.tokenizer)
+    echoes = [_echo(model, prompt) if asked.echo else None for prompt in prompts]
+    async with desk.ask(prepare) as ticket:
+        if asked.stream:
+            done: list[Completion] = []
+            offsets: dict[int, int] = {}
+            for i, echo in enumerate(echo for echo in echoes for _ in wanted):
+                if echo is not None:
+                    await exchange.event(head.plain([{"index": i, "text": echo, "logprobs": None, "finish_reason": None}]))
+            async for said in ticket.said():
+                text = "".join(piece for kind, piece in said.parts)
+                reason = None if said.completion is None else said.completion.finish_reason
+                logprobs = spelled.completion(said.tokens, offsets.get(said.index, 0)) if said.tokens else None
+                offsets[said.index] = offsets.get(said.index, 0) + len(text)
+                await exchange.event(head.plain([{"index": said.index, "text": text, "logprobs": logprobs, "finish_reason": _finish(reason)}]))
+                done += [said.completion] if said.completion is not None else []
+            if asked.stream_options is not None and asked.stream_options.include_usage:
+                await exchange.event(head.plain([], usage=usage(_n_prompt(done, len(wanted), len(prompts)), done)))
+            return
+        written = await ticket.completions()
+    choices, first = [], []
+    for p, echo in enumerate(echoes):
+        best = chosen(written[p * len(wanted):(p + 1) * len(wanted)], n, logprobs=options.get("logprobs", False))
+        first.append(best)
+        choices += [text_choice(p * n + i, one, spelled, echo=echo, logprobs=asked.logprobs is not None, prompt_logprobs=asked.prompt_logprobs is not None)
+                    for i, one in enumerate(best.choices or (best,))]
+    await exchange.json(head.plain(choices, usage=usage(sum(one.usage.prompt_tokens for one in first), written)))
+
+
+def check_room(model: Model, n_prompt: int, max_tokens: int | None) -> None:
+    """Raises PromptTooLong, with both counts, for an answer that was asked for and would be cut."""
+    n_ctx = model.engine.capacity
+    if max_tokens is not None and n_prompt + max_tokens > n_ctx:
+        raise PromptTooLong(f"the prompt has {n_prompt:,} tokens and max_tokens is {max_tokens:,}, together {n_prompt + max_tokens:,}; this model holds "
+                            f"{n_ctx:,}. Shorten the prompt, or ask for at most {max(0, n_ctx - n_prompt):,}", n_prompt=n_prompt, n_ctx=n_ctx)
+
+
+def _finish(reason: str | None) -> str | None:
+    return {"context": "length"}.get(reason, reason) if reason else None
+
+
+def _n_prompt(done: Sequence[Completion], n: int, n_prompts: int) -> int:
+    """Tokens of all prompts, each counted once; every prompt's outputs have ended."""
+    assert len(done) == n * n_prompts
+    return sum(one.usage.prompt_tokens for one in done) // n
+
+
+def _echo(model: Model, prompt: str | list[int]) -> str:
+    return prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt)
+
+
+def _check_count(n: int, n_written: int, n_prompts: int) -> None:
+    if n_written * n_prompts > MAX_CHOICES:
+        raise BadRequest(f"{n_prompts} prompts of {n_written} outputs each are {n_written * n_prompts}; at most {MAX_CHOICES} are written for one request. "
+                         f"Ask for fewer", field="n")
+
+
+class Chat:
+    """What a chat asks of a model: everything but how the answer is spelled."""
+
+    def __init__(self, served: Served, model: Model, asked: ChatRequest) -> None:
+        self.model, self.asked = model, asked
+        self.tools = tools_of(asked.tools)
+        choice = asked.tool_choice if asked.tool_choice is not None else ("auto" if self.tools else "none")
+        if choice not in ("none", "auto") and not self.tools:
+            raise BadRequest("tool_choice asks for a call, and there are no tools. Give some, or leave it out", field="tool_choice")
+        self.options = checked(asked.options())
+        self._format: str | None = None
+        self._forced = False
+        if isinstance(choice, NamedTool):
+            self._force([tool for tool in self.tools if tool["name"] == choice.function.name] or self._no_such(choice.function.name), parallel=False)
+        elif choice == "required":
+            self._force(self.tools, parallel=asked.parallel_tool_calls is not False)
+        elif choice == "auto" and self.tools:
+            if asked.parallel_tool_calls is False:
+                raise BadRequest("parallel_tool_calls=false cannot be promised while the model chooses whether it calls. Say tool_choice='required', or "
+                                 "name the function", field="parallel_tool_calls")
+            self._format = served.tool_format(model, self._template())
+        self.shown = [tool.model_dump(exclude_none=True) for tool in asked.tools or ()] if choice != "none" else None
+        if self._format is None and not self._forced and "<|channel|>" in self._template(missing=""):
+            self._format = "harmony"  # its answers stand in channels, tools or not
+
+    def _template(self, missing: str | None = None) -> str:
+        try:
+            return choose(self.model.tokenizer, self.model.chat_template, tools=self.tools or None).source
+        except BadTemplate:
+            if missing is None:
+                raise
+            return missing
+
+    def _no_such(self, name: str) -> list[Any]:
+        raise BadRequest(f"tool_choice names {name!r}, which is not one of the tools: {', '.join(tool['name'] for tool in self.tools)}", field="tool_choice")
+
+    def _force(self, tools: Sequence[Any], *, parallel: bool) -> None:
+        self._forced, self.options = True, checked({**self.options, "schema": calls.forced_schema(tools, parallel=parallel)})
+
+    def prepare(self, wanted: Sequence[Json]) -> list[Start]:
+        marks = calls.marks(self._format) if self._format is not None else ()
+        messages = [message.plain() for message in self.asked.messages]
+        ids = self.model.chat_prompt_ids(messages, tools=self.shown or None, template_args=self.asked.template_args())
+        check_room(self.model, len(ids), self.options["max_tokens"])
+        return [self.model.prepare_chat(messages, tools=self.shown or None, template_args=self.asked.template_args(), marks=marks, **one) for one in wanted]
+
+    def answer(self, spelled: Spelled) -> ChatAnswer:
+        reader = calls.Reader(["["], None, calls.json_calls) if self._forced else None if self._format is None else calls.reader(self._format, self.tools)
+        return ChatAnswer(reader, spelled)
+
+
+async def chat(served: Served, exchange: Exchange) -> None:
+    asked = await exchange.body(ChatRequest)
+    name, desk = served.find(asked.model)
+    spelled, wants = Spelled(desk.model.tokenizer), Chat(served, desk.model, asked)
+    n, wanted = each(wants.options)
+    _check_count(n, len(wanted), 1)
+    async with desk.ask(lambda: wants.prepare(wanted)) as ticket:
+        answers = {i: wants.answer(spelled) for i in range(n)}
+        if asked.stream:
+            await _stream_chat(exchange, Head("chatcmpl", "chat.completion.chunk", name), ticket, answers, spelled, asked)
+            return
+        whole: dict[int, Completion] = {}
+        async for said in ticket.said():
+            answers[said.index].hear(said)
+            if said.completion is not None:
+                whole[said.index] = said.completion
+    choices = [answers[i].choice(i, whole[i]) for i in range(n)]
+    told = usage(whole[0].usage.prompt_tokens, whole.values())
+    await exchange.json(Head("chatcmpl", "chat.completion", name).plain(choices, usage=told))
+
+
+async def _stream_chat(exchange: Exchange, head: Head, ticket: Any, answers: dict[int, ChatAnswer], spelled: Spelled, asked: ChatRequest) -> None:
+    def choice(i: int, delta: Json, reason: str | None = None, logprobs: Json | None = None, **more: Any) -> Json:
+        return head.plain([{"index": i, "delta": delta, "logprobs": logprobs, "finish_reason": reason, **more}])
+    for i in answers:
+        await exchange.event(choice(i, {"role": "assistant", "content": ""}))
+    whole: list[Completion] = []
+    async for said in ticket.said():
+        answer, i = answers[said.index], said.index
+        deltas = answer.hear(said)
+        logprobs = spelled.chat(said.tokens) if said.tokens else None
+        for delta in deltas or ([{}] if logprobs is not None else []):
+            await exchange.event(choice(i, delta, logprobs=logprobs))
+            logprobs = None
+        if said.completion is not None:
+            whole.append(said.completion)
+            more = {} if said.completion.verdict is None else {"verdict": {"status": said.completion.verdict.status, "reason": said.completion.verdict.reason}}
+            await exchange.event(choice(i, {}, answer.finish_reason(said.completion), **more))
+    if asked.stream_options is not None and asked.stream_options.include_usage:
+        await exchange.event(head.plain([], usage=usage(whole[0].usage.prompt_tokens, whole)))
+
+
+async def embeddings(served: Served, exchange: Exchange) -> None:
+    asked = await exchange.body(EmbeddingRequest)
+    name, desk = served.find(asked.model)
+    model, texts = desk.model, prompts_of(asked.input)
+    if asked.dimensions is not None and asked.dimensions != (model.spec.d_embed or model.spec.d_model):
+        raise BadRequest(f"dimensions={asked.dimensions}: this model's vectors have {model.spec.d_model} numbers, and cutting them is nothing it was "
+                         f"trained for. Leave it out", field="dimensions")
+    ids = [model.prompt_ids(text) for text in texts]
+    work: Callable[[], Any] = lambda: model.embed(ids, pooling=asked.pooling or "mean").numpy()  # noqa: E731
+    vectors_ND: np.ndarray = await desk.call(work)
+    spell: Callable[[np.ndarray], Any] = (lambda v: base64.b64encode(v.astype("<f4").tobytes()).decode()) if asked.encoding_format == "base64" \
+        else (lambda v: v.tolist())
+    n = sum(map(len, ids))
+    await exchange.json({"object": "list", "model": name, "usage": {"prompt_tokens": n, "total_tokens": n},
+                         "data": [{"object": "embedding", "index": i, "embedding": spell(v)} for i, v in enumerate(vectors_ND)]})

@@ -1,0 +1,48 @@
+"""`pellucid serve` as a program: where it listens, what it refuses, how it stops."""
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+from .conftest import Said, environment
+
+
+def test_it_serves_and_stops_when_told(tmp_path: Path) -> None:
+    server = subprocess.Popen([sys.executable, "-m", "pellucid", "serve", "one=shipped", "two=shipped", "--port", "0", "--json"], stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True, env=environment(tmp_path), cwd=tmp_path)
+    try:
+        assert server.stdout is not None
+        told = json.loads(server.stdout.readline())
+        assert told["models"] == ["one", "two"]
+        answer = httpx.post(f"{told['url']}/completions", json={"prompt": "Once upon", "max_tokens": 3, "model": "two"}, timeout=30, trust_env=False)
+        assert answer.json()["usage"]["completion_tokens"] == 3
+        server.send_signal(signal.SIGTERM)
+        _, noted = server.communicate(timeout=30)
+    finally:
+        server.kill()
+        server.communicate()
+    assert "serving one, two at http://127.0.0.1:" in noted
+    assert "Traceback" not in noted
+
+
+@pytest.mark.parametrize(("args", "words"), [
+    (["--host", "0.0.0.0"], "nothing would ask them for a key"),
+    (["--host", "192.168.1.5"], "nothing would ask them for a key"),
+    (["--tls-cert", "a.pem"], "belong together"),
+    (["--tls-cert", "a.pem", "--tls-key", "b.pem"], "is not a file"),
+    (["--tool-format", "qwen"], "is not one of auto, harmony, hermes"),
+    (["--max-body", "much"], "--max-body 'much' is not a size"),
+    (["shipped", "shipped"], "two models are called 'shipped'"),
+    (["no-such-model"], "no-such-model"),
+])
+def test_what_cannot_be_is_said_before_anything_is_loaded(say: Callable[..., Said], args: list[str], words: str) -> None:
+    said = say("serve", *args)
+    assert said.code == 2
+    assert words in said.err

@@ -1,0 +1,251 @@
+"""OpenAI's API over a real socket: the same words as the Python API, whole and in pieces; every fault has its status and names its field."""
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pellucid.api import Model
+from pellucid.serve.app import Limits
+
+from .conftest import Running
+
+HELLO = [{"role": "user", "content": "Hello"}]
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"enum": ["Bern", "Rome"]}},
+                                                                          "required": ["city"], "additionalProperties": False}}}
+
+
+def test_a_completion_is_what_the_model_writes(server: Running, shipped: Model) -> None:
+    answer = server.post("/v1/completions", model="shipped", prompt="It was a dark", max_tokens=12, seed=5)
+    mine = shipped.generate("It was a dark", max_tokens=12, seed=5, temperature=1.0)
+    [choice] = answer["choices"]
+    assert (choice["text"], choice["finish_reason"], choice["seed"]) == (mine.text, "length", 5)
+    assert answer["usage"]["completion_tokens"] == 12
+    assert answer["usage"]["prompt_tokens"] == mine.usage.prompt_tokens
+
+
+@pytest.mark.parametrize("prompt", ["a", [64], ["a", "b"], [[64], [65]]], ids=str)
+def test_prompts_are_text_or_ids_one_or_several(server: Running, abc: Model, prompt: Any) -> None:
+    assert abc.tokenizer.encode("ab") == [64, 65]
+    answer = server.post("/v1/completions", model="abc", prompt=prompt, max_tokens=50, temperature=0)
+    texts = ["bcdefghijkl", "cdefghijkl"] if len(prompt) == 2 else ["bcdefghijkl"]
+    assert [choice["text"] for choice in answer["choices"]] == texts
+    assert {choice["finish_reason"] for choice in answer["choices"]} == {"stop"}
+    assert answer["usage"]["prompt_tokens"] == sum(len(abc.prompt_ids(one)) for one in (prompt if len(prompt) == 2 else [prompt]))
+
+
+def test_pieces_put_together_are_the_whole(server: Running) -> None:
+    asked = dict(model="shipped", prompt="Once upon", max_tokens=30, seed=3, n=2, logprobs=2)
+    whole = server.post("/v1/completions", **asked)
+    *events, end = server.events("/v1/completions", **asked, stream_options={"include_usage": True})
+    assert end == "[DONE]"
+    chunks = [json.loads(event) for event in events]
+    assert chunks[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"] == 60
+    assert chunks[-1]["choices"] == []
+    for choice in whole["choices"]:
+        mine = [c for chunk in chunks for c in chunk["choices"] if c["index"] == choice["index"]]
+        assert "".join(c["text"] for c in mine) == choice["text"]
+        assert [p for c in mine if c["logprobs"] for p in c["logprobs"]["token_logprobs"]] == choice["logprobs"]["token_logprobs"]
+        assert [c["finish_reason"] for c in mine if c["finish_reason"]] == [choice["finish_reason"]]
+
+
+def test_an_echo_comes_with_the_prompts_log_probabilities(server: Running, shipped: Model) -> None:
+    answer = server.post("/v1/completions", model="shipped", prompt="Once upon", max_tokens=2, echo=True, logprobs=1, temperature=0)
+    [choice] = answer["choices"]
+    mine = shipped.generate("Once upon", max_tokens=2, temperature=0, logprobs=True, prompt_logprobs=0)
+    assert choice["text"] == "Once upon" + mine.text
+    told = choice["logprobs"]["token_logprobs"]
+    assert told[0] is None
+    assert told[1:] == pytest.approx([*mine.prompt_logprobs, *mine.logprobs], abs=1e-2)
+
+
+def test_a_chat_is_what_the_model_answers(server: Running, shipped: Model) -> None:
+    answer = server.post("/v1/chat/completions", messages=HELLO, max_tokens=16, seed=4, logprobs=True, top_logprobs=2)
+    [choice] = answer["choices"]
+    mine = shipped.chat(HELLO, max_tokens=16, seed=4, temperature=1.0)
+    assert choice["message"] == {"role": "assistant", "content": mine.text, "refusal": None}
+    assert len(choice["logprobs"]["content"]) == 16
+    assert b"".join(bytes(one["bytes"]) for one in choice["logprobs"]["content"]).decode(errors="replace") == mine.text
+    assert all(len(one["top_logprobs"]) == 2 for one in choice["logprobs"]["content"])
+
+
+def test_a_chat_in_pieces_is_the_whole(server: Running) -> None:
+    asked = dict(messages=HELLO, max_tokens=16, seed=4, n=2)
+    whole = server.post("/v1/chat/completions", **asked)
+    *events, end = server.events("/v1/chat/completions", **asked)
+    chunks = [json.loads(event)["choices"][0] for event in events]
+    assert end == "[DONE]"
+    for choice in whole["choices"]:
+        mine = [chunk for chunk in chunks if chunk["index"] == choice["index"]]
+        assert mine[0]["delta"] == {"role": "assistant", "content": ""}
+        assert "".join(chunk["delta"].get("content", "") for chunk in mine) == choice["message"]["content"]
+        assert mine[-1]["finish_reason"] == choice["finish_reason"]
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}], ids=["required", "named"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_forced_call_always_parses(server: Running, caller: Model, serve: Callable[..., Running], choice: Any, stream: bool) -> None:
+    asked = dict(messages=HELLO, tools=[TOOL], tool_choice=choice, parallel_tool_calls=False, max_tokens=60, seed=1)
+    running = serve(caller=caller)
+    if stream:
+        deltas = [json.loads(event)["choices"][0] for event in running.events("/v1/chat/completions", **asked)[:-1]]
+        [call] = [call for delta in deltas for call in delta["delta"].get("tool_calls", [])]
+        reason = deltas[-1]["finish_reason"]
+    else:
+        [answer] = running.post("/v1/chat/completions", **asked)["choices"]
+        assert answer["message"]["content"] is None
+        [call], reason = answer["message"]["tool_calls"], answer["finish_reason"]
+    assert call["function"]["name"] == "weather"
+    assert json.loads(call["function"]["arguments"])["city"] in ("Bern", "Rome")
+    assert reason == "tool_calls"
+
+
+def test_tools_a_template_does_not_read_are_refused(server: Running) -> None:
+    answer = server.post("/v1/chat/completions", model="abc", messages=HELLO, tools=[TOOL])
+    assert "never reads 'tools'" in answer["error"]["message"]
+
+
+def test_an_output_is_held_to_a_schema_and_says_so(server: Running) -> None:
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    [choice] = server.post("/v1/chat/completions", messages=HELLO, response_format=form, max_tokens=40, seed=1)["choices"]
+    assert list(json.loads(choice["message"]["content"])) == ["ok"]
+    assert choice["verdict"] == {"status": "valid", "reason": ""}
+    [cut] = server.post("/v1/chat/completions", messages=HELLO, response_format=form, max_tokens=1, seed=1)["choices"]
+    assert (cut["finish_reason"], cut["verdict"]["status"]) == ("length", "cut")
+
+
+def test_embeddings_are_the_models_own(server: Running, shipped: Model) -> None:
+    plain = server.post("/v1/embeddings", model="shipped", input=["a dark night", "snow"])
+    packed = server.post("/v1/embeddings", model="shipped", input=["a dark night", "snow"], encoding_format="base64")
+    mine = shipped.embed(["a dark night", "snow"])
+    for i in range(2):
+        assert plain["data"][i]["embedding"] == pytest.approx(mine[i].tolist(), abs=1e-3)
+        data = base64.b64decode(packed["data"][i]["embedding"])
+        assert list(struct.unpack(f"<{len(data) // 4}f", data)) == pytest.approx(mine[i].tolist(), abs=1e-3)
+
+
+def test_tokens_come_and_go(server: Running, shipped: Model) -> None:
+    told = server.post("/tokenize", prompt="a dark night")
+    assert told["tokens"] == shipped.tokenizer.encode("a dark night")
+    assert server.post("/detokenize", tokens=told["tokens"]) == {"prompt": "a dark night"}
+    assert server.post("/tokenize", messages=HELLO)["tokens"] == shipped.chat_prompt_ids(HELLO)
+
+
+def test_it_says_what_it_serves_and_how_it_is(server: Running) -> None:
+    assert [card["id"] for card in server.client.get("/v1/models").json()["data"]] == ["shipped", "abc"]
+    assert server.client.get("/v1/models/abc").json()["id"] == "abc"
+    assert server.client.get("/health").json() == {"status": "ok"}
+    assert set(server.client.get("/version").json()) == {"version"}
+    assert 'pellucid_output_tokens_total{model="shipped"}' in server.client.get("/metrics").text
+
+
+@pytest.mark.parametrize(("path", "body", "status", "words", "param"), [
+    ("chat/completions", {"messages": HELLO, "temprature": 1}, 400, "Did you mean temperature", "temprature"),
+    ("chat/completions", {"messages": []}, 400, "at least 1 item", "messages"),
+    ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, 400, "reads text only", "messages"),
+    ("chat/completions", {"messages": HELLO, "temperature": -1}, 400, "temperature=-1.0 is out of range", "temperature"),
+    ("chat/completions", {"messages": HELLO, "model": "gpt-4"}, 404, "Served: shipped, abc", None),
+    ("chat/completions", {"messages": HELLO, "tool_choice": "required"}, 400, "there are no tools", "tool_choice"),
+    ("chat/completions", {"messages": HELLO, "max_tokens": 2, "max_completion_tokens": 3}, 400, "Leave one out", "max_tokens"),
+    ("chat/completions", {"messages": HELLO, "stream_options": {"include_usage": True}}, 400, "stream is not true", "stream_options"),
+    ("chat/completions", {"messages": HELLO, "response_format": {"type": "json_schema"}}, 400, "has no json_schema.schema", "response_format"),
+    ("chat/completions", {"messages": HELLO, "regex": "(a+"}, 400, "regex", "regex"),
+    ("completions", {"prompt": "a", "max_tokens": 0}, 400, "at least 1", "max_tokens"),
+    ("completions", {"prompt": "a", "max_tokens": 5000}, 400, "together 5,002; this model holds 1,024", "prompt"),
+    ("completions", {"prompt": "a " * 2000}, 400, "context holds 1,024", "prompt"),
+    ("completions", {"prompt": [9999999]}, 400, "vocabulary", "prompt"),
+    ("completions", {"prompt": []}, 400, "empty list", "prompt"),
+    ("completions", {"prompt": "a", "n": 500}, 400, "at most 128", "n"),
+    ("completions", {"prompt": "a", "best_of": 3, "stream": True}, 400, "cannot wait for", "best_of"),
+    ("completions", {"prompt": "a", "logit_bias": {"x": 1}}, 400, "expected a token id", "logit_bias"),
+    ("embeddings", {"input": "a", "dimensions": 3}, 400, "dimensions=3", "dimensions"),
+], ids=lambda value: str(value)[:50])
+def test_a_fault_has_its_status_and_names_its_field(server: Running, path: str, body: dict, status: int, words: str, param: str | None) -> None:
+    answer = server.client.post(f"/v1/{path}", json=body)
+    error = answer.json()["error"]
+    assert answer.status_code == status
+    assert words in error["message"]
+    assert error["param"] == param
+
+
+def test_what_is_no_request_is_answered_in_the_same_shape(server: Running) -> None:
+    for answer, status in ((server.client.post("/v1/completions", content=b"{"), 400), (server.client.get("/nowhere"), 404),
+                           (server.client.get("/v1/completions"), 405), (server.client.post("/v1/completions", content=b"[1]"), 400)):
+        assert answer.status_code == status
+        assert answer.json()["error"]["message"]
+
+
+def test_a_long_body_is_refused_while_it_comes(serve: Callable[..., Running], abc: Model) -> None:
+    running = serve(Limits(max_body_bytes=1000, allow_unknown_fields=True), abc=abc)
+    answer = running.client.post("/v1/completions", json={"prompt": "a" * 2000})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+    known = running.client.post("/v1/completions", json={"prompt": "a", "shoe_size": 43})
+    assert (known.status_code, known.headers["x-ignored-fields"]) == (200, "shoe_size")
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_pages(server: Running, stream: bool) -> None:
+    engine = server.engine("shipped")
+    before = engine.report()
+    body = json.dumps({"model": "shipped", "prompt": "Once", "max_tokens": 1000, "n": 4, "stream": stream, "ignore_eos": True}).encode()
+    with socket.create_connection(("127.0.0.1", server.port)) as wire:
+        wire.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        wait_for(lambda: engine.report().n_running == 4)
+    wait_for(lambda: engine.report().n_cancelled == before.n_cancelled + 4)
+    assert engine.report().n_running == 0
+    assert engine.cache.used_share == 0
+
+
+def test_too_many_are_told_when_to_come_again(serve: Callable[..., Running], shipped: Model) -> None:
+    running = serve(max_waiting=0, shipped=shipped)
+    asked = {"prompt": "Once", "max_tokens": 60, "n": 64, "ignore_eos": True}
+    first = threading.Thread(target=lambda: running.client.post("/v1/completions", json=asked))
+    first.start()
+    wait_for(lambda: running.engine().report().n_running > 0)
+    answer = running.client.post("/v1/completions", json={"prompt": "a"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
+    assert int(answer.headers["retry-after"]) >= 1
+    first.join()
+    assert running.client.post("/v1/completions", json={"prompt": "a"}).status_code == 200
+
+
+def test_a_stopping_server_ends_what_is_under_way_first(serve: Callable[..., Running], shipped: Model) -> None:
+    running = serve(shipped=shipped)
+    answers = []
+    first = threading.Thread(target=lambda: answers.append(running.client.post("/v1/completions", json={"prompt": "Once", "max_tokens": 300,
+                                                                                                         "ignore_eos": True})))
+    first.start()
+    wait_for(lambda: running.engine().report().n_running == 1)
+    running.ask_to_stop()
+    first.join()
+    assert answers[0].json()["usage"]["completion_tokens"] == 300
+    running.stop()
+
+
+def test_one_bad_request_among_others_fails_alone(server: Running) -> None:
+    answers: list[Any] = []
+    bodies = [{"model": "shipped", "prompt": "Once", "max_tokens": 20, "seed": i} for i in range(6)] + [{"prompt": "Once", "regex": "("}]
+    threads = [threading.Thread(target=lambda body=body: answers.append((body, server.client.post("/v1/completions", json=body)))) for body in bodies]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answer.status_code for _, answer in answers) == [200] * 6 + [400]
+    for body, answer in answers:
+        if answer.status_code == 200:
+            assert answer.json()["choices"][0]["text"] == server.post("/v1/completions", **body)["choices"][0]["text"]
