@@ -91,6 +91,8 @@ typename V::F add_halves(typename V::F sum, typename V::I first, typename V::I s
   return V::fma(both, V::splat(scale_x), sum);
 }
 
+constexpr int kAhead = 2048;  // bytes of a panel that are asked for in advance: else what is computed and what is read take turns
+
 // M rows of activations times one part of a panel.
 template <class V, int kFormat, int M>
 void tile(const uint8_t* panel, int part, int64_t n_columns, const uint8_t* x, int n, int row, float* out, int64_t out_stride) {
@@ -111,6 +113,8 @@ void tile(const uint8_t* panel, int part, int64_t n_columns, const uint8_t* x, i
         scales[g] = heads.scale_of(panel, lane, g);
         if constexpr (L.minimum) minima[g] = heads.minimum_of(panel, lane, g);
       }
+      if (part == 0)  // the other parts find it near
+        for (int l = 0; l < L.panel_bytes() / (L.block / kColumns); l += kLine) __builtin_prefetch(panel + kAhead + l);
       U quads[8];
       read_codes<V, kFormat>(panel + L.code_bytes() + 4 * lane, quads);
       if constexpr (kWide && V::kSigned)

@@ -408,7 +408,7 @@ void Plan::product(const float* x, int64_t x_stride, int64_t n, const std::vecto
       lanes.quantize_row(x + t * x_stride, D, static_cast<int>(t - group), static_cast<int>(size), quantized + quantized_bytes(group, D));
     });
   }
-  parallel_for(ends.back(), [&](int64_t chunk) {
+  parallel_ranges(ends.back(), [&](int64_t chunk) {
     const size_t i = std::upper_bound(ends.begin(), ends.end(), chunk) - ends.begin();
     chunk -= i ? ends[i - 1] : 0;
     const Matrix& w = matrices[outs[i].first];

@@ -89,7 +89,7 @@ void multiply_chunk(const Variant& variant, const Packed& w, const uint8_t* x, i
 }
 
 void multiply(const Variant& variant, const Packed& w, const uint8_t* x, int64_t n_rows, const float* bias, float* out, int64_t out_stride) {
-  parallel_for(n_chunks(w, n_rows), [&](int64_t chunk) { multiply_chunk(variant, w, x, n_rows, bias, out, out_stride, chunk); });
+  parallel_ranges(n_chunks(w, n_rows), [&](int64_t chunk) { multiply_chunk(variant, w, x, n_rows, bias, out, out_stride, chunk); });
 }
 
 }  // namespace pellucid

@@ -88,7 +88,8 @@ void check_pool() {
     for (int round = 0; round < 200; ++round) {
       std::vector<std::atomic<int>> visits(round % 7 * 13);
       parallel_for(visits.size(), [&](int64_t i) { ++visits[i]; });
-      expect(std::all_of(visits.begin(), visits.end(), [](auto& v) { return v == 1; }), "every chunk is visited once");
+      parallel_ranges(visits.size(), [&](int64_t i) { ++visits[i]; });
+      expect(std::all_of(visits.begin(), visits.end(), [](auto& v) { return v == 2; }), "every chunk is visited once, in ranges too");
     }
   }
   std::vector<std::thread> callers;  // calls from several threads wait for each other; a Team's calls nest
