@@ -17,6 +17,7 @@ COMMANDS = {
     "run": ("pellucid.cli.run", "one completion of a prompt"),
     "chat": ("pellucid.cli.chat", "a conversation in the terminal"),
     "serve": ("pellucid.cli.serve", "OpenAI's API over models of this machine"),
+    "keys": ("pellucid.cli.keys", "who may use a server, and what they have used"),
     "imatrix": ("pellucid.cli.imatrix", "which columns of the matrices count, measured on text"),
     "show": ("pellucid.cli.show", "what a checkpoint is: family, sizes, license, hashes, chat template"),
     "pull": ("pellucid.cli.pull", "download a model: pinned, resumed, verified"),

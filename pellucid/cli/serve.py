@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ipaddress
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,8 @@ def command(
                                                                                  "package. NAME=MODEL gives it a name to be asked for by.")] = None,
     host: Annotated[str, typer.Option("--host", help="The address to listen on; this machine only, unless said otherwise.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    keys: Annotated[bool, typer.Option("--keys", help="Ask for a key, see `pellucid keys`; so does any address that others reach.")] = False,
+    database: Annotated[str | None, typer.Option("--database", metavar="URL", help="Where keys are kept; else a file in your config folder.")] = None,
     open_door: Annotated[bool, typer.Option("--open", help="Serve an address that others reach without asking for keys.")] = False,
     max_waiting: Annotated[int, typer.Option("--max-waiting", min=0, help="Outputs that may wait beside those that run; more are answered with 429.")] = 256,
     max_body: Annotated[str, typer.Option("--max-body", metavar="SIZE", help="The longest body.")] = "8MiB",
@@ -61,9 +64,9 @@ def command(
     from pellucid.serve.tools import FORMATS
     if tool_format not in ("auto", *FORMATS):
         raise BadRequest(f"--tool-format {tool_format!r} is not one of auto, {', '.join(FORMATS)}", field="tool_format")
-    if not (open_door or _is_here(host)):
-        raise BadRequest(f"--host {host} is an address that others may reach, and nothing would ask them for a key. Leave it at 127.0.0.1 behind a proxy "
-                         f"that does, or say --open if everybody who reaches it may use it", field="host")
+    if keys and open_door:
+        raise BadRequest("--keys and --open contradict each other. Leave one out", field="keys")
+    checked = _checked(database, host) if keys or database is not None or not (open_door or _is_here(host)) else None
     if (tls_cert is None) != (tls_key is None):
         raise BadRequest("--tls-cert and --tls-key belong together. Give both, or neither", field="tls_cert")
     for name, file in (("--tls-cert", tls_cert), ("--tls-key", tls_key)):
@@ -80,7 +83,7 @@ def command(
     for each in models.values():
         _ = each.engine  # what does not fit its memory is told now
     served = Served({name: Desk(each, max_waiting=max_waiting) for name, each in models.items()}, tool_format=tool_format)
-    server = uvicorn.Server(uvicorn.Config(app_of(served, limits), host=host, port=port, log_level="warning", access_log=False, server_header=False,
+    server = uvicorn.Server(uvicorn.Config(app_of(served, limits, checked), host=host, port=port, log_level="warning", access_log=False, server_header=False,
                                            timeout_graceful_shutdown=None, ssl_certfile=tls_cert, ssl_keyfile=tls_key))
     _say_where(server, "http" if tls_cert is None else "https", list(models), quiet=quiet, json=json)
     server.run()
@@ -92,6 +95,16 @@ def _named(text: str) -> tuple[str, str]:
     if mark and name and "/" not in name:
         return name, path
     return (text if text == o.SHIPPED or ("/" in text and not Path(text).exists()) else Path(text).resolve().name.removesuffix(".gguf")), text
+
+
+def _checked(database: str | None, host: str) -> Any:
+    """The keys that are asked for. Raises BadRequest where there is none that opens anything."""
+    from pellucid.serve.keys import Checked, Keys
+    kept = Keys(database)
+    if not any(key.why_not(time.time()) is None for key in kept.all()):
+        raise BadRequest(f"--host {host} asks for keys, and there is none in use at {kept.url}. Make one with `pellucid keys add NAME`, or say --open if "
+                         f"everybody who reaches the address may use it", field="host")
+    return Checked(kept)
 
 
 def _is_here(host: str) -> bool:

@@ -15,10 +15,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 import pellucid
-from pellucid.errors import BadRequest
+from pellucid.errors import BadRequest, PellucidError
 from pellucid.serve import openai
+from pellucid.serve.door import Door
 from pellucid.serve.exchange import Exchange
 from pellucid.serve.faults import Refused, told
+from pellucid.serve.keys import Checked
 from pellucid.serve.metrics import metrics
 from pellucid.serve.openai import Served
 from pellucid.serve.shapes import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, Shape, TokenizeRequest
@@ -41,8 +43,8 @@ POSTS: dict[str, tuple[Handler, type[Shape], str]] = {
 }
 
 
-def app_of(served: Served, limits: Limits | None = None) -> FastAPI:
-    """The ASGI application. Its desks are closed when it shuts down."""
+def app_of(served: Served, limits: Limits | None = None, keys: Checked | None = None) -> FastAPI:
+    """The ASGI application, behind a door that asks for keys where there are any. Its desks are closed when it shuts down."""
     limits = limits or Limits()
 
     @asynccontextmanager
@@ -50,6 +52,8 @@ def app_of(served: Served, limits: Limits | None = None) -> FastAPI:
         yield
         await asyncio.gather(*(desk.close(limits.drain_seconds) for desk in served.desks.values()))
     app = FastAPI(title="Pellucid", version=pellucid.__version__, lifespan=lifespan, redoc_url=None, docs_url=None)
+    if keys is not None:
+        app.add_middleware(Door, keys=keys)
     exchange = partial(Exchange, max_body_bytes=limits.max_body_bytes, allow_unknown=limits.allow_unknown_fields)
 
     def post(path: str, handler: Handler, shape: type[Shape], about: str) -> None:
@@ -63,6 +67,7 @@ def app_of(served: Served, limits: Limits | None = None) -> FastAPI:
         post(path, handler, shape, about)
     _plain_routes(app, served)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(PellucidError, _unexpected)  # by name: what only `Exception` answers also ends the connection
     app.add_exception_handler(Exception, _unexpected)
     return app
 

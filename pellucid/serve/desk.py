@@ -19,6 +19,7 @@ from pellucid.errors import PellucidError
 
 ANSWER_TOKENS = 100  # after so many something has ended, as a rule: what a refused caller is told to wait
 Start = Callable[[], Stream]
+Prepare = Callable[[], tuple[list[Start], int]]  # also how many tokens all prompts have
 Token = tuple[int, float, Alternatives]  # an id, its log-probability and the likeliest in its place
 
 
@@ -39,6 +40,7 @@ class Said:
     """What one output said in a step. completion: the whole of it, once it has ended."""
 
     index: int
+    n_tokens: int
     parts: Sequence[tuple[Kind, str]]
     tokens: Sequence[Token]  # where log-probabilities are asked for
     completion: Completion | None = None
@@ -47,12 +49,13 @@ class Said:
 class Ticket:
     """A caller's outputs. Used as `async with`: whatever ends the block gives up what has not ended, and its pages are free before the next step."""
 
-    def __init__(self, desk: Desk, starts: Sequence[Start]) -> None:
-        self._desk, self.starts = desk, starts
+    def __init__(self, desk: Desk, starts: Sequence[Start], n_prompt: int) -> None:
+        self._desk, self.starts, self.n_prompt = desk, starts, n_prompt
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[Said | BaseException] = asyncio.Queue()
         self.streams: dict[int, Stream] = {}  # by number, those that have not ended; the working thread's own
-        self.n_left = len(starts)  # the loop's own
+        self.n_left = len(starts)  # the loop's own, as is what follows
+        self.n_written = 0  # tokens
 
     async def __aenter__(self) -> Ticket:
         return self
@@ -68,6 +71,7 @@ class Ticket:
             if isinstance(news, BaseException):
                 raise news
             self.n_left -= news.completion is not None
+            self.n_written += news.n_tokens
             yield news
 
     async def completions(self) -> list[Completion]:
@@ -120,17 +124,17 @@ class Desk:
     # On the event loop
 
     @contextlib.asynccontextmanager
-    async def ask(self, prepare: Callable[[], list[Start]]) -> AsyncIterator[Ticket]:
+    async def ask(self, prepare: Prepare) -> AsyncIterator[Ticket]:
         """A ticket for the outputs that `prepare`, called in another thread, makes ready. Raises what it raises, Busy and Closing."""
         if self._closing:
             raise Closing("the server is stopping and takes no more requests")
         self._refuse_more(1)
-        starts = await asyncio.to_thread(prepare)
+        starts, n_prompt = await asyncio.to_thread(prepare)
         self._refuse_more(len(starts))
         self.n_under_way += len(starts)
         self.counts.n_asked += len(starts)
         try:
-            async with Ticket(self, starts) as ticket:
+            async with Ticket(self, starts, n_prompt) as ticket:
                 self._post(self._arrived, ticket)
                 yield ticket
         finally:
@@ -255,6 +259,6 @@ def _read(index: int, stream: Stream) -> Said | None:
     generation = stream.generation
     before, parts = generation.n_taken, stream.ready()
     tokens = generation.scored(before) if generation.request.logprobs else []
-    if not parts and not tokens and not stream.ended:
+    if generation.n_taken == before and not parts and not stream.ended:
         return None
-    return Said(index, parts, tokens, stream.result if stream.ended else None)
+    return Said(index, generation.n_taken - before, parts, tokens, stream.result if stream.ended else None)

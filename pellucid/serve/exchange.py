@@ -24,11 +24,11 @@ class Exchange(Response):
     def __init__(self, request: Request, handler: Handler, *, max_body_bytes: int, allow_unknown: bool, done: str | None = "[DONE]") -> None:
         self.request, self._handler = request, handler
         self._max, self._allow_unknown, self._done = max_body_bytes, allow_unknown, done
-        self.state: Any = request.scope.get("state") or {}
         self.headers_out: dict[str, str] = {}
         self.background = None
         self.status_code = 200
         self._started = self._whole = False
+        self._used: tuple[str, int, int] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
@@ -40,6 +40,7 @@ class Exchange(Response):
             for task in (work, gone):
                 task.cancel()
             await asyncio.gather(work, gone, return_exceptions=True)
+            await asyncio.shield(self._write_down())
 
     async def body(self, shape: type[AnyShape]) -> AnyShape:
         """The body as its shape. Raises BadRequest, or Refused where it is too long."""
@@ -54,8 +55,18 @@ class Exchange(Response):
             self.headers_out["X-Ignored-Fields"] = ", ".join(name for name in unknown if name.isascii() and name.isprintable())
         return found
 
+    def uses(self, model: str, prompt_tokens: int, completion_tokens: int) -> None:
+        """What it has taken up to now. Written down on its key before the answer is whole, or when it ends otherwise."""
+        self._used = (model, prompt_tokens, completion_tokens)
+
+    async def _write_down(self) -> None:
+        used, self._used = self._used, None
+        if used is not None and (ledger := self.request.scope.get("state", {}).get("ledger")) is not None:
+            await ledger.used(*used)
+
     async def json(self, value: Any, status: int = 200) -> None:
         """The whole answer."""
+        await self._write_down()
         data = orjson.dumps(value)
         await self._start(status, "application/json", [(b"content-length", str(len(data)).encode())])
         await self._send({"type": "http.response.body", "body": data})
@@ -94,6 +105,7 @@ class Exchange(Response):
                     await self.json(body, status)
 
     async def _end(self) -> None:
+        await self._write_down()
         if self._done is not None:
             await self.event(self._done)
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

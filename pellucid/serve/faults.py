@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 from pellucid.errors import (
@@ -24,9 +25,9 @@ log = logging.getLogger("pellucid.serve")
 class Refused(PellucidError):
     """An answer that is no error of the engine's: a status, a code and words."""
 
-    def __init__(self, status: int, message: str, code: str | None = None) -> None:
+    def __init__(self, status: int, message: str, code: str | None = None, *, retry_seconds: float | None = None) -> None:
         super().__init__(message)
-        self.status, self.code = status, code
+        self.status, self.code, self.retry_seconds = status, code, retry_seconds
 
 
 STATUS: tuple[tuple[type[Exception], int, str, str | None], ...] = (  # the first that fits
@@ -48,7 +49,8 @@ def told(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, body and headers. What nobody meant to raise is logged whole, and answered with nothing of it."""
     if isinstance(error, Refused):
         kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(error.status, "invalid_request_error")
-        return error.status, _body(str(error), kind, None, error.code), {}
+        headers = {} if error.retry_seconds is None else {"Retry-After": str(math.ceil(error.retry_seconds))}
+        return error.status, _body(str(error), kind, None, error.code), headers
     for known, status, kind, code in STATUS:
         if isinstance(error, known):
             headers = {"Retry-After": str(error.retry_seconds)} if isinstance(error, Busy) else {"Retry-After": "1"} if status == 503 else {}

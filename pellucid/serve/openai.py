@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from pellucid.api.completion import checked, chosen, each
 from pellucid.errors import BadRequest, BadTemplate, ModelNotFound, PromptTooLong, did_you_mean, nearest
 from pellucid.serve import tools as calls
 from pellucid.serve.answers import ChatAnswer, Head, Json, Spelled, text_choice, tools_of, usage
-from pellucid.serve.desk import Desk, Start
+from pellucid.serve.desk import Desk, Prepare, Start, Ticket
 from pellucid.serve.exchange import Exchange
 from pellucid.serve.shapes import ChatRequest, CompletionRequest, EmbeddingRequest, NamedTool
 from pellucid.tokenizer.template import choose
@@ -39,6 +40,16 @@ class Served:
         return calls.detect(template) if self._tool_format == "auto" else self._tool_format
 
 
+@asynccontextmanager
+async def asking(exchange: Exchange, name: str, desk: Desk, prepare: Prepare) -> AsyncIterator[Ticket]:
+    """A ticket whose tokens are the exchange's, however it ends."""
+    async with desk.ask(prepare) as ticket:
+        try:
+            yield ticket
+        finally:
+            exchange.uses(name, ticket.n_prompt, ticket.n_written)
+
+
 def prompts_of(prompt: Any) -> list[str | list[int]]:
     """One or several, as text or ids."""
     if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
@@ -58,14 +69,14 @@ async def completions(served: Served, exchange: Exchange) -> None:
     if asked.stream and len(wanted) > n:
         raise BadRequest("best_of wants all outputs whole before it chooses, which a stream cannot wait for. Leave out one of them", field="best_of")
 
-    def prepare() -> list[Start]:
+    def prepare() -> tuple[list[Start], int]:
         ids = [model.prompt_ids(prompt) for prompt in prompts]
         for each_ids in ids:
             check_room(model, len(each_ids), asked.max_tokens if "max_tokens" in asked.model_fields_set else None)
-        return [model.prepare(prompt, **one) for prompt in prompts for one in wanted]
+        return [model.prepare(prompt, **one) for prompt in prompts for one in wanted], sum(map(len, ids))
     head, spelled = Head("cmpl", "text_completion", name), Spelled(model.tokenizer)
     echoes = [_echo(model, prompt) if asked.echo else None for prompt in prompts]
-    async with desk.ask(prepare) as ticket:
+    async with asking(exchange, name, desk, prepare) as ticket:
         if asked.stream:
             done: list[Completion] = []
             offsets: dict[int, int] = {}
@@ -80,16 +91,15 @@ async def completions(served: Served, exchange: Exchange) -> None:
                 await exchange.event(head.plain([{"index": said.index, "text": text, "logprobs": logprobs, "finish_reason": _finish(reason)}]))
                 done += [said.completion] if said.completion is not None else []
             if asked.stream_options is not None and asked.stream_options.include_usage:
-                await exchange.event(head.plain([], usage=usage(_n_prompt(done, len(wanted), len(prompts)), done)))
+                await exchange.event(head.plain([], usage=usage(ticket.n_prompt, done)))
             return
         written = await ticket.completions()
-    choices, first = [], []
+    choices = []
     for p, echo in enumerate(echoes):
         best = chosen(written[p * len(wanted):(p + 1) * len(wanted)], n, logprobs=options.get("logprobs", False))
-        first.append(best)
         choices += [text_choice(p * n + i, one, spelled, echo=echo, logprobs=asked.logprobs is not None, prompt_logprobs=asked.prompt_logprobs is not None)
                     for i, one in enumerate(best.choices or (best,))]
-    await exchange.json(head.plain(choices, usage=usage(sum(one.usage.prompt_tokens for one in first), written)))
+    await exchange.json(head.plain(choices, usage=usage(ticket.n_prompt, written)))
 
 
 def check_room(model: Model, n_prompt: int, max_tokens: int | None) -> None:
@@ -102,12 +112,6 @@ def check_room(model: Model, n_prompt: int, max_tokens: int | None) -> None:
 
 def _finish(reason: str | None) -> str | None:
     return {"context": "length"}.get(reason, reason) if reason else None
-
-
-def _n_prompt(done: Sequence[Completion], n: int, n_prompts: int) -> int:
-    """Tokens of all prompts, each counted once; every prompt's outputs have ended."""
-    assert len(done) == n * n_prompts
-    return sum(one.usage.prompt_tokens for one in done) // n
 
 
 def _echo(model: Model, prompt: str | list[int]) -> str:
@@ -159,12 +163,13 @@ class Chat:
     def _force(self, tools: Sequence[Any], *, parallel: bool) -> None:
         self._forced, self.options = True, checked({**self.options, "schema": calls.forced_schema(tools, parallel=parallel)})
 
-    def prepare(self, wanted: Sequence[Json]) -> list[Start]:
+    def prepare(self, wanted: Sequence[Json]) -> tuple[list[Start], int]:
         marks = calls.marks(self._format) if self._format is not None else ()
         messages = [message.plain() for message in self.asked.messages]
         ids = self.model.chat_prompt_ids(messages, tools=self.shown or None, template_args=self.asked.template_args())
         check_room(self.model, len(ids), self.options["max_tokens"])
-        return [self.model.prepare_chat(messages, tools=self.shown or None, template_args=self.asked.template_args(), marks=marks, **one) for one in wanted]
+        how: Json = dict(tools=self.shown or None, template_args=self.asked.template_args(), marks=marks)
+        return [self.model.prepare_chat(messages, **how, **one) for one in wanted], len(ids)
 
     def answer(self, spelled: Spelled) -> ChatAnswer:
         reader = calls.Reader(["["], None, calls.json_calls) if self._forced else None if self._format is None else calls.reader(self._format, self.tools)
@@ -177,7 +182,7 @@ async def chat(served: Served, exchange: Exchange) -> None:
     spelled, wants = Spelled(desk.model.tokenizer), Chat(served, desk.model, asked)
     n, wanted = each(wants.options)
     _check_count(n, len(wanted), 1)
-    async with desk.ask(lambda: wants.prepare(wanted)) as ticket:
+    async with asking(exchange, name, desk, lambda: wants.prepare(wanted)) as ticket:
         answers = {i: wants.answer(spelled) for i in range(n)}
         if asked.stream:
             await _stream_chat(exchange, Head("chatcmpl", "chat.completion.chunk", name), ticket, answers, spelled, asked)
@@ -188,11 +193,11 @@ async def chat(served: Served, exchange: Exchange) -> None:
             if said.completion is not None:
                 whole[said.index] = said.completion
     choices = [answers[i].choice(i, whole[i]) for i in range(n)]
-    told = usage(whole[0].usage.prompt_tokens, whole.values())
+    told = usage(ticket.n_prompt, whole.values())
     await exchange.json(Head("chatcmpl", "chat.completion", name).plain(choices, usage=told))
 
 
-async def _stream_chat(exchange: Exchange, head: Head, ticket: Any, answers: dict[int, ChatAnswer], spelled: Spelled, asked: ChatRequest) -> None:
+async def _stream_chat(exchange: Exchange, head: Head, ticket: Ticket, answers: dict[int, ChatAnswer], spelled: Spelled, asked: ChatRequest) -> None:
     def choice(i: int, delta: Json, reason: str | None = None, logprobs: Json | None = None, **more: Any) -> Json:
         return head.plain([{"index": i, "delta": delta, "logprobs": logprobs, "finish_reason": reason, **more}])
     for i in answers:
@@ -210,7 +215,7 @@ async def _stream_chat(exchange: Exchange, head: Head, ticket: Any, answers: dic
             more = {} if said.completion.verdict is None else {"verdict": {"status": said.completion.verdict.status, "reason": said.completion.verdict.reason}}
             await exchange.event(choice(i, {}, answer.finish_reason(said.completion), **more))
     if asked.stream_options is not None and asked.stream_options.include_usage:
-        await exchange.event(head.plain([], usage=usage(whole[0].usage.prompt_tokens, whole)))
+        await exchange.event(head.plain([], usage=usage(ticket.n_prompt, whole)))
 
 
 async def embeddings(served: Served, exchange: Exchange) -> None:
@@ -226,5 +231,6 @@ async def embeddings(served: Served, exchange: Exchange) -> None:
     spell: Callable[[np.ndarray], Any] = (lambda v: base64.b64encode(v.astype("<f4").tobytes()).decode()) if asked.encoding_format == "base64" \
         else (lambda v: v.tolist())
     n = sum(map(len, ids))
+    exchange.uses(name, n, 0)
     await exchange.json({"object": "list", "model": name, "usage": {"prompt_tokens": n, "total_tokens": n},
                          "data": [{"object": "embedding", "index": i, "embedding": spell(v)} for i, v in enumerate(vectors_ND)]})

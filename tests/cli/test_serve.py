@@ -33,8 +33,8 @@ def test_it_serves_and_stops_when_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("args", "words"), [
-    (["--host", "0.0.0.0"], "nothing would ask them for a key"),
-    (["--host", "192.168.1.5"], "nothing would ask them for a key"),
+    (["--host", "0.0.0.0", "--database", "sqlite://"], "there is none in use"),
+    (["--keys", "--open"], "contradict each other"),
     (["--tls-cert", "a.pem"], "belong together"),
     (["--tls-cert", "a.pem", "--tls-key", "b.pem"], "is not a file"),
     (["--tool-format", "qwen"], "is not one of auto, harmony, hermes"),

@@ -17,6 +17,7 @@ import pellucid
 from pellucid.api import Model
 from pellucid.serve.app import Limits, app_of
 from pellucid.serve.desk import Desk
+from pellucid.serve.keys import Checked
 from pellucid.serve.openai import Served
 from tests.api.scripted import scripted_model
 from tests.families.conftest import one_thread  # noqa: F401, a fixture: tiny models
@@ -27,9 +28,9 @@ ABC = list("abcdefghijkl")  # "a" goes on with "bcdefghijkl", then ends
 class Running:
     """A server and how to ask it."""
 
-    def __init__(self, served: Served, limits: Limits) -> None:
+    def __init__(self, served: Served, limits: Limits, keys: Checked | None) -> None:
         self.served = served
-        self._server = uvicorn.Server(uvicorn.Config(app_of(served, limits), host="127.0.0.1", port=0, log_level="critical", lifespan="on"))
+        self._server = uvicorn.Server(uvicorn.Config(app_of(served, limits, keys), host="127.0.0.1", port=0, log_level="critical", lifespan="on"))
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve()))
         self._thread.start()
         while not self._server.started:
@@ -73,8 +74,8 @@ def shipped() -> Model:
 @pytest.fixture(scope="session")
 def serve() -> Iterator[Callable[..., Running]]:
     with contextlib.ExitStack() as stack:
-        def start(limits: Limits | None = None, *, max_waiting: int = 64, **models: Model) -> Running:
-            running = Running(Served({name: Desk(model, max_waiting=max_waiting) for name, model in models.items()}), limits or Limits(drain_seconds=5))
+        def start(limits: Limits | None = None, *, max_waiting: int = 64, keys: Checked | None = None, **models: Model) -> Running:
+            running = Running(Served({name: Desk(model, max_waiting=max_waiting) for name, model in models.items()}), limits or Limits(drain_seconds=5), keys)
             stack.callback(running.stop)
             return running
         yield start
