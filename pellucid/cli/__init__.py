@@ -21,7 +21,7 @@ COMMANDS = {
     "imatrix": ("pellucid.cli.imatrix", "which columns of the matrices count, measured on text"),
     "show": ("pellucid.cli.show", "what a checkpoint is: family, sizes, license, hashes, chat template"),
     "pull": ("pellucid.cli.pull", "download a model: pinned, resumed, verified"),
-    "models": ("pellucid.cli.models", "the models on this disk"),
+    "models": ("pellucid.cli.models", "what models exist, what they need, which are on this disk"),
     "rm": ("pellucid.cli.rm", "delete a downloaded model"),
     "convert": ("pellucid.cli.convert", "safetensors <-> GGUF, quantized if wanted"),
     "quantize": ("pellucid.cli.quantize", "a model in fewer bits"),

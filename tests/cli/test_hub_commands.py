@@ -27,7 +27,8 @@ COMMIT = "a" * 40
 
 @pytest.mark.parametrize(("command", "options"), [
     ("pull", {"--revision", "--file", "--all", "--offline", "--verify", "--dry-run", "--json", "--debug", "-h", "--help"}),
-    ("models", {"--local", "--families", "--json", "--debug", "-h", "--help"}), ("rm", {"-y", "--yes", "--json", "--debug", "-h", "--help"})])
+    ("models", {"--license", "--fits", "--kind", "--context", "--open", "--min", "--family", "--maker", "--language", "--runs", "--sort", "--local",
+                "--families", "--json", "--debug", "-h", "--help"}), ("rm", {"-y", "--yes", "--json", "--debug", "-h", "--help"})])
 def test_the_options_are_these(command: str, options: set[str], say: Say) -> None:
     listed = say(command, "--help").out.split("Options:")[1]
     assert set(re.findall(r"^ +(-\w)\b|(?:^ +|, )(--[\w-]+)", listed, re.M)) == {(o, "") if len(o) == 2 else ("", o) for o in options}
@@ -60,7 +61,7 @@ def test_a_model_is_pulled_listed_found_and_removed(hub: Hub, program: Say, tmp_
     removed = program("rm", NAME, "--yes")
     assert (removed.code, removed.out) == (0, f"deleted {NAME}, 3.0 MB are free again\n")
     assert not folder.exists()
-    assert "0 downloaded" in program("models").err
+    assert "0 downloaded" in program("models", "--local").err
 
 
 def test_a_bar_with_rate_and_time_left_on_a_terminal(hub: Hub, tmp_path: Path) -> None:
@@ -193,19 +194,19 @@ def test_models_shows_an_interrupted_pull_and_the_shipped_model(hub: Hub, say: S
     blobs = hub_cache.storage(NAME, cache) / "blobs"
     blobs.mkdir(parents=True)
     (blobs / "x.incomplete").write_bytes(b"12345")
-    said = say("models")
+    said = say("models", "--local")
     assert re.fullmatch(rf"{NAME}    5 bytes  [\d-]+  interrupted\n", said.out)
     assert said.err.endswith(f"next: pellucid pull {NAME}\n")
     (tmp_path / "pellucid" / "shipped").mkdir(parents=True)
     (tmp_path / "pellucid" / "shipped" / "config.json").write_text("{}")
-    said = say("models")
+    said = say("models", "--local")
     assert re.search(r"^shipped +2 bytes  [\d-]+  in the package$", said.out, re.M)
     assert said.err.endswith("1 downloaded, 5 bytes, in " + str(cache) + "\nnext: pellucid show shipped\n")
 
 
 def test_nothing_downloaded_says_where_it_looked(hub: Hub, say: Say, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_cache, "__file__", str(tmp_path / "pellucid" / "weights" / "hub_cache.py"))
-    assert say("models") == Said(0, "", f"0 downloaded, 0 bytes, in {cache}\nnext: pellucid pull OWNER/NAME\n")
+    assert say("models", "--local") == Said(0, "", f"0 downloaded, 0 bytes, in {cache}\nnext: pellucid pull OWNER/NAME\n")
 
 
 class Terminal:
