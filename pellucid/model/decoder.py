@@ -31,7 +31,7 @@ from pellucid.model.parts import Embed, Normalize, Project, Rows, Weighted
 from pellucid.model.positions import sinusoids
 from pellucid.model.tables import Tables
 from pellucid.ops.interface import Ops, Weight
-from pellucid.ops.packed import BLOCK
+from pellucid.ops.packed import BLOCK, left_over
 from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, LatentAttention, Layer, Matrix, Mixer, Rope
 from pellucid.weights.packed_rows import PackedWeight
 
@@ -46,6 +46,8 @@ def kept_in(name: str, dtype: torch.dtype) -> torch.dtype:
 class Unembed(Project):
     """Hidden states to logits (T, V) for the token that follows each position, in the model's dtype.
 
+    Where activations are rounded to 8 bits, what that leaves over is rounded and multiplied too: this one product makes two
+    fifths of all that rounding loses, and near ties are decided here (docs/LOG.md).
     `deterministic`: every token alone and in memory of its own, so that neither its neighbours nor its place moves a bit.
     """
 
@@ -56,17 +58,21 @@ class Unembed(Project):
     def forward(self, x_TD: Tensor) -> Tensor:
         if self.deterministic and x_TD.shape[0] > 1:
             return torch.cat([self.forward(x_1D.clone()) for x_1D in x_TD.split(1)])
-        logits_TV = self._of_unit_rows(x_TD) if self.unit else super().forward(x_TD)
+        logits_TV = self._of_unit_rows(x_TD) if self.unit else self._corrected(x_TD, super().forward(x_TD))
         if self.scale != 1.0:
             logits_TV = logits_TV * self.scale
         return logits_TV if self.softcap is None else self.softcap * torch.tanh(logits_TV / self.softcap)
+
+    def _corrected(self, x_TD: Tensor, logits_TV: Tensor) -> Tensor:
+        rest_TD = left_over(x_TD, self.weight, self.ops.activations)
+        return logits_TV if rest_TD is None else (logits_TV + self.ops.matmul(rest_TD, self.weight)).to(logits_TV.dtype)
 
     def _of_unit_rows(self, x_TD: Tensor) -> Tensor:
         """The same as if the weight's rows were scaled to length one, which they are not: the weight stays what is trained and saved."""
         parts = self.weight.parts(BLOCK) if isinstance(self.weight, PackedWeight) else [self.weight]
         lengths = [torch.linalg.vector_norm(self.ops.unpack(part, torch.float32), dim=-1) for part in parts]
         length_V = torch.cat(lengths).clamp_min(1e-12)
-        logits_TV = (self.ops.matmul(x_TD, self.weight).float() / length_V).to(x_TD.dtype)
+        logits_TV = (self._corrected(x_TD, self.ops.matmul(x_TD, self.weight)).float() / length_V).to(x_TD.dtype)
         return logits_TV if self.bias is None else logits_TV + self.bias
 
 

@@ -5,7 +5,7 @@ which processors add up many times faster (ops/cpu). The weights mean the same n
 """
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from pellucid.ops.panels import Panels
 from pellucid.ops.unpack import unpack
 from pellucid.weights.group_rows import inner
 from pellucid.weights.packed_rows import PackedRows, PackedWeight
+
+if TYPE_CHECKING:
+    from pellucid.ops.interface import Activations
 
 BLOCK = 1 << 20  # numbers unpacked at once: 4 MB of float32
 GROUP = 32  # activations that share a scale
@@ -44,6 +47,13 @@ def rounded(x_TD: Tensor) -> Tensor:
     factor = most.new_tensor(127).div(most)  # 127 / most is 127 times an inverse in torch, rounded twice
     whole = (x * factor).round().where(most >= LEAST, 0)
     return (whole * (most / 127)).where(most.isfinite(), torch.nan).flatten(-2)
+
+
+def left_over(x_TD: Tensor, weight_FD: Tensor | PackedWeight, activations: Activations) -> Tensor | None:
+    """What `rounded` takes from these activations; None where it takes nothing, or is not asked. Multiplied as well, it makes 8 bits 15."""
+    if activations == "exact" or not isinstance(weight_FD, PackedWeight) or not is_rounded(x_TD, weight_FD):
+        return None
+    return x_TD.float() - rounded(x_TD)
 
 
 def matmul_packed(x_TD: Tensor, weight_FD: PackedWeight, bias_F: Tensor | None = None) -> Tensor:

@@ -191,7 +191,7 @@ def test_quantized_weights_keep_float16_and_others_what_they_compute_in(tmp_path
     assert draft.cache.kept == torch.float16
 
 
-@pytest.mark.parametrize(("name", "ops"), [("llama-biases", "native"), ("llama-biases", "fused"), ("deepseek_v3-released", "fused")])
+@pytest.mark.parametrize(("name", "ops"), [("llama-biases", "native"), ("llama-biases", "fused"), ("gemma2-caps", "native"), ("deepseek_v3-released", "fused")])
 def test_a_number_that_float16_pages_cannot_hold_is_an_error_that_says_what_to_do(name, ops):
     decoder = case_of(name, ops=ops)
     made = decoder.blocks[1].attn

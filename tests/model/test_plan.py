@@ -194,6 +194,24 @@ def test_float16_pages_hold_what_torch_rounds_to_and_no_number_past_the_end(vari
     assert pools[1][1].isnan().sum() == 3 * len(ids)
 
 
+@pytest.mark.parametrize("variant", native.variants() if native else [])
+@pytest.mark.parametrize("facts", [{}, {"limit": 7.0}, *({"act": act} for act in ACTS)], ids=str)
+def test_what_is_no_number_goes_through_every_gate(variant, facts):
+    """Limits and soft-caps are comparisons, which a number that is none fails either way."""
+    for broken in ("gate", "up"):
+        mlp = FeedForward(d_ff=72, **facts)
+        layers = tuple(dataclasses.replace(layer, mlp=mlp) for layer in small().layers)
+        decoder = random_decoder(small(layers=layers, logit_softcap=5.0))
+        decoder.ops.variant = variant
+        run, ids = Run(decoder), random_ids(3)
+        assert run.plan.unembed(run.hidden((run.begin(ids), ids, 3))[0]).isfinite().all()
+        getattr(decoder.blocks[1].mlp, broken).weight[5] = torch.nan
+        run = Run(decoder)
+        hidden = run.hidden((run.begin(ids), ids, 3))[0]
+        assert not run.plan.finite
+        assert run.plan.unembed(hidden).isnan().all()
+
+
 def test_a_fact_that_no_step_knows_is_declined_by_name():
     for spec, why in ((small(unembed_unit=True), "DecoderSpec.unembed_unit=True"), (small(sinusoidal_positions=True), "DecoderSpec.sinusoidal_positions=True"),
                       (small(layers=(Layer(mixer=None, mlp=FeedForward(d_ff=8, act="mish")),)), "FeedForward.act='mish'")):

@@ -63,6 +63,17 @@ def test_keys_and_values_may_be_shorter_than_queries(variant: str, kept: torch.d
 
 
 @pytest.mark.parametrize("variant", native.variants() if native else [])
+@pytest.mark.parametrize("facts", [{}, {"softcap": 2.0}, {"sinks_H": torch.zeros(H)}], ids=lambda facts: "-".join(facts) or "plain")
+def test_a_key_that_is_no_number_is_seen_by_every_query_that_sees_it(variant: str, facts: dict[str, Any]) -> None:
+    q, k, v, pages = paged([(5, 40, 3)])
+    k[pages.tables[0][-1], (3 + 37) % N, 1, 2] = torch.nan  # key 37: the last three queries', of the second head of keys
+    seen = Native(variant=variant).attend_pages(q, k, v, pages, **HOW | facts).isnan()
+    expected = torch.zeros_like(seen)
+    expected[2:, 2:4] = True
+    assert torch.equal(seen, expected)
+
+
+@pytest.mark.parametrize("variant", native.variants() if native else [])
 def test_a_query_does_not_depend_on_its_company(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ops, (q, k, v, pages) = Native(variant=variant), paged(ROWS)
     for facts in ({}, {"window": 270, "softcap": 2.0, "slopes_H": random(H).abs()}, {"sinks_H": random(H)}):

@@ -31,7 +31,7 @@ typedef int8_t Bytes __attribute__((vector_size(kLanes)));
 
 inline F all(float x) { return x - F{}; }
 inline void store(float* p, F x) { __builtin_memcpy(p, &x, sizeof x); }
-inline F larger(F a, F b) { return a > b ? a : b; }
+inline F larger(F a, F b) { return a > b ? a : b; }  // b where one of them is no number: what is not to go unnoticed stands there
 inline F smaller(F a, F b) { return a < b ? a : b; }
 
 // a * b + c, rounded once where the processor can: the same in every instance of a template.
@@ -115,7 +115,7 @@ inline F exp(F x) {
 
 inline F sigmoid(F x) { return 1.0f / (1.0f + exp(-x)); }
 
-inline F tanh(F x) { return 1.0f - 2.0f / (exp(smaller(x + x, all(40.0f))) + 1.0f); }  // to 2e-7, not relatively
+inline F tanh(F x) { return 1.0f - 2.0f / (exp(smaller(all(40.0f), x + x)) + 1.0f); }  // to 2e-7, not relatively
 
 // To 2e-7, not relatively: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
 inline F erf(F x) {

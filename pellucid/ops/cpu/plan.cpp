@@ -424,16 +424,45 @@ void Plan::product(const float* x, int64_t x_stride, int64_t n, const std::vecto
   });
 }
 
+// Of packed weights times x and what its rounding to 8 bits leaves over: model/decoder.py, Unembed.
 void Plan::unembed(int matrix, const float* x, int64_t n, float factor, float cap, float* out) {
   const Team team;
   const Matrix& w = matrices[matrix];
-  product(x, w.n_columns, n, {{matrix, out}}, {w.n_rows});
-  if (factor == 1.0f && cap == 0.0f) return;
-  const int64_t parts = (w.n_rows + kColumnsAtOnce - 1) / kColumnsAtOnce;
-  parallel_for(n * parts, [&](int64_t chunk) {
-    const int64_t first = chunk % parts * kColumnsAtOnce;
-    lanes.scale(out + chunk / parts * w.n_rows + first, std::min(kColumnsAtOnce, w.n_rows - first), factor, cap);
-  });
+  const int64_t D = w.n_columns, V = w.n_rows, parts = (V + kColumnsAtOnce - 1) / kColumnsAtOnce;
+  auto each_part = [&](int64_t rows, auto&& f) {
+    parallel_for(rows * parts, [&](int64_t chunk) { f(chunk / parts, chunk % parts * kColumnsAtOnce, std::min(kColumnsAtOnce, V - chunk % parts * kColumnsAtOnce)); });
+  };
+  if (!w.panels) {
+    product(x, D, n, {{matrix, out}}, {V});
+    if (factor != 1.0f || cap != 0.0f) each_part(n, [&](int64_t t, int64_t f, int64_t size) { lanes.scale(out + t * V + f, size, factor, cap); });
+    return;
+  }
+  for (int64_t first = 0; first < n; first += kTokensAtOnce, x += kTokensAtOnce * D, out += kTokensAtOnce * V) {
+    const int64_t some = std::min(kTokensAtOnce, n - first);
+    float *rows = scratch<float>(2 * some * (D + V)), *twice = rows + 2 * some * D;  // every token's two rows lie side by side
+    each_token(some, D, [&](int64_t t) {
+      std::memcpy(rows + 2 * t * D, x + t * D, D * sizeof(float));
+      leave_over(x + t * D, D, rows + (2 * t + 1) * D);
+    });
+    product(rows, D, 2 * some, {{matrix, twice}}, {V});
+    each_part(some, [&](int64_t t, int64_t f, int64_t size) {
+      float *to = out + t * V + f, *rest = twice + (2 * t + 1) * V + f;
+      std::memcpy(to, twice + 2 * t * V + f, size * sizeof(float));
+      if (w.bias) lanes.add(rest, w.bias + f, size, -1.0f);  // it is in both
+      lanes.add(to, rest, size, 1.0f);
+      if (factor != 1.0f || cap != 0.0f) lanes.scale(to, size, factor, cap);
+    });
+  }
+}
+
+void Plan::leave_over(const float* x, int64_t D, float* out) const {
+  uint8_t* quantized = scratch<uint8_t>(quantized_bytes(1, D));
+  lanes.quantize_row(x, D, 0, 1, quantized);
+  for (int64_t d = 0; d < D; d += kColumns, quantized += kRowBytes) {
+    float scale;
+    std::memcpy(&scale, quantized + kColumns, sizeof scale);
+    for (int64_t i = 0; i < kColumns; ++i) out[d + i] = x[d + i] - static_cast<float>(reinterpret_cast<const int8_t*>(quantized)[i]) * scale;
+  }
 }
 
 }  // namespace pellucid

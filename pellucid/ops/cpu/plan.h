@@ -140,6 +140,7 @@ class Plan {
  private:
   void reserve(int64_t n_tokens);
   void turn();
+  void leave_over(const float* x, int64_t D, float* out) const;  // what quantizing a row takes from it
 
   std::vector<std::unique_ptr<Step>> steps_;
   std::vector<double> spent_;

@@ -66,16 +66,16 @@ inline F activated(Act act, float slope, F x) {
     case Act::gelu: return x * 0.5f * (1.0f + erf(x * 0.70710678f));
     case Act::gelu_tanh: return x * 0.5f * (1.0f + tanh(0.79788456f * fma(x * x * x, 0.044715f, x)));
     case Act::gelu_quick: return x * sigmoid(x * 1.702f);
-    case Act::relu: return larger(x, F{});
-    case Act::relu2: return larger(x, F{}) * larger(x, F{});
+    case Act::relu: return larger(F{}, x);
+    case Act::relu2: return larger(F{}, x) * larger(F{}, x);
     default: return x;
   }
 }
 
 void gate(const Gate& how, const float* gate, const float* up, int64_t n, float* out) {
   auto one = [&](F g, F u) {
-    g = activated(how.act, how.slope, smaller(g, all(how.limit)));
-    return up ? g * (smaller(larger(u, all(-how.limit)), all(how.limit)) + how.up_offset) : g;
+    g = activated(how.act, how.slope, smaller(all(how.limit), g));
+    return up ? g * (smaller(all(how.limit), larger(all(-how.limit), u)) + how.up_offset) : g;
   };
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store(out + i, one(load(gate + i), up ? load(up + i) : F{}));
