@@ -73,10 +73,20 @@ def written(path: str, n: int, threads: int) -> dict:
     return dict(ids=[[*begin, *result.token_ids]])
 
 
-def likeliest(path: str, ids: list[int], activations: str, threads: int) -> dict:
-    """The likeliest next token after every one."""
+def read(path: str, file: str, n: int, passages: int, threads: int) -> dict:
+    """Ids of passages of a text, from places as far apart as can be; each begins as the model wants it."""
     import pellucid
-    return dict(likeliest=pellucid.load(path, activations=activations, threads=threads).logits(ids).argmax(-1).tolist())
+    tokenizer = pellucid.load(path, threads=threads).tokenizer
+    begin, ids = tokenizer.encode("", special=True), tokenizer.encode(Path(file).read_text())
+    size = n - len(begin)
+    return dict(ids=[[*begin, *ids[start : start + size]] for start in range(0, len(ids) - size + 1, (len(ids) - size) // max(1, passages - 1))][:passages])
+
+
+def likeliest(path: str, ids: list[int], activations: str, threads: int) -> dict:
+    """The likeliest next token after every one, and by how much it is ahead of the next."""
+    import pellucid
+    best = pellucid.load(path, activations=activations, threads=threads).logits(ids).topk(2)
+    return dict(likeliest=best.indices[:, 0].tolist(), gaps=(best.values[:, 0] - best.values[:, 1]).tolist())
 
 
 def transformers(path: str, prompts: list[list[int]], answer: int, repeats: int, threads: int, dtype: str) -> dict:
@@ -298,4 +308,4 @@ def _free(ids: list[int], n: int, seed: int):
 
 
 WORK: dict[str, Callable[..., dict]] = {"pellucid": pellucid, "transformers": transformers, "prefix": prefix, "overhead": overhead, "flat": flat, "mode": mode,
-                                        "loss": loss, "written": written, "likeliest": likeliest}
+                                        "loss": loss, "written": written, "read": read, "likeliest": likeliest}

@@ -2,7 +2,7 @@
 
     python benchmarks/packed.py speed random-1.1b --gguf q4_0 q4_k_m q8_0 --llama-cpp-python PYTHON
     python benchmarks/packed.py first random-1.1b --gguf q4_0 --llama-cpp-python PYTHON
-    python benchmarks/packed.py agree shipped --gguf q4_0 --llama-cpp-python PYTHON
+    python benchmarks/packed.py agree shipped --gguf q4_0 --text pellucid/shipped/held_out.txt --llama-cpp-python PYTHON
 
 Add --json for the machine form. Files are made from the model's safetensors by llama.cpp's own quantizer, so that what is compared is arithmetic alone.
 Every number is a fresh process, sides alternate, and a ratio compares neighbours in time; above 1 means Pellucid is better. PYTHON is an interpreter
@@ -25,6 +25,8 @@ TASKS = {  # name -> (prompts, tokens of each, tokens generated of each), as the
     "prompt of 512": (1, 512, 2), "decode": (1, 128, 65), "8 sequences": (8, 128, 33)}
 SIDES = ("pellucid", "llama.cpp")
 FIRST = (1, 32, 2)
+PAIRS = (("pellucid int8", "llama.cpp"), ("pellucid int8", "pellucid exact"), ("llama.cpp", "pellucid exact"), ("llama.cpp", "llama.cpp in place"))
+NEAR = 0.1  # llama.cpp's logits of the shipped model lie 0.04 from exact ones (root mean square), so a difference of two of them 0.06
 
 
 def rate(task: str, run: dict) -> float:
@@ -36,7 +38,7 @@ def rate(task: str, run: dict) -> float:
 def peer(args: argparse.Namespace, file: Path, job: dict) -> dict:
     """What llama.cpp measured in a fresh process."""
     done = subprocess.run([args.llama_cpp_python, str(Path(__file__).with_name("llama_cpp_side.py")), str(file)],
-                          input=json.dumps(dict(job, repack=not args.no_repack)), capture_output=True, text=True, check=False)
+                          input=json.dumps(dict(repack=not args.no_repack) | job), capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"llama.cpp failed ({done.returncode}) on {file.name}:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -99,23 +101,50 @@ def show_first(out: dict) -> str:
 
 
 def agree(args: argparse.Namespace, path: Path, n_vocab: int) -> dict:
-    """Of a text the original model wrote: how often two ways to compute the same file have the same likeliest token."""
-    [ids] = work("written", path, n=args.positions, threads=args.threads)["ids"]
-    out = {}
+    """How often two ways to compute the same file have the same likeliest next token: of a text the original model wrote, and of passages of another.
+
+    Away from near ties too: positions whose two best exact logits are further apart than NEAR. llama.cpp beside itself, with its matrices repacked and
+    not, says what rounding alone does to it.
+    """
+    begin = work("written", path, n=args.positions, threads=args.threads)["ids"]
+    read = work("read", path, file=str(args.text), n=args.positions, passages=args.passages, threads=args.threads)["ids"] if args.text else []
+    out: dict[str, dict] = {}
     for kind in args.gguf:
         file = gguf(args, path, kind)
-        likeliest = {"llama.cpp": peer(args, file, dict(likeliest=ids, threads=args.threads, prompts=[ids], answer=1, repeats=0))["likeliest"]}
-        for activations in ("int8", "exact"):
-            likeliest[f"pellucid {activations}"] = work("likeliest", file, ids=ids, activations=activations, threads=args.threads)["likeliest"]
-        pairs = [("pellucid int8", "llama.cpp"), ("pellucid int8", "pellucid exact"), ("llama.cpp", "pellucid exact")]
-        out[kind] = {f"{a} / {b}": statistics.mean(x == y for x, y in zip(likeliest[a], likeliest[b], strict=True)) for a, b in pairs}
+        for name, texts in (("its own", begin), ("a book's", read)):
+            if not texts:
+                continue
+            said = [_likeliest(args, file, ids) for ids in texts]
+            far = [gap > NEAR for each in said for gap in each["gaps"]]
+            row: dict = dict(n=len(far), near_ties=far.count(False), pairs={})
+            for pair in PAIRS:
+                if pair[1] in said[0]:
+                    equal = [x == y for each in said for x, y in zip(*(each[side] for side in pair), strict=True)]
+                    away = [x for x, counts in zip(equal, far, strict=True) if counts]
+                    row["pairs"][" / ".join(pair)] = dict(all=statistics.mean(equal), away=statistics.mean(away))
+            out[f"{kind}, {name}"] = row
+    return out
+
+
+def _likeliest(args: argparse.Namespace, file: Path, ids: list[int]) -> dict[str, list]:
+    """Of every way the likeliest token after each, and how far apart the two best exact logits are."""
+    job = dict(likeliest=ids, threads=args.threads, prompts=[ids], answer=1, repeats=0)
+    out = {"llama.cpp": peer(args, file, job)["likeliest"]}
+    if not args.no_repack:
+        out["llama.cpp in place"] = peer(args, file, dict(job, repack=False))["likeliest"]
+    for activations in ("int8", "exact"):
+        told = work("likeliest", file, ids=ids, activations=activations, threads=args.threads)
+        out[f"pellucid {activations}"], out["gaps"] = told["likeliest"], told["gaps"]
     return out
 
 
 def show_agree(out: dict) -> str:
-    names = list(next(iter(out.values())))
-    return "\n".join([f"| file | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}",
-                      *(f"| {kind} | {' | '.join(f'{100 * row[name]:.1f} %' for name in names)} |" for kind, row in out.items())])
+    names = list(next(iter(out.values()))["pairs"])
+    lines = [f"| file, text | positions (near ties) | {' | '.join(names)} |", f"| --- | --- |{' --- |' * len(names)}"]
+    for which, row in out.items():
+        shares = (f"{100 * row['pairs'][name]['all']:.1f} % ({100 * row['pairs'][name]['away']:.1f})" for name in names)
+        lines.append(f"| {which} | {row['n']:,} ({row['near_ties']:,}) | {' | '.join(shares)} |")
+    return "\n".join([*lines, "", f"In parentheses: away from near ties, whose two best exact logits are less than {NEAR} apart."])
 
 
 def parsed() -> argparse.Namespace:
@@ -126,7 +155,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="pairs of processes")
     parser.add_argument("--repeats", type=int, default=3, help="measurements inside a process, of which the median counts")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--positions", type=int, default=512, help="of the text that agreement is asked over")
+    parser.add_argument("--positions", type=int, default=512, help="of each text that agreement is asked over")
+    parser.add_argument("--text", type=Path, help="a file with a text that people wrote, in plain letters")
+    parser.add_argument("--passages", type=int, default=3, help="of that text")
     parser.add_argument("--scratch", type=Path, default=Path("out/bench"), help="where random models and GGUF files are kept")
     parser.add_argument("--no-repack", action="store_true", help="llama.cpp computes packed kinds in place: its AMX products may crash, "
                         "https://github.com/ggml-org/llama.cpp/issues/20824")
