@@ -1,7 +1,9 @@
 """What every test may use: the data folder beside the repository, and skips that say why."""
 from __future__ import annotations
 
+import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,9 @@ from pellucid.ops.panels import native
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports the kernels, which are then run on the CPU
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips what this machine cannot run. Every kind of skip is a row in SKIPS.md."""
@@ -20,6 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs the data folder ../shared/data"))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("triton") and find_spec("triton") is None:
+            item.add_marker(pytest.mark.skip(reason="needs Triton: pip install triton"))
         if item.get_closest_marker("native") and native is None:
             item.add_marker(pytest.mark.skip(reason="needs the kernels for the CPU: make native"))
         if item.get_closest_marker("linux") and not Path("/proc/self/smaps").exists():

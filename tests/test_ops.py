@@ -18,6 +18,7 @@ from pellucid.ops.choose import BACKENDS, choose
 from pellucid.ops.fused import BLOCK, FEW
 from pellucid.ops.interface import Pages
 from pellucid.ops.reference import ACTIVATIONS, Reference
+from pellucid.ops.triton import backend
 from pellucid.spec import Experts, FeedForward
 
 REFERENCE = Reference()
@@ -360,5 +361,28 @@ def test_choose_names_the_ways_to_multiply_there_are():
 
 
 def test_choose_names_the_backends_there_are():
-    with pytest.raises(BadRequest, match=r"ops='metal' is not a backend \(auto, native, fused, reference\)"):
+    with pytest.raises(BadRequest, match=r"ops='metal' is not a backend \(auto, native, triton, fused, reference\)"):
         choose("metal")
+
+
+def test_the_kernels_of_the_cpu_compute_nowhere_else():
+    for device in ("cuda", "mps"):
+        with pytest.raises(BadRequest, match=f"ops='native' computes on the CPU, and device is '{device}'. Leave it out, or say device='cpu'"):
+            choose("native", device=torch.device(device))
+
+
+def test_the_kernels_of_gpus_say_what_they_miss(monkeypatch):
+    monkeypatch.setattr(backend, "interpreted", lambda: False)
+    with pytest.raises(BadRequest, match=r"ops='triton' computes on a CUDA device, and device is 'cpu'\. Leave it out"):
+        choose("triton")
+    monkeypatch.setattr(backend, "triton", None)
+    monkeypatch.setattr(backend, "why_not", "No module named 'triton'")
+    with pytest.raises(BadRequest, match=r"ops='triton' is not installed \(No module named 'triton'\)\. On Linux: pip install triton"):
+        choose("triton", device=torch.device("cuda"))
+
+
+def test_each_kind_of_device_has_its_fastest_backend(monkeypatch):
+    assert choose("auto", device=torch.device("mps")).name == "fused"
+    monkeypatch.setattr("pellucid.ops.choose.find_spec", lambda name: None)
+    assert choose("auto", device=torch.device("cuda")).name == "fused"
+    assert choose("auto").name == next(iter(BACKENDS))

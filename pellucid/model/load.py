@@ -60,7 +60,8 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
     not there, OutOfMemoryBudget before anything is copied.
     """
     started = time.perf_counter()
-    backend, place = choose(ops, activations), _device(device)
+    place = _device(device)
+    backend = choose(ops, activations, place)
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     described = describe_checkpoint(checkpoint, accept_unread)
     stored = _stored_dtypes(checkpoint, described)

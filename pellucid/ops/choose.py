@@ -1,7 +1,10 @@
 """Which backend a model computes with: decided once, at load, and said."""
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Literal, get_args
+
+import torch
 
 from pellucid.errors import BadRequest
 from pellucid.ops.fused import Fused
@@ -10,19 +13,38 @@ from pellucid.ops.native import Native
 from pellucid.ops.panels import native
 from pellucid.ops.reference import Reference
 
+# By what they compute on: on a CPU, and on any other device. Triton's own is imported when it is asked for: it takes as long as a small model.
 BACKENDS: dict[str, type[Reference]] = {**({"native": Native} if native else {}), "fused": Fused, "reference": Reference}
+NAMES = ("auto", "native", "triton", "fused", "reference")
+CPU = torch.device("cpu")
 
 
-def choose(name: str = "auto", activations: Activations | Literal["auto"] = "auto") -> Ops:
-    """The backend of that name; `auto` is the fastest that is here. Activations: `auto` is int8 with the native kernels, and exact without.
+def choose(name: str = "auto", activations: Activations | Literal["auto"] = "auto", device: torch.device = CPU) -> Ops:
+    """The backend of that name; `auto` is the fastest that is here, for this device. Activations: `auto` is int8 with the native kernels, and exact without.
 
-    Raises BadRequest for an unknown name, and for native kernels that are not installed.
+    Raises BadRequest for an unknown name, for kernels that are not installed, and for those of another kind of device.
     """
     if activations not in ("auto", *get_args(Activations)):
         raise BadRequest(f"activations={activations!r} is not a way to multiply (auto, {', '.join(get_args(Activations))})", field="activations")
-    if name == "auto":
-        name = next(iter(BACKENDS))
-    if name != "native" and name not in BACKENDS:
-        raise BadRequest(f"ops={name!r} is not a backend (auto, native, {', '.join(b for b in BACKENDS if b != 'native')})", field="ops")
-    backend: type[Reference] = BACKENDS.get(name, Native)  # which says why it is not there
+    if name not in NAMES:
+        raise BadRequest(f"ops={name!r} is not a backend ({', '.join(NAMES)})", field="ops")
+    backend = _best(device) if name == "auto" else _named(name, device)
     return backend() if activations == "auto" else backend(activations)
+
+
+def _best(device: torch.device) -> type[Reference]:
+    if device.type == "cpu":
+        return next(iter(BACKENDS.values()))
+    return _named("triton", device) if device.type == "cuda" and find_spec("triton") else Fused
+
+
+def _named(name: str, device: torch.device) -> type[Reference]:
+    if name != "triton":
+        if name == "native" and device.type != "cpu":
+            raise BadRequest(f"ops='native' computes on the CPU, and device is {str(device)!r}. Leave it out, or say device='cpu'", field="ops")
+        return BACKENDS.get(name, Native)  # which says why it is not there
+    from pellucid.ops.triton.backend import Triton, interpreted
+
+    if device.type != "cuda" and not interpreted():
+        raise BadRequest(f"ops='triton' computes on a CUDA device, and device is {str(device)!r}. Leave it out", field="ops")
+    return Triton
