@@ -15,6 +15,7 @@
     ├─ BadTokenizer            tokenizer files that are missing, contradictory or not understood
     ├─ BadTemplate             no chat template, or one that does not render
     ├─ BadRequest              what was asked cannot be done; carries the field
+    │  ├─ UnknownAdapter       no adapter of this name is loaded; carries the nearest names
     │  ├─ PromptTooLong        carries both token counts
     │  └─ EmptyPrompt          nothing to start from
     ├─ ConstraintFailed        a grammar that outgrew its limits, or met an id it forbids, while it ran
@@ -104,6 +105,14 @@ class BadRequest(PellucidError):
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.field = field
+
+
+class UnknownAdapter(BadRequest):
+    """No adapter of this name is loaded."""
+
+    def __init__(self, message: str, nearest: tuple[str, ...] = ()) -> None:
+        super().__init__(message, field="adapter")
+        self.nearest = nearest
 
 
 class PromptTooLong(BadRequest):

@@ -28,7 +28,7 @@ from pellucid.engine.masks import Filled, Masks
 from pellucid.engine.pages import CacheDtype, Names, PagedCache, check_cache, settled
 from pellucid.engine.passes import Passes
 from pellucid.engine.report import Books, Report
-from pellucid.engine.request import MAX_TOP_LOGPROBS, FinishReason, Request, Result, check_vocabulary, token_ids
+from pellucid.engine.request import MAX_TOP_LOGPROBS, FinishReason, Request, Result, check_vocabulary, checked_adapter, token_ids
 from pellucid.engine.sampler import Row, Sampler, not_numbers
 from pellucid.engine.scheduler import Scheduler
 from pellucid.engine.score import Embedding, Score, Tap, log_probabilities, windows
@@ -38,6 +38,7 @@ from pellucid.errors import BadRequest, EmptyPrompt, OutOfMemoryBudget, Pellucid
 from pellucid.model.cache import Cache
 from pellucid.model.decoder import Decoder, reach
 from pellucid.model.memory import available_bytes
+from pellucid.model.parts import Rows
 from pellucid.model.report import size
 
 STEP_TOKENS = 512  # bounds the memory of a step, and is past where longer prompts gain speed on a CPU
@@ -96,16 +97,17 @@ class Engine:
     def submit(self, request: Request, index: int = 0) -> Generation:
         """Its ids will come as the generation is taken, or as any other is. index: of several outputs of one request, each with draws of its own.
 
-        Raises EmptyPrompt, PromptTooLong (with both counts) or BadRequest before anything is computed.
+        Raises EmptyPrompt, PromptTooLong (with both counts), UnknownAdapter or BadRequest before anything is computed.
         """
         self._check_causal("generates")
+        self.decoder.check_adapters([request.adapter])
         n = len(request.prompt_ids)
         self._check_room(n, request.max_tokens)
         row = Row(request, self.spec.n_vocab, index=index)
         room = self.capacity - n
         scored = range(0) if request.prompt_logprobs is None else range(n - 1)
         sequence = self._sequence(request.prompt_ids, row=row, scored=scored, reuse=request.reuse, n_top=request.prompt_logprobs or 0,
-                                  end=n - 1 + min(room, request.max_tokens or room),
+                                  end=n - 1 + min(room, request.max_tokens or room), adapter=request.adapter,
                                   constraint=None if request.constraint is None else request.constraint.start())
         return Generation(self, sequence, request)
 
@@ -119,11 +121,12 @@ class Engine:
                     self.step()
         return [best([generation.result() for generation in several], request.n) for several, request in zip(started, asked, strict=True)]
 
-    def score(self, pairs: Iterable[tuple[Ids[int], Ids[int]]], n_top: int = 0) -> list[Score]:
+    def score(self, pairs: Iterable[tuple[Ids[int], Ids[int]]], n_top: int = 0, *, adapter: str | None = None) -> list[Score]:
         """The log-probability of each continuation after its context. An empty context scores all ids but the first, which nothing comes before."""
         if not 0 <= n_top <= MAX_TOP_LOGPROBS:
             raise BadRequest(f"top_logprobs={n_top!r} is out of range: from 0 to {MAX_TOP_LOGPROBS}", field="top_logprobs")
         self._check_causal("scores")
+        self.decoder.check_adapters([checked_adapter(adapter)])
         asked = [(token_ids(context, "context"), token_ids(continuation, "continuation")) for context, continuation in pairs]
         sequences = []
         for context, continuation in asked:
@@ -132,17 +135,19 @@ class Engine:
             check_vocabulary(ids, self.spec.n_vocab, "ids")
         for context, continuation in asked:
             scored = range(max(0, len(context) - 1), len(context) + len(continuation) - 1)
-            sequences.append(self._sequence(context + continuation, scored=scored, n_top=n_top, end=scored.stop))
+            sequences.append(self._sequence(context + continuation, scored=scored, n_top=n_top, end=scored.stop, adapter=adapter))
         self._finish([s for s in sequences if not s.done])
         return [Score(logprobs=tuple(s.scores), greedy=tuple(s.best), top_logprobs=tuple(s.top_scores) if n_top else None) for s in sequences]
 
-    def embed(self, texts: Iterable[Ids[int]], *, pooling: str = "mean", normalize: bool = True, activation: str | None = None) -> list[Embedding]:
+    def embed(self, texts: Iterable[Ids[int]], *, pooling: str = "mean", normalize: bool = True, activation: str | None = None,
+              adapter: str | None = None) -> list[Embedding]:
         """One vector (D,), float32, for each sequence of ids: its hidden states' mean, or the last one's.
 
         activation: the name of a module whose output is taken in place of the final hidden states, such as blocks.3.mlp.
         Raises BadRequest for a pooling or a name that is not there.
         """
         asked = [Embedding(list(ids), pooling, normalize) for ids in texts]
+        self.decoder.check_adapters([checked_adapter(adapter)])
         for embedding in asked:
             self._check_room(len(embedding.ids), 0)
             check_vocabulary(embedding.ids, self.spec.n_vocab, "ids")
@@ -151,30 +156,31 @@ class Engine:
             self.passes.tap = tap
             try:
                 if not self.spec.causal:
-                    self._read_whole(asked)
+                    self._read_whole(asked, adapter)
                 elif tap is not None and self.deterministic and self.passes.plan is not None:
-                    self._read_aside(asked)
+                    self._read_aside(asked, adapter)
                 else:
-                    self._finish([self._sequence(e.ids, read=e.read, end=len(e.ids)) for e in asked])
+                    self._finish([self._sequence(e.ids, read=e.read, end=len(e.ids), adapter=adapter) for e in asked])
             finally:
                 self.passes.tap = None
         return asked
 
     @torch.inference_mode()
-    def _read_whole(self, asked: Iterable[Embedding]) -> None:
+    def _read_whole(self, asked: Iterable[Embedding], adapter: str | None) -> None:
         """Every text in one pass of its own: its tokens see what follows them, so no part of it can be computed before the rest."""
         for embedding in asked:
-            hidden_TD = self.decoder(torch.tensor(embedding.ids, device=self.device))
+            hidden_TD = self.decoder(torch.tensor(embedding.ids, device=self.device), None, Rows((len(embedding.ids),), (0,), (adapter,)))
             embedding.read(0, hidden_TD if self.passes.tap is None else self.passes.tap.take(hidden_TD))
 
     @torch.inference_mode()
-    def _read_aside(self, asked: Iterable[Embedding]) -> None:
+    def _read_aside(self, asked: Iterable[Embedding], adapter: str | None) -> None:
         """Every text by itself, over a cache of its own: what is tapped the decoder computes, and others get the plan's bits, beside this and after it."""
         for embedding in asked:
             cache = Cache(self.spec)
             cache.plan(0, len(embedding.ids))
             for start in range(0, len(embedding.ids), STEP_TOKENS):
-                hidden_TD = self.decoder(torch.tensor(embedding.ids[start : start + STEP_TOKENS], device=self.device), cache=cache)
+                ids_T = torch.tensor(embedding.ids[start : start + STEP_TOKENS], device=self.device)
+                hidden_TD = self.decoder(ids_T, None, Rows((len(ids_T),), (0,), (adapter,)), cache)
                 embedding.read(start, hidden_TD if self.passes.tap is None else self.passes.tap.take(hidden_TD))
 
     def _check_causal(self, what: str) -> None:
@@ -281,7 +287,7 @@ class Engine:
         stop = min(sequence.scored.stop, start + len(hidden_TD))
         for begin in range(first, stop, LOGIT_ROWS):
             end = min(begin + LOGIT_ROWS, stop)
-            logits_NV = self.passes.unembed(hidden_TD[begin - start : end - start]).float()
+            logits_NV = self.passes.unembed(hidden_TD[begin - start : end - start], [sequence.adapter] * (end - begin)).float()
             told = log_probabilities(logits_NV, sequence.ids[begin + 1 : end + 1], sequence.n_top)
             if sequence.row is None and any(map(math.isnan, told.logprobs)):  # what samples as well is told so by the sampler
                 raise not_numbers("logits that are not numbers")
@@ -291,7 +297,7 @@ class Engine:
 
     def _choose(self, ready: list[tuple[Sequence, Tensor]], masks: Filled) -> dict[Sequence, int]:
         """The next id of every sequence; where drafts were computed, as many as the drafts are right, and one more. How far those are computed."""
-        logits_NV = self.passes.unembed(torch.cat([hidden_TD for _, hidden_TD in ready]))
+        logits_NV = self.passes.unembed(torch.cat([hidden_TD for _, hidden_TD in ready]), [s.adapter for s, hidden_TD in ready for _ in hidden_TD])
         starts = list(accumulate((len(hidden_TD) for _, hidden_TD in ready), initial=0))
         for place, error in masks.errors.items():
             if not ready[place][0].done:
@@ -378,10 +384,12 @@ class Engine:
 
     # Helpers
 
-    def _sequence(self, ids: Ids[int], *, end: int, **facts: Any) -> Sequence:
+    def _sequence(self, ids: Ids[int], *, end: int, adapter: str | None = None, **facts: Any) -> Sequence:
         with self.lock:
             self.passes.refresh()
-            sequence = Sequence(self.books.asked(), list(ids), end, len(ids), submitted=self.books.now, arrived=time.perf_counter(), **facts)
+            salt = b"" if adapter is None else f" adapter {self.decoder.adapters[adapter].sha256}".encode()
+            sequence = Sequence(self.books.asked(), list(ids), end, len(ids), submitted=self.books.now, arrived=time.perf_counter(), adapter=adapter,
+                                salt=salt, **facts)
             if sequence.row is None and sequence.read is None and not sequence.scored:  # there is nothing to ask of it
                 sequence.finish_reason = "length"
                 self.books.left(sequence)

@@ -71,7 +71,7 @@ def kept_shapes(mixer: Mixer) -> list[tuple[int, int]]:
 class Names:
     """The names of a sequence's full pages, hashed once however often it waits in vain."""
 
-    turns: bytes = b""  # how its rope turns: part of every name
+    turns: bytes = b""  # how its rope turns, and what it is computed by: part of every name
     names: list[bytes] = field(default_factory=list)
 
     def of(self, turns: bytes, ids: Sequence[int]) -> list[bytes]:
@@ -87,7 +87,8 @@ class Names:
 class _Row:
     """What one sequence holds."""
 
-    turns: bytes  # how its rope turns: part of every name
+    turns: bytes  # how its rope turns, and by what else it is computed: part of every name
+    salt: bytes  # the latter
     planned: int  # tokens, see model/rope.py
     names: list[bytes]  # of its full pages, as far as its tokens are known
     tables: list[list[int]]  # of each group, from page first[g] on
@@ -124,20 +125,21 @@ class PagedCache:
 
     # What sequences do
 
-    def open(self, ids: Sequence[int], end: int, *, reuse: int | None = None, names: Names | None = None) -> int | None:
+    def open(self, ids: Sequence[int], end: int, *, reuse: int | None = None, names: Names | None = None, salt: bytes = b"") -> int | None:
         """A row for a sequence of these ids that may grow to `end` tokens; `lengths` says how many of them are there already.
 
         At most `reuse` are taken over, and never the last one, whose logits are what comes next. None = not now: another sequence is about to
-        compute what this one begins with. names: of the ids' pages, for one that is opened again.
+        compute what this one begins with. names: of the ids' pages, for one that is opened again. salt: what else than the ids decides what is computed,
+        an adapter: pages are shared among rows of the same.
         """
         plan = planned(self._scalings, len(ids), end)
-        turns = self._turns(plan)
+        turns = self._turns(plan) + salt
         own = (Names() if names is None else names).of(turns, ids)
         limit = min(len(ids) - 1, len(ids) if reuse is None else reuse) // PAGE
         n = self._known(own[:limit])
         if n < limit and own[n] in self._coming:
             return None
-        row = _Row(turns, plan, own, [[] for _ in self.groups], [0] * len(self.groups), deque(), 0)
+        row = _Row(turns, salt, plan, own, [[] for _ in self.groups], [0] * len(self.groups), deque(), 0)
         slot, self._next = self._next, self._next + 1
         for g, group in enumerate(self.groups):
             row.first[g] = group.first_seen(n * PAGE) // PAGE
@@ -187,7 +189,7 @@ class PagedCache:
         """False if a row of this length turns by other angles than what the row holds: it must be opened anew."""
         row = self._rows[slot]
         plan = planned(self._scalings, length, end) if self._scalings else length
-        if self._scalings and self._turns(plan) != row.turns:
+        if self._scalings and self._turns(plan) + row.salt != row.turns:
             return False
         row.planned = max(row.planned, plan)
         return True

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence as Ids
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from pellucid.engine.pages import PagedCache
 from pellucid.engine.score import Tap
 from pellucid.engine.sequence import Sequence
 from pellucid.model.decoder import Decoder
+from pellucid.model.low_rank import Choice
 from pellucid.model.parts import Rows
 from pellucid.model.plan import Declined, Plan
 
@@ -48,14 +50,29 @@ class Passes:
             self._write()
 
     def sequences(self, plan: list[tuple[Sequence, int]]) -> tuple[list[Tensor], list[Tensor]]:
-        """Hidden states (T, D) of every sequence's tokens to come, and the same or what is tapped in its place."""
+        """Hidden states (T, D) of every sequence's tokens to come, and the same or what is tapped in its place.
+
+        No plan knows adapters: where there is one, rows that take an adapter are the decoder's, in a pass of their own, so that they change nobody's bits.
+        """
         for sequence, _ in plan:
             self.cache.lengths[_slot(sequence)] = sequence.n_computed  # whatever an interrupted pass left there
         self._was_seen = self._seen
-        if self.decoder.deterministic and (self.plan is None or self._was_seen):
-            both = [self._in_blocks(sequence, n) for sequence, n in plan]
-            return [hidden for hidden, _ in both], [tapped for _, tapped in both]
-        rows = Rows(tuple(n for _, n in plan), tuple(_slot(s) for s, _ in plan))
+        if self.plan is None or self._was_seen or len({s.adapter is None for s, _ in plan}) == 1:
+            return self._pass(plan)
+        out: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(plan)
+        for adapted in (False, True):
+            places = [i for i, (s, _) in enumerate(plan) if (s.adapter is not None) == adapted]
+            for i, *both in zip(places, *self._pass([plan[i] for i in places]), strict=True):
+                out[i] = both[0], both[1]
+        return [hidden for hidden, _ in out], [tapped for _, tapped in out]
+
+    def _pass(self, plan: list[tuple[Sequence, int]]) -> tuple[list[Tensor], list[Tensor]]:
+        """Sequences that all take an adapter, or none of which does, or that the decoder computes in any case."""
+        adapters = tuple(s.adapter for s, _ in plan)
+        if self.decoder.deterministic and (self.plan is None or self._was_seen or any(adapters)):
+            blocks = [self._in_blocks(sequence, n) for sequence, n in plan]
+            return [hidden for hidden, _ in blocks], [tapped for _, tapped in blocks]
+        rows = Rows(tuple(n for _, n in plan), tuple(_slot(s) for s, _ in plan), adapters)
         ids: list[int] = []
         for s, n in plan:
             ids += s.ids[s.n_computed : s.n_computed + n] if not s.drafts else (s.ids + s.drafts)[s.n_computed : s.n_computed + n]
@@ -64,15 +81,30 @@ class Passes:
 
     def hidden(self, ids: list[int], rows: Rows) -> Tensor:
         """Hidden states (T, D) of these tokens. Each row goes on from what the cache says that it holds."""
-        if self.plan is not None and self._plans(len(ids)):
+        if self.plan is not None and self._plans(len(ids)) and not any(rows.adapters):
             hidden_TD = self.plan.forward(ids, rows)
             self.suspect |= not self.plan.finite
             return hidden_TD
         positions = [p for slot, n in zip(rows.slots, rows.lengths, strict=True) for p in range(self.cache.lengths[slot], self.cache.lengths[slot] + n)]
         return self._decode(ids, positions, rows)
 
-    def unembed(self, hidden_TD: Tensor) -> Tensor:
-        """Logits (T, V) for the token that follows each position."""
+    def unembed(self, hidden_TD: Tensor, adapters: Ids[str | None] = ()) -> Tensor:
+        """Logits (T, V) for the token that follows each position. adapters: that of each token; empty = none."""
+        matrix = self.decoder.unembed
+        own = [t for t, name in enumerate(adapters) if matrix.adapters is not None and name is not None and matrix.adapters.get(name) is not None]
+        if not own:
+            return self._unembed(hidden_TD)
+        choice = Choice.of([adapters[t] for t in own], [1] * len(own), self.device)
+        adapted_NV: Tensor = matrix(hidden_TD[own].to(self.decoder.embed.weight.dtype), choice)
+        if len(own) == len(hidden_TD):
+            return adapted_NV
+        rest = sorted(set(range(len(hidden_TD))) - set(own))
+        rest_NV = self._unembed(hidden_TD[rest])
+        out_TV = rest_NV.new_empty(len(hidden_TD), rest_NV.shape[1])
+        out_TV[rest], out_TV[own] = rest_NV, adapted_NV.to(rest_NV.dtype)
+        return out_TV
+
+    def _unembed(self, hidden_TD: Tensor) -> Tensor:
         if self.plan is not None and self._plans(len(hidden_TD)):
             return self.plan.unembed(hidden_TD)
         out_TV: Tensor = self.decoder.unembed(hidden_TD.to(self.decoder.embed.weight.dtype))
@@ -104,7 +136,7 @@ class Passes:
             self.cache.lengths[slot] = begin
             # Padding takes the last position there is: a table of positions may end here.
             positions = [min(p, begin + len(block) - 1) for p in range(begin, begin + PAGE)]
-            both = self._both(self._decode(block + [0] * (PAGE - len(block)), positions, Rows((PAGE,), (slot,))))
+            both = self._both(self._decode(block + [0] * (PAGE - len(block)), positions, Rows((PAGE,), (slot,), (sequence.adapter,))))
             parts.append([x[: len(block)] for x in both])
         hidden_TD, tapped_TD = (torch.cat(x)[start - first:] for x in zip(*parts, strict=True))
         return hidden_TD, tapped_TD

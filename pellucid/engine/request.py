@@ -113,6 +113,7 @@ class Request:
     prompt_logprobs: report those of the prompt as well, with so many of the likeliest; None = not.
     reuse: take over what was computed for others that begin alike. The same within float rounding; bitwise where the decoder is deterministic.
     n: how many outputs; best_of: how many are generated, of which the n with the highest mean log-probability are kept; None = n.
+    adapter: the name of one that the decoder has; None = the model as it is.
     """
 
     prompt_ids: Sequence[int]
@@ -129,8 +130,10 @@ class Request:
     reuse: bool = True
     n: int = 1
     best_of: int | None = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "adapter", checked_adapter(self.adapter))
         object.__setattr__(self, "prompt_ids", tuple(token_ids(self.prompt_ids, "prompt")))
         object.__setattr__(self, "stop_ids", frozenset(token_ids(self.stop_ids, "stop_ids")))
         object.__setattr__(self, "max_tokens", checked_max_tokens(self.max_tokens))
@@ -208,6 +211,13 @@ def checked_max_tokens(asked: Any) -> int | None:
     n = _integer("max_tokens", asked)
     _in_range("max_tokens", n, n >= 1, "at least 1, or None for all there is room for")
     return n
+
+
+def checked_adapter(asked: Any) -> str | None:
+    """Raises BadRequest for what is no name; whether one is loaded, the engine says."""
+    if asked is not None and not isinstance(asked, str):
+        raise BadRequest(f"adapter must be the name of a loaded adapter, or None; got {_shown(asked)}", field="adapter")
+    return asked
 
 
 def token_ids(ids: Iterable[Any], name: str) -> list[int]:

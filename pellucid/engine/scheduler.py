@@ -63,7 +63,7 @@ class Scheduler:
         for sequence in list(self.waiting):
             if len(self.running) >= self.max_rows or budget <= 0 or passed >= LOOK_AHEAD:
                 return
-            slot = self.cache.open(sequence.ids, sequence.end, reuse=sequence.reuse_limit, names=sequence.names)
+            slot = self.cache.open(sequence.ids, sequence.end, reuse=sequence.reuse_limit, names=sequence.names, salt=sequence.salt)
             if slot is None:
                 passed += 1
                 continue

@@ -30,6 +30,8 @@ class Sequence:
     n_top: int = 0  # and so many of the likeliest in its place
     read: Callable[[int, Tensor], None] | None = None  # gets hidden states (T, D) as they are computed, and the first one's position
     reuse: bool = True  # whether pages computed for others may be taken over
+    adapter: str | None = None  # by its name
+    salt: bytes = b""  # what it is by its content: pages are shared with those of the same
     submitted: float = 0.0  # on the engine's own clock, which runs while it works
     arrived: float = 0.0  # on the wall clock
 

@@ -14,18 +14,19 @@ Of these a model has what its spec says; most have neither embed_in, embed_norm 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Self
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from pellucid.errors import BadRequest
+from pellucid.errors import BadRequest, UnknownAdapter, did_you_mean, nearest
 from pellucid.model import rope as rotary
 from pellucid.model.cache import Held, Memory, keep
 from pellucid.model.experts import Beside, MixtureOfExperts
 from pellucid.model.inputs import InputTable, TakeInput
 from pellucid.model.latent import CompressedAttention
+from pellucid.model.low_rank import Choice
 from pellucid.model.mlp import Mlp, OneMatrix
 from pellucid.model.parts import Embed, Normalize, Project, Rows, Weighted
 from pellucid.model.positions import sinusoids
@@ -55,10 +56,11 @@ class Unembed(Project):
         super().__init__(ops, spec.d_embed or spec.d_model, spec.n_vocab, spec.unembed_bias)
         self.scale, self.softcap, self.unit, self.deterministic = spec.logit_scale, spec.logit_softcap, spec.unembed_unit, deterministic
 
-    def forward(self, x_TD: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, choice: Choice | None = None) -> Tensor:
         if self.deterministic and x_TD.shape[0] > 1:
-            return torch.cat([self.forward(x_1D.clone()) for x_1D in x_TD.split(1)])
-        logits_TV = self._of_unit_rows(x_TD) if self.unit else self._corrected(x_TD, super().forward(x_TD))
+            own = [None] * len(x_TD) if choice is None else [choice.take(t_1) for t_1 in torch.arange(len(x_TD), device=x_TD.device).split(1)]
+            return torch.cat([self.forward(x_1D.clone(), choice_1) for x_1D, choice_1 in zip(x_TD.split(1), own, strict=True)])
+        logits_TV = self._of_unit_rows(x_TD) if self.unit else self._corrected(x_TD, super().forward(x_TD, choice))
         if self.scale != 1.0:
             logits_TV = logits_TV * self.scale
         return logits_TV if self.softcap is None else self.softcap * torch.tanh(logits_TV / self.softcap)
@@ -103,7 +105,7 @@ class SoftmaxAttention(nn.Module):
 
     def forward(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Memory | None) -> Tensor:
         mixer = self.mixer
-        q_THC = self._turned(self.q(x_TD), self.q_norm, tables)
+        q_THC = self._turned(self.q(x_TD, tables.choice), self.q_norm, tables)
         if mixer.temperature is not None:
             q_THC = (q_THC * tables[mixer.temperature][0]).to(q_THC.dtype)
         held = self._keys_values(x_TD, tables, rows, cache) if mixer.shares is None else tables.lent[mixer.shares]
@@ -111,13 +113,13 @@ class SoftmaxAttention(nn.Module):
             tables.lent[self.index] = held
         out_THC = held.attend(self.ops, q_THC, *held.parts, rows.lengths, scale=mixer.scale, window=mixer.window, softcap=mixer.softcap,
                               chunk=mixer.chunk, sinks_H=self.sinks, slopes_H=self.slopes(x_TD.device), causal=mixer.causal)
-        return self.o(out_THC.flatten(1))
+        return self.o(out_THC.flatten(1), tables.choice)
 
     def _keys_values(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Memory | None) -> Held:
         """What the rows now hold of keys and values, those of the new tokens last."""
         assert self.k is not None  # who shares them does not come here
-        k_TE = self.k(x_TD)
-        v_TKC = self.v_norm(self._split(k_TE if self.v is None else self.v(x_TD)))
+        k_TE = self.k(x_TD, tables.choice)
+        v_TKC = self.v_norm(self._split(k_TE if self.v is None else self.v(x_TD, tables.choice)))
         k_TKC = self._turned(k_TE, self.k_norm, tables)
         return keep(cache, self.index, rows, k_TKC, v_TKC)
 
@@ -193,27 +195,27 @@ class Block(nn.Module):
         """input_TP: what this layer reads beside the stream, where the spec says that it does."""
         x_TD = self.sublayers(x_TD, tables, rows, cache)
         if self.input is not None:
-            x_TD = x_TD + self.input(x_TD, input_TP)
+            x_TD = x_TD + self.input(x_TD, input_TP, tables.choice)
         return x_TD if self.scale is None else x_TD * self.scale
 
     def sublayers(self, x_TD: Tensor, tables: Tables, rows: Rows, cache: Memory | None) -> Tensor:
         if self.spec.norm_stream == "before":
             x_TD = self.attn_norm(x_TD)
             x_TD = self.mlp_norm(x_TD + self.scaled(self.attn(x_TD, tables, rows, cache)))
-            return x_TD + self.scaled(self.mlp(x_TD))
+            return x_TD + self.scaled(self.mlp(x_TD, tables.choice))
         if self.spec.norm_stream == "after":
             x_TD = self.attn_norm(x_TD + self.scaled(self.attn(x_TD, tables, rows, cache)))
-            return self.mlp_norm(x_TD + self.scaled(self.mlp(x_TD)))
+            return self.mlp_norm(x_TD + self.scaled(self.mlp(x_TD, tables.choice)))
         if self.spec.parallel:
             h_TD = self.attn_norm(x_TD)
             attn_TD = self.scaled(self.attn_out_norm(self.attn(h_TD, tables, rows, cache)))
             h_TD = h_TD if self.spec.shared_norm else self.mlp_norm(x_TD)
-            return x_TD + attn_TD + self.scaled(self.mlp_out_norm(self.mlp(h_TD)))
+            return x_TD + attn_TD + self.scaled(self.mlp_out_norm(self.mlp(h_TD, tables.choice)))
         if self.layer.mixer is not None:
             x_TD = x_TD + self.scaled(self.attn_out_norm(self.attn(self.attn_norm(x_TD), tables, rows, cache)))
         if self.layer.mlp is not None:
-            mlp_TD = self.mlp(self.mlp_norm(x_TD))
-            x_TD = x_TD + self.scaled(self.mlp_out_norm(mlp_TD if self.beside is None else self.beside(x_TD, mlp_TD)))
+            mlp_TD = self.mlp(self.mlp_norm(x_TD), tables.choice)
+            x_TD = x_TD + self.scaled(self.mlp_out_norm(mlp_TD if self.beside is None else self.beside(x_TD, mlp_TD, tables.choice)))
         return x_TD
 
     def scaled(self, x_TD: Tensor) -> Tensor:
@@ -224,12 +226,13 @@ class Decoder(nn.Module):
     """A whole model. Parameters are uninitialized until something loads or initializes them.
 
     `deterministic`: every row is computed alone, so that its result does not depend, bitwise, on the rows beside it. Slower
-    for batches: each row reads all the weights.
+    for batches: each row reads all the weights. adapters: those that are attached, by name (model/adapters.py); each row of a pass says which it takes.
     """
 
     def __init__(self, spec: DecoderSpec, ops: Ops, *, deterministic: bool = False) -> None:
         super().__init__()
         self.spec, self.ops, self.deterministic = spec, ops, deterministic
+        self.adapters: dict[str, Any] = {}
         d_embed = spec.d_embed or spec.d_model
         self.embed = Embed(ops, spec.n_vocab, d_embed)
         self.embed_in = Project(ops, d_embed, spec.d_model, bias=False) if spec.d_embed is not None else nn.Identity()
@@ -249,10 +252,10 @@ class Decoder(nn.Module):
         self._frequencies: dict[tuple[Rope, int], tuple[Tensor, float]] = {}
 
     def weights(self) -> dict[str, Weight]:
-        """Every tensor by its name, dense and packed; of a tied model the embedding only."""
+        """Every tensor by its name, dense and packed, without those of adapters; of a tied model the embedding only."""
         packed = {f"{name}.weight": module.weight for name, module in self.named_modules()
                   if isinstance(module, Weighted) and isinstance(module.weight, PackedWeight)}
-        out: dict[str, Weight] = dict(self.named_parameters()) | packed
+        out: dict[str, Weight] = {name: p for name, p in self.named_parameters() if ".adapters." not in name} | packed
         if self.spec.tied:
             out.pop("unembed.weight", None)
         return out
@@ -286,30 +289,41 @@ class Decoder(nn.Module):
             raise BadRequest("embeddings were given in place of token ids, and this model looks its layers' inputs up by id. Give the ids.", field="tokens")
         if cache is not None and not self.spec.causal:
             raise BadRequest("tokens of this model see those that follow them: a row is computed whole, without a cache", field="cache")
+        self.check_adapters(rows.adapters)
         self._check_reach(positions_T, rows, cache)
         lengths = self._lengths(positions_T, rows, cache) if self._by_length else ()
         if positions_T is None:
             positions_T = self.next_positions(rows, cache, tokens.device)
         if self.deterministic and len(rows.lengths) > 1:
-            alone = zip(tokens.split(rows.lengths), positions_T.split(rows.lengths), rows.lengths, rows.slots, strict=True)
-            return torch.cat([self.forward(t, p, Rows((n,), (slot,)), cache) for t, p, n, slot in alone])
+            each = [Rows((n,), (slot,), rows.adapters[b : b + 1]) for b, (n, slot) in enumerate(zip(rows.lengths, rows.slots, strict=True))]
+            return torch.cat([self.forward(*alone, cache) for alone in zip(tokens.split(rows.lengths), positions_T.split(rows.lengths), each, strict=True)])
+        choice = Choice.of(rows.adapters, rows.lengths, tokens.device)
         x_TD = tokens if tokens.is_floating_point() else self.embed(tokens)
         if self.spec.embed_scale != 1.0:
             # Rounded to the stream's dtype first: bfloat16 models were trained with the rounded factor.
             x_TD = x_TD * torch.tensor(self.spec.embed_scale, dtype=x_TD.dtype, device=x_TD.device)
-        x_TD = self.embed_in(x_TD)
+        x_TD = self.embed_in(x_TD) if isinstance(self.embed_in, nn.Identity) else self.embed_in(x_TD, choice)
         if self.pos_embed is not None:
             x_TD = x_TD + self.pos_embed(positions_T + self.spec.position_offset)
         if self.spec.sinusoidal_positions:
             x_TD = x_TD + sinusoids(positions_T + self.spec.position_offset, self.spec.d_model).to(x_TD.dtype)
-        inputs_TLP = None if self.inputs is None else self.inputs(tokens, x_TD)
+        inputs_TLP = None if self.inputs is None else self.inputs(tokens, x_TD, choice)
         x_TD = self.embed_norm(x_TD)
-        tables = self.tables(positions_T, rows, lengths)
+        tables = self.tables(positions_T, rows, lengths, choice)
         for i, block in enumerate(self.blocks):
             x_TD = block(x_TD, tables, rows, cache) if inputs_TLP is None else block(x_TD, tables, rows, cache, inputs_TLP[:, i])
         if cache is not None:
             cache.advance(rows.slots, rows.lengths)
-        return self.embed_out(self.final_norm(x_TD))
+        x_TD = self.final_norm(x_TD)
+        return self.embed_out(x_TD) if isinstance(self.embed_out, nn.Identity) else self.embed_out(x_TD, choice)
+
+    def check_adapters(self, names: Iterable[str | None]) -> None:
+        """Raises UnknownAdapter for a name that no attached adapter has, with the nearest names."""
+        for name in names:
+            if name is not None and name not in self.adapters:
+                there = f"There {'is' if len(self.adapters) == 1 else 'are'} {', '.join(self.adapters)}" if self.adapters else "None is loaded"
+                raise UnknownAdapter(f"adapter {name!r} is not loaded.{did_you_mean(nearest(name, self.adapters))} {there}; load one with "
+                                     f"load(..., adapters={{NAME: PATH}}) or load_adapter(NAME, PATH)", nearest(name, self.adapters))
 
     def _check_reach(self, positions_T: Tensor | None, rows: Rows, cache: Memory | None) -> None:
         """Raises BadRequest for a position this model has no number for. Most models have no such limit."""
@@ -329,9 +343,9 @@ class Decoder(nn.Module):
             return cache.planned_lengths(rows.slots, rows.lengths)
         return rows.lengths if positions_T is None else [int(part.max()) + 1 for part in positions_T.split(rows.lengths)]
 
-    def tables(self, positions_T: Tensor, rows: Rows, lengths: Sequence[int]) -> Tables:
+    def tables(self, positions_T: Tensor, rows: Rows, lengths: Sequence[int], choice: Choice | None = None) -> Tables:
         """cos and sin of every rope in use and the factors of every temperature, once for all layers."""
-        out = Tables()
+        out = Tables(choice)
         for temperature in self._temperatures:
             out[temperature] = rotary.sharpness(temperature, positions_T),
         for rope in self._ropes:

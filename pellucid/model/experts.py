@@ -4,6 +4,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pellucid.model.low_rank import Choice
 from pellucid.model.mlp import Mlp
 from pellucid.model.parts import Normalize, Project
 from pellucid.ops.interface import Ops
@@ -20,9 +21,10 @@ class Router(Project):
         self.correction = nn.Parameter(torch.empty(experts.n_experts)) if experts.correction else None
         self.gain = nn.Parameter(torch.empty(experts.n_experts)) if experts.share_gain else None
 
-    def forward(self, x_TD: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, choice: Choice | None = None) -> Tensor:
         x_TD = x_TD.float() if self.norm is None else self.norm.wide(x_TD)
         logits_TX = self.ops.matmul(x_TD, self.ops.unpack(self.weight, torch.float32), None if self.bias is None else self.bias.float())
+        logits_TX = self.adapted(x_TD, logits_TX, choice)
         return logits_TX if self.scale == 1.0 else logits_TX * self.scale
 
 
@@ -41,18 +43,18 @@ class MixtureOfExperts(nn.Module):
         self.shared = None if experts.shared is None else Mlp(ops, d_model, experts.shared)
         self.shared_gate = Project(ops, d_model, 1, bias=False) if experts.shared_gate else None
 
-    def forward(self, x_TD: Tensor, read_TD: Tensor | None = None) -> Tensor:
+    def forward(self, x_TD: Tensor, choice: Choice | None = None, read_TD: Tensor | None = None) -> Tensor:
         """read_TD: what the router reads, where that is not what the experts read."""
-        share_TA, expert_TA = self.ops.route(self.router(x_TD if read_TD is None else read_TD), self.router.correction, self.spec)
+        share_TA, expert_TA = self.ops.route(self.router(x_TD if read_TD is None else read_TD, choice), self.router.correction, self.spec)
         if self.router.gain is not None:
             share_TA = share_TA * self.router.gain[expert_TA]
-        out_TD = self.routed(x_TD, share_TA, expert_TA).to(x_TD.dtype)
+        out_TD = self.routed(x_TD, share_TA, expert_TA, choice).to(x_TD.dtype)
         if self.shared is None:
             return out_TD
-        shared_TD = self.shared(x_TD)
-        return out_TD + (shared_TD if self.shared_gate is None else self.shared_gate(x_TD).sigmoid() * shared_TD)
+        shared_TD = self.shared(x_TD, choice)
+        return out_TD + (shared_TD if self.shared_gate is None else self.shared_gate(x_TD, choice).sigmoid() * shared_TD)
 
-    def routed(self, x_TD: Tensor, share_TA: Tensor, expert_TA: Tensor) -> Tensor:
+    def routed(self, x_TD: Tensor, share_TA: Tensor, expert_TA: Tensor, choice: Choice | None = None) -> Tensor:
         """What the chosen experts write, times their shares, added up: (T, D), float32 or wider.
 
         The N pairs of a token and a choice are sorted by expert once; then each expert that somebody chose reads its tokens in one piece, and the
@@ -61,23 +63,23 @@ class MixtureOfExperts(nn.Module):
         wide = torch.promote_types(x_TD.dtype, torch.float32)
         share_TA = share_TA.to(wide)
         if x_TD.shape[0] == 1 and not self.spec.scale_input:  # nothing to sort, gather or scatter: 0.85 times the time, docs/LOG.md
-            return share_TA @ torch.cat([self.experts[e](x_TD) for e in expert_TA[0].tolist()]).to(wide)
+            return share_TA @ torch.cat([self.experts[e](x_TD, choice) for e in expert_TA[0].tolist()]).to(wide)
         expert_N, pair_N = expert_TA.flatten().sort(stable=True)
         chosen, lengths = torch.stack(expert_N.unique_consecutive(return_counts=True)).tolist()  # the one wait for the device
         tokens, shares = (pair_N // self.spec.n_active).split(lengths), share_TA.flatten()[pair_N, None].split(lengths)
         out_TD = torch.zeros_like(x_TD, dtype=wide)
         for e, token_N, share_N1 in zip(chosen, tokens, shares, strict=True):
             if self.deterministic:
-                written_ND = self.write(e, x_TD, share_TA.where(expert_TA == e, 0).sum(-1, keepdim=True))[token_N]
+                written_ND = self.write(e, x_TD, share_TA.where(expert_TA == e, 0).sum(-1, keepdim=True), choice)[token_N]
             else:
-                written_ND = self.write(e, x_TD.index_select(0, token_N), share_N1)
+                written_ND = self.write(e, x_TD.index_select(0, token_N), share_N1, None if choice is None else choice.take(token_N))
             out_TD.index_add_(0, token_N, written_ND)
         return out_TD
 
-    def write(self, e: int, x_ND: Tensor, share_N1: Tensor) -> Tensor:
+    def write(self, e: int, x_ND: Tensor, share_N1: Tensor, choice: Choice | None = None) -> Tensor:
         """What expert `e` writes for these tokens, times their shares of it."""
         expert = self.experts[e]
-        return expert(x_ND * share_N1.to(x_ND.dtype)).to(share_N1.dtype) if self.spec.scale_input else expert(x_ND) * share_N1
+        return expert(x_ND * share_N1.to(x_ND.dtype), choice).to(share_N1.dtype) if self.spec.scale_input else expert(x_ND, choice) * share_N1
 
 
 class Beside(nn.Module):
@@ -91,5 +93,5 @@ class Beside(nn.Module):
         self.norm, self.out_norm, self.mlp_norm = (Normalize(ops, spec.norm, spec.d_model) for _ in range(3))
         self.mixture = MixtureOfExperts(ops, spec.d_model, experts, deterministic=deterministic)
 
-    def forward(self, x_TD: Tensor, mlp_TD: Tensor) -> Tensor:
-        return self.mlp_norm(mlp_TD) + self.out_norm(self.mixture(self.norm(x_TD), x_TD))
+    def forward(self, x_TD: Tensor, mlp_TD: Tensor, choice: Choice | None = None) -> Tensor:
+        return self.mlp_norm(mlp_TD) + self.out_norm(self.mixture(self.norm(x_TD), choice, x_TD))

@@ -4,7 +4,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pellucid.model.low_rank import Choice
 from pellucid.model.parts import Project
+from pellucid.model.tables import Tables
 from pellucid.ops.interface import Ops
 from pellucid.spec import FeedForward
 
@@ -33,13 +35,14 @@ class Mlp(nn.Module):
         self.down = Project(ops, mlp.d_ff, d_model, mlp.bias)
         self.xielu = Xielu(ops) if mlp.xielu else None
 
-    def forward(self, x_TD: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, choice: Choice | None = None) -> Tensor:
+        mlp, up_TF = self.mlp, self.up(x_TD, choice)
         if self.xielu is not None:
-            return self.down(self.xielu(self.up(x_TD)))
+            return self.down(self.xielu(up_TF), choice)
         if self.gate is None:
-            return self.down(self.ops.activate(self.up(x_TD), self.mlp.act))
-        mlp = self.mlp
-        return self.down(self.ops.gated(self.gate(x_TD), self.up(x_TD), mlp.act, slope=mlp.slope, limit=mlp.limit, up_offset=mlp.up_offset))
+            return self.down(self.ops.activate(up_TF, mlp.act), choice)
+        gated_TF = self.ops.gated(self.gate(x_TD, choice), up_TF, mlp.act, slope=mlp.slope, limit=mlp.limit, up_offset=mlp.up_offset)
+        return self.down(gated_TF, choice)
 
 
 class OneMatrix(nn.Module):
@@ -49,5 +52,5 @@ class OneMatrix(nn.Module):
         super().__init__()
         self.matrix = Project(ops, d_model, d_model, bias=False)
 
-    def forward(self, x_TD: Tensor, *_: object) -> Tensor:
-        return self.matrix(x_TD)
+    def forward(self, x_TD: Tensor, told: Tables | Choice | None = None, *_: object) -> Tensor:
+        return self.matrix(x_TD, told.choice if isinstance(told, Tables) else told)

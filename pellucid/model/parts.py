@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from pellucid.model.low_rank import Adapters, Choice
 from pellucid.ops.interface import Ops, Weight
 from pellucid.spec import Norm
 from pellucid.weights.packed_rows import PackedWeight
@@ -15,10 +16,14 @@ from pellucid.weights.packed_rows import PackedWeight
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Which tokens of a flat batch belong together: `lengths[b]` tokens for the cache's row `slots[b]`."""
+    """Which tokens of a flat batch belong together: `lengths[b]` tokens for the cache's row `slots[b]`, computed with the adapter `adapters[b]`.
+
+    adapters: names of those that the decoder has; empty or None = the model as it is.
+    """
 
     lengths: tuple[int, ...]
     slots: tuple[int, ...]
+    adapters: tuple[str | None, ...] = ()
 
     @classmethod
     def of(cls, *lengths: int, slots: Sequence[int] | None = None) -> Rows:
@@ -47,16 +52,21 @@ class Weighted(nn.Module):
 
 
 class Project(Weighted):
-    """Every matrix of the model. The one place where adapters, sharding and probes attach."""
+    """Every matrix of the model. The one place where adapters, sharding and probes attach. choice: which token takes which adapter; None = none does."""
 
     def __init__(self, ops: Ops, d_in: int, d_out: int, bias: bool) -> None:
         super().__init__()
-        self.ops = ops
+        self.ops, self.d_in, self.d_out = ops, d_in, d_out
+        self.adapters: Adapters | None = None
         self.weight = nn.Parameter(torch.empty(d_out, d_in))
         self.bias = nn.Parameter(torch.empty(d_out)) if bias else None
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        return self.ops.matmul(x_TD, self.weight, self.bias)
+    def forward(self, x_TD: Tensor, choice: Choice | None = None) -> Tensor:
+        return self.adapted(x_TD, self.ops.matmul(x_TD, self.weight, self.bias), choice)
+
+    def adapted(self, x_TD: Tensor, y_TF: Tensor, choice: Choice | None) -> Tensor:
+        """What the matrix made of x, and the chosen adapters besides."""
+        return y_TF if choice is None or self.adapters is None else self.adapters.add(x_TD, y_TF, choice)
 
 
 class Embed(Weighted):

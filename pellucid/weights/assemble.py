@@ -101,6 +101,50 @@ def disassemble(table: NameTable, ours: Mapping[str, Tensor], spec: DecoderSpec)
     return {theirs: joined(ours, place, spec) for theirs, place in layout(table, ours, spec).items()}
 
 
+def low_rank(theirs: str, a: Tensor, b: Tensor, place: Place, shapes: Mapping[str, Shape], spec: DecoderSpec) -> dict[str, tuple[Tensor, Tensor]]:
+    """(A, B) for each of ours of a change B A to one checkpoint tensor: rows of B go where the tensor's rows go, and A is what all of them read.
+
+    a (r, D), b (F, r); of a tensor that holds all experts (X, r, D), (X, F, r), or one A (1, r, D) for all. F counts outputs and D inputs whichever way
+    round the tensor is stored. shapes: of ours, (F, D) each. Raises MisshapenTensor, or UnknownTensors where rows of B cannot be moved alone.
+    """
+    place = _with_experts(place, spec)  # type: ignore[assignment]
+    if place.rule.all_experts:
+        experts = _experts(place)
+        if a.ndim != 3 or b.ndim != 3 or len(b) != len(experts) or len(a) not in (1, len(b)):
+            raise MisshapenTensor(f"{theirs} changes all experts, by A {tuple(a.shape)} and B {tuple(b.shape)}, and {len(experts)} of each were expected")
+        each = [low_rank(theirs, a[min(i, len(a) - 1)], b[i], one, shapes, spec) for i, one in enumerate(experts)]
+        return {name: pair for pairs in each for name, pair in pairs.items()}
+    if place.rule.by_head or place.rule.index:
+        raise UnknownTensors(f"{theirs} is stored head by head, and no change of low rank is read there")
+    rows, columns = sum(shapes[name][0] for name in place.names), shapes[place.names[0]][1]
+    if a.ndim != 2 or b.ndim != 2 or (len(b), len(a), a.shape[1]) != (rows, b.shape[1], columns):
+        raise MisshapenTensor(f"{theirs} is changed by A {tuple(a.shape)} and B {tuple(b.shape)}, and the model makes it (r, {columns}) and ({rows}, r)")
+    plain = dataclasses.replace(place, rule=dataclasses.replace(place.rule, transpose=False, lone=False, flat=False, offset=0.0))
+    return {name: (a, part) for name, part in _parts(theirs, b, plain, {name: (shapes[name][0], len(a)) for name in place.names}, spec).items()}
+
+
+def joined_low_rank(theirs: str, pairs: Mapping[str, tuple[Tensor, Tensor]], place: Place, spec: DecoderSpec) -> tuple[Tensor, Tensor]:
+    """(A, B) of a change to the checkpoint tensor of that place, from those of ours: the inverse of `low_rank`.
+
+    Raises UnknownTensors where not all of ours in it are changed, or not by one A.
+    """
+    rule = place.rule
+    if rule.all_experts:
+        each = [joined_low_rank(theirs, pairs, one, spec) for one in _experts(place)]
+        if len({pair[0].shape for pair in each}) > 1:
+            raise UnknownTensors(f"{theirs} holds all experts, and they are changed by different ranks")
+        return torch.stack([a for a, _ in each]), torch.stack([b for _, b in each])
+    if rule.by_head or rule.index:
+        raise UnknownTensors(f"{theirs} is stored head by head, and no change of low rank is written there")
+    if missing := [name for name in place.names if name not in pairs]:
+        raise UnknownTensors(f"{theirs} holds {', '.join(place.names)}, and {missing[0]} is not changed with the others")
+    a = pairs[place.names[0]][0]
+    if not all(torch.equal(a, pairs[name][0]) for name in place.names):
+        raise UnknownTensors(f"{theirs} holds {', '.join(place.names)}, and they are changed by A of their own")
+    plain = dataclasses.replace(place, rule=dataclasses.replace(rule, transpose=False, lone=False, flat=False, offset=0.0))
+    return a, joined({name: pairs[name][1] for name in place.names}, plain, spec)
+
+
 def _add(ours: dict[str, Tensor], theirs: str, parts: Mapping[str, Tensor]) -> None:
     if twice := sorted(ours.keys() & parts.keys()):
         raise UnknownTensors(f"{theirs} is a second tensor for {twice[0]}: the checkpoint holds two spellings of one name. "

@@ -9,6 +9,7 @@ import torch
 from pellucid.model.cache import Cache, Held
 from pellucid.model.decoder import Rows
 from pellucid.model.latent import CompressedAttention
+from pellucid.model.tables import Tables
 from pellucid.ops.choose import BACKENDS, choose
 from pellucid.spec import DecoderSpec, FeedForward, LatentAttention, Layer, Norm, Rope
 from tests.families.build import TOLERANCE, error
@@ -57,7 +58,8 @@ def test_the_cache_keeps_the_latent_and_the_shared_key_and_nothing_else() -> Non
             kept.extend(x.shape for x in held)
             return held
 
-    tables = {MIXER.rope: (torch.ones(7, 12), torch.zeros(7, 12))}
+    tables = Tables()
+    tables[MIXER.rope] = torch.ones(7, 12), torch.zeros(7, 12)
     attention()(torch.randn(7, 48), tables, Rows.of(7), Watched(spec))
     assert kept == [(7, 1, 28 + 12)]
     assert MIXER.n_cached == 40

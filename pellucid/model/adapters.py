@@ -1,0 +1,189 @@
+"""Adapters onto a decoder, by the tables that place the model's own tensors: all of an adapter attaches, or none of it does, and what did not is named.
+
+An adapter of either format attaches to a model of either format: peft's names are those of the family's safetensors, GGUF's those of its architecture.
+"""
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pellucid.errors import BadRequest, MisshapenTensor, UnknownTensors, UnsupportedModel
+from pellucid.families import family
+from pellucid.families._gguf_write import architecture_of
+from pellucid.model.decoder import Decoder, Unembed
+from pellucid.model.low_rank import Adapters, LowRank
+from pellucid.model.parts import Project
+from pellucid.model.report import size
+from pellucid.ops.unpack import unpack
+from pellucid.records import sha256_of
+from pellucid.spec import DecoderSpec
+from pellucid.weights.adapter import AdapterFile
+from pellucid.weights.assemble import low_rank
+from pellucid.weights.names import NameTable, Place
+from pellucid.weights.packed_rows import PackedRows
+
+_NAME = re.compile(r"[\w-]{1,80}", re.ASCII)
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+Halves = Mapping[str, tuple[Tensor, Tensor, float]]  # our weight's name -> A, B and what their product is added times
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attached:
+    """An adapter on a decoder. sha256: of its files, by name, so that what one computed is never taken for another's. base: what it was made for."""
+
+    name: str
+    source: str
+    format: str
+    sha256: str
+    ranks: tuple[int, ...]
+    scales: tuple[float, ...]
+    n_matrices: int
+    n_parameters: int
+    n_bytes: int
+    base: str | None
+    license: str | None
+    notes: tuple[str, ...]
+
+    @property
+    def shown(self) -> str:
+        """For the load report."""
+        rank, scale = (" to ".join(f"{end:.3g}" for end in dict.fromkeys((min(of), max(of)))) for of in (self.ranks, self.scales))
+        made_for = f" · made for {self.base}" if self.base else ""
+        return f"{self.name}: {self.format} lora of {self.source}, rank {rank}, scale {scale} · {self.n_matrices:,} matrices, {size(self.n_bytes)}{made_for}"
+
+
+def attach(decoder: Decoder, file: AdapterFile, name: str, *, tables: Sequence[NameTable] = (), base: str | None = None) -> Attached:
+    """Puts an adapter where its names say, for rows of a pass that ask for it by `name`.
+
+    tables: of the model's own files, tried before the family's. base: what the model is called; an adapter made for another is noted.
+    Raises BadRequest for a name that cannot be or is taken, UnknownTensors or MisshapenTensor, with the tensors, where any part of it has no place here,
+    UnsupportedModel for an adapter of another architecture. Then nothing is attached.
+    """
+    if not _NAME.fullmatch(name):
+        raise BadRequest(f"adapter name {name!r:.80} cannot be: letters, digits, _ and - are what one is made of", field="adapter")
+    if name in decoder.adapters:
+        raise BadRequest(f"adapter {name!r} is loaded already, of {decoder.adapters[name].source}. Give this one another name", field="adapter")
+    halves = placed(file, projects(decoder), decoder.spec, tables)
+    own = decoder.embed.weight
+    parts: dict[Project, LowRank] = {}
+    for ours, (a, b, scale) in halves.items():
+        matrix = decoder.get_submodule(ours.removesuffix(".weight"))
+        assert isinstance(matrix, Project)
+        dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), own.dtype)  # as exact as either: they are small
+        parts[matrix] = LowRank(matrix.ops, *(half.to(own.device, dtype).contiguous() for half in (a, b)), scale)
+    for matrix, part in parts.items():
+        if matrix.adapters is None:
+            matrix.adapters = Adapters()
+        matrix.adapters.put(name, part)
+    notes = [*file.notes]
+    if base is not None and file.base is not None and _bare(base) != _bare(file.base):
+        notes.append(f"adapter {name!r} says that it was made for {file.base}, and this is {base}: its matrices fit, and whether it is what its authors meant "
+                     f"nothing says")
+    decoder.adapters[name] = attached = Attached(
+        name=name, source=file.name, format=file.format, sha256=_sha256(file), ranks=file.ranks, scales=tuple(sorted({part.scale for part in parts.values()})),
+        n_matrices=len(parts), n_parameters=sum(half.numel() for part in parts.values() for half in part.parameters()),
+        n_bytes=sum(half.nbytes for part in parts.values() for half in part.parameters()), base=file.base, license=file.card.license_shown, notes=tuple(notes))
+    return attached
+
+
+def detach(decoder: Decoder, name: str) -> None:
+    """The model without this adapter. Raises UnknownAdapter."""
+    decoder.check_adapters([name])
+    for matrix in projects(decoder).values():
+        if matrix.adapters is not None:
+            matrix.adapters.drop(name)
+            if not len(matrix.adapters.held):
+                matrix.adapters = None
+    del decoder.adapters[name]
+
+
+def projects(decoder: Decoder) -> dict[str, Project]:
+    """Every matrix that adapters attach to, by its weight's name."""
+    found = {f"{name}.weight": module for name, module in decoder.named_modules() if isinstance(module, Project)}
+    return {name: matrix for name, matrix in found.items() if not (isinstance(matrix, Unembed) and matrix.unit)}  # whose rows are scaled as they are
+
+
+def placed(file: AdapterFile, matrices: Mapping[str, Project], spec: DecoderSpec, tables: Sequence[NameTable] = ()) -> Halves:
+    """The whole adapter by our names. Raises what `attach` raises."""
+    shapes = {name: (matrix.d_out, matrix.d_in) for name, matrix in matrices.items()}
+    if file.format == "gguf":
+        architecture = architecture_of(spec)
+        if architecture.name != file.architecture:
+            raise UnsupportedModel(f"adapter {file.name!r} is of architecture {file.architecture!r}, and the model's is {architecture.name!r}. Load the model "
+                                   f"that it was made for")
+        tables = [NameTable(architecture.table)]
+    else:
+        tables = [*tables, NameTable(family(spec.family).WEIGHTS)]
+    out: dict[str, tuple[Tensor, Tensor, float]] = {}
+    lost: dict[str, str] = {}
+    misshapen: list[str] = []
+    for theirs, pair in file.pairs.items():
+        place = next(_places(theirs, tables, spec), None)
+        if place is None:
+            lost[theirs] = f"no tensor of family {spec.family!r} is called so"
+            continue
+        try:
+            found = low_rank(theirs, _numbers(theirs, pair.a), _numbers(theirs, pair.b), place, _Shapes(shapes), spec)
+        except _NoMatrix as e:
+            lost[theirs] = f"{e} is no matrix that adapters attach to here"
+        except UnknownTensors as e:
+            lost[theirs] = str(e)
+        except MisshapenTensor as e:
+            misshapen.append(str(e))
+        else:
+            if twice := next((name for name in found if name in out), None):
+                raise UnknownTensors(f"adapter {file.name!r} changes {twice} twice, the second time as {theirs}. Which of the two is meant, nothing says")
+            out |= {name: (a, b, pair.scale) for name, (a, b) in found.items()}
+    if lost:
+        theirs, why = next(iter(sorted(lost.items())))
+        raise UnknownTensors(f"{len(lost)} of {len(file.pairs)} tensors that adapter {file.name!r} changes have no place in this model, so that nothing of it "
+                             f"was attached: {', '.join(sorted(lost)[:3])}{', ...' * (len(lost) > 3)} ({theirs}: {why}). Was it made for another model?")
+    if misshapen:
+        raise MisshapenTensor(f"{len(misshapen)} of {len(file.pairs)} tensors that adapter {file.name!r} changes have other sizes here, so that nothing of it "
+                              f"was attached: {misshapen[0]}. Was it made for another model?")
+    return out
+
+
+def merged(weight_FD: Tensor, a_rD: Tensor, b_Fr: Tensor, scale: float) -> Tensor:
+    """The matrix with the adapter in it, W + scale B A, summed in float32 or wider and rounded once."""
+    wide = torch.promote_types(weight_FD.dtype, torch.float32)
+    return (weight_FD.to(wide) + scale * (b_Fr.to(wide) @ a_rD.to(wide))).to(weight_FD.dtype)
+
+
+class _NoMatrix(Exception):
+    """A name that is placed, and not on a matrix."""
+
+
+class _Shapes(dict[str, tuple[int, ...]]):
+    def __missing__(self, name: str) -> tuple[int, ...]:
+        raise _NoMatrix(name)
+
+
+def _places(theirs: str, tables: Sequence[NameTable], spec: DecoderSpec) -> Iterator[Place]:
+    for table in tables:
+        place = table.place(theirs)
+        if isinstance(place, Place) and place.rule.holds(spec):
+            yield place
+
+
+def _numbers(theirs: str, half: Tensor | PackedRows) -> Tensor:
+    """A half as floats. Raises UnsupportedModel for one that is of none."""
+    numbers = unpack(half) if isinstance(half, PackedRows) else half
+    if numbers.dtype not in _FLOATS:
+        raise UnsupportedModel(f"the adapter's part in {theirs} is {str(numbers.dtype).removeprefix('torch.')}, and floats were expected")
+    return numbers
+
+
+def _bare(base: str) -> str:
+    return base.rstrip("/").rpartition("/")[2].lower()
+
+
+def _sha256(file: AdapterFile) -> str:
+    """Of all its files."""
+    return hashlib.sha256("".join(sorted(f"{path.name} {sha256_of(path)}\n" for path in file.files)).encode()).hexdigest()
