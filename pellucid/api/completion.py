@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypedDict
 
-from pellucid.engine.request import Alternatives, FinishReason, Request, Sampling, check_names, checked_max_tokens
+from pellucid.engine.request import Alternatives, FinishReason, Request, Sampling, check_names, checked_adapter, checked_max_tokens
 from pellucid.engine.source import read_source
 from pellucid.engine.verdict import Verdict
 from pellucid.errors import BadRequest
@@ -46,6 +46,7 @@ class Options(TypedDict, total=False):
     choice: Sequence[str]  # of which the output is one
     lark: str  # a grammar in llguidance's Lark
     gbnf: str  # a grammar in llama.cpp's notation
+    adapter: str | None  # the name of a loaded one; None or unsaid = the model as it is
 
 
 SAMPLING = tuple(f.name for f in fields(Sampling))
@@ -136,6 +137,7 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
             raise BadRequest(f"{name} must be True or False, got {options[name]!r}", field=name)
     stop_strings(options.get("stop", ()))
     checked_max_tokens(options.get("max_tokens"))
+    checked_adapter(options.get("adapter"))
     sampling(options)
     return dict(options)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -25,16 +27,21 @@ from pellucid.engine.score import Score
 from pellucid.engine.sequence import alike
 from pellucid.engine.speculate import PromptLookup, Proposer
 from pellucid.errors import BadConfig, BadRequest, EmptyPrompt, PromptTooLong, UnsupportedModel
+from pellucid.families._describe import describe_checkpoint
 from pellucid.families._tokenizer import checkpoint_tokenizer, no_tokenizer
+from pellucid.model.adapters import attach
 from pellucid.model.decoder import Decoder
 from pellucid.model.load import check_vocabulary as check_tokenizer
 from pellucid.model.load import load_decoder
+from pellucid.model.low_rank import Choice
+from pellucid.model.parts import Rows
 from pellucid.model.report import LoadReport
 from pellucid.ops.interface import Activations
 from pellucid.records import Input, Record, input_file, sha256_of_text
 from pellucid.spec import DecoderSpec
 from pellucid.tokenizer import Tokenizer
 from pellucid.tokenizer.template import ChatTemplate, chat_ids, choose
+from pellucid.weights.adapter import AdapterFile, open_adapter
 from pellucid.weights.checkpoint import Checkpoint, open_checkpoint
 from pellucid.weights.hub import resolve
 from pellucid.weights.inputs import input_files
@@ -58,6 +65,7 @@ class Model:
         self._tokenizer = tokenizer
         self.chat_template: ChatTemplate | None = None
         self.proposer: Proposer | None = None
+        self._adapters: dict[str, AdapterFile] = {}
         self._engine: Engine | None = None
         self._making = threading.Lock()  # functools.cached_property has none since Python 3.12, and two engines would share the memory of one
 
@@ -80,6 +88,21 @@ class Model:
         if self._tokenizer is None:
             raise no_tokenizer(self.checkpoint)
         return self._tokenizer
+
+    def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Attaches the adapter at a folder, a .gguf file or a downloaded repository, for requests that say adapter=name: all of it, or nothing.
+
+        Raises BadRequest for a name that is taken, and what `open_adapter` and `attach` raise.
+        """
+        file = open_adapter(resolve(path))
+        described = describe_checkpoint(self.checkpoint, self.settings["accept_unread"])
+        tables = [described.names] if self.checkpoint.gguf is None else []
+        with self.engine.lock if self._engine is not None else nullcontext():
+            attach(self.decoder, file, name, tables=tables, base=self.checkpoint.name)
+        self._adapters[name] = file
+        self.settings = {**self.settings, "adapters": {**self.settings.get("adapters", {}), name: os.path.abspath(resolve(path))}}
+        self.report = replace(self.report, adapters=tuple(one.shown for one in self.decoder.adapters.values()),
+                              notes=(*self.report.notes, *self.decoder.adapters[name].notes))
 
     def generate(self, prompt: str | Sequence[int], **options: Unpack[Options]) -> Completion:
         """The continuation of a prompt: text, or token ids that are used as they are. See Options for what may be asked.
@@ -130,13 +153,14 @@ class Model:
         """Raises what `chat` would before it computes, but for a prompt that is too long, and what making the engine does. Computes nothing."""
         ids, thinking = self._chat_prompt(messages, tools, documents, template_args)
         wanted, _ = self._request(ids, options, thinking)
+        self.decoder.check_adapters([wanted.adapter])
         Row(wanted, self.spec.n_vocab)  # raises for ids outside the vocabulary
         _ = self.engine
 
-    def logits(self, ids: Sequence[int] | Tensor) -> Tensor:
+    def logits(self, ids: Sequence[int] | Tensor, *, adapter: str | None = None) -> Tensor:
         """(T, V) float32: for each position, what the model expects next. Nothing is added to the ids; no tokenizer is needed.
 
-        Raises EmptyPrompt, PromptTooLong or BadRequest for ids that cannot be.
+        Raises EmptyPrompt, PromptTooLong or BadRequest for ids that cannot be, UnknownAdapter.
         """
         plain, n_ctx = token_ids(ids, "ids"), self.spec.n_ctx
         if not plain:
@@ -145,27 +169,29 @@ class Model:
             raise PromptTooLong(f"{len(plain):,} ids do not fit this model's context of {n_ctx:,}", n_prompt=len(plain), n_ctx=n_ctx)
         check_vocabulary(plain, self.spec.n_vocab, "ids")
         with torch.no_grad():  # not inference mode: the caller may do with the result what they like
-            hidden_TD = self.decoder(torch.tensor(plain, device=self.decoder.embed.weight.device))
-            logits_TV: Tensor = self.decoder.unembed(hidden_TD).float()
+            hidden_TD = self.decoder(torch.tensor(plain, device=self.decoder.embed.weight.device), None, Rows((len(plain),), (0,), (adapter,)))
+            logits_TV: Tensor = self.decoder.unembed(hidden_TD, Choice.of([adapter], [len(plain)])).float()
         return logits_TV
 
-    def score(self, pairs: Iterable[tuple[str | Sequence[int], str | Sequence[int]]], *, top_logprobs: int = 0) -> list[Score]:
+    def score(self, pairs: Iterable[tuple[str | Sequence[int], str | Sequence[int]]], *, top_logprobs: int = 0,
+              adapter: str | None = None) -> list[Score]:
         """How likely each continuation is after its context: (context, continuation) pairs of texts, or of ids that are used as they are.
 
         Two texts are encoded as one, so that the continuation's ids are those the model would write; a space between them belongs to the second,
         and so does a token that begins in the first: after "Th", "e" is scored as the one token "The". An empty context scores every id but the
         first. Raises what `generate` raises, and EmptyPrompt where nothing is left to score.
         """
-        return self.engine.score([self._pair(*pair) for pair in pairs], top_logprobs)
+        return self.engine.score([self._pair(*pair) for pair in pairs], top_logprobs, adapter=adapter)
 
-    def embed(self, texts: Iterable[str | Sequence[int]], *, pooling: str = "mean", normalize: bool = True, activation: str | None = None) -> Tensor:
+    def embed(self, texts: Iterable[str | Sequence[int]], *, pooling: str = "mean", normalize: bool = True, activation: str | None = None,
+              adapter: str | None = None) -> Tensor:
         """A vector for each text, (N, D), float32: its hidden states' mean, or the last one's (pooling="last"), of length one.
 
         activation: a module whose output is taken in place of the final hidden states, such as blocks.3.mlp. Raises what `generate` raises.
         """
         asked = [self.prompt_ids(text) for text in texts]
         # Where there is no text a single id is computed: how wide an activation is stands nowhere else.
-        found = self.engine.embed(asked or [[0]], pooling=pooling, normalize=normalize, activation=activation)
+        found = self.engine.embed(asked or [[0]], pooling=pooling, normalize=normalize, activation=activation, adapter=adapter)
         return torch.stack([one.vector for one in found])[: len(asked)]
 
     def _pair(self, context: str | Sequence[int], continuation: str | Sequence[int]) -> tuple[list[int], list[int]]:
@@ -234,7 +260,8 @@ class Model:
                     "threads": torch.get_num_threads()}
         return Record(kind=kind, settings={"load": dict(self.settings), "request": dict(completion.settings), "in_force": in_force},
                       seed=completion.seed, inputs=self.inputs(), output=text, measured=measured, accepted_unread=list(report.accepted),
-                      licenses={checkpoint.name: report.license}, notes=list(report.notes))
+                      licenses={checkpoint.name: report.license, **{one.source: one.license for one in self.decoder.adapters.values()}},
+                      notes=list(report.notes))
 
     def inputs(self) -> dict[str, Input]:
         """Every file that acts on the output, by its role, hashed as it is on the disk now."""
@@ -242,6 +269,7 @@ class Model:
         supplied = self.settings["chat_template"]
         if supplied is not None and os.path.isfile(supplied):
             files["--chat-template"] = Path(supplied)
+        files |= {f"adapter {name}/{path.name}": path for name, adapter in self._adapters.items() for path in adapter.files}
         return {role: input_file(path) for role, path in files.items()}
 
     def chat_prompt_ids(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, documents: Sequence[Any] | None = None,
@@ -296,7 +324,7 @@ class Model:
 def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "auto", quantize: str | None = None, accept_unread: Iterable[str] = (),
          ops: str = "auto", activations: Activations | Literal["auto"] = "auto", deterministic: bool = False, threads: int | None = None,
          chat_template: str | os.PathLike[str] | None = None, cache_bytes: int | None = None, cache_dtype: CacheDtype = "auto",
-         draft: str | os.PathLike[str] | None = None) -> Model:
+         draft: str | os.PathLike[str] | None = None, adapters: Mapping[str, str | os.PathLike[str]] | None = None) -> Model:
     """The model at a folder, a file, or a downloaded repository `owner/name[@revision]`. Never downloads, never runs remote code.
 
     Args:
@@ -308,6 +336,7 @@ def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "au
         cache_bytes, cache_dtype: what keys and values may take, and how they are kept; see engine.engine.Engine.
         draft: "lookup", or a smaller model of the same vocabulary: guesses what comes next, to be checked several ids at a time. The output is the
             same without; see engine/speculate.py.
+        adapters: name -> path of what requests may ask for with adapter=name; see Model.load_adapter.
 
     Raises ModelNotFound, BadCheckpoint and its kinds, UnsupportedModel, BadTokenizer, BadTemplate or BadRequest.
     """
@@ -339,6 +368,8 @@ def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "au
         model.proposer = proposer(os.fspath(draft), decoder.spec, device=report.device, dtype=dtype, ops=ops, activations=activations)
     if chat_template is not None:
         model.chat_template = choose(model.tokenizer, settings["chat_template"])
+    for name, place in (adapters or {}).items():
+        model.load_adapter(name, place)
     return model
 
 

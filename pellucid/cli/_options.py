@@ -40,6 +40,7 @@ Cache = Annotated[str | None, typer.Option("--cache", metavar="SIZE", help="Memo
 CacheDtype = Annotated[str, typer.Option("--cache-dtype", metavar="auto|same|float16|int8", help="How keys and values are kept; int8 at a loss.")]
 Draft = Annotated[str | None, typer.Option("--draft", metavar="lookup|MODEL", help="Guess ahead, from the text itself or by a smaller model of the "
                                                                                     "same vocabulary; the output stays the same.")]
+Adapter = Annotated[str | None, typer.Option("--adapter", metavar="PATH", help="A LoRA adapter for this model: a folder as peft saves it, or a .gguf file.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Repeat a run exactly; drawn and reported where none is given.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.")]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.")]
@@ -99,10 +100,16 @@ def _bias(text: str) -> tuple[int, float]:
         raise BadRequest(f"--logit-bias {text!r} is not ID=VALUE, such as 198=-100", field="logit_bias") from None
 
 
-def load_model(name: str, *, accept_unread: Sequence[str] | None, quiet: bool, threads: int | None, **how: Any) -> Any:
+def adapter_name(path: str | None) -> str | None:
+    """What requests call the one adapter of a command: the last part of its path, as far as a name can be."""
+    return None if path is None else re.sub(r"[^A-Za-z0-9_-]+", "-", Path(path).resolve().name.removesuffix(".gguf")).strip("-")[:80] or "adapter"
+
+
+def load_model(name: str, *, accept_unread: Sequence[str] | None, quiet: bool, threads: int | None, adapter: str | None = None, **how: Any) -> Any:
     """The model, its report said on stderr. Where no thread count is given, no more are used than there is work for."""
     from pellucid.api import load
-    model = load(name, accept_unread=accept_unread or (), threads=threads, **how)
+    called = adapter_name(adapter)
+    model = load(name, accept_unread=accept_unread or (), threads=threads, adapters=None if called is None else {called: adapter}, **how)
     lines = model.report.lines()
     if threads is None and model.report.device == "cpu" and (few := _threads(model)):
         width = len(lines[1]) - len(lines[1].removeprefix("weights").lstrip())  # where the report's second column begins

@@ -36,6 +36,7 @@ def command(
     cache: o.Cache = None,
     cache_dtype: o.CacheDtype = "auto",
     draft: o.Draft = None,
+    adapter: o.Adapter = None,
     threads: o.Threads = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
@@ -59,12 +60,13 @@ def command(
     echo "Why is the sky blue?" | pellucid chat ./model --json
     """
     asked = o.sampling(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
-                       presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias, stop=stop, seed=seed)
+                       presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias, stop=stop, seed=seed,
+                       adapter=o.adapter_name(adapter))
     asked.pop("seed", None)  # the conversation's: each answer has its own
     arguments, cache_bytes = template_arguments(template_arg or ()), o.n_bytes(cache)
     loaded = o.load_model(model, accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, activations=activations,
                           deterministic=deterministic, threads=threads, chat_template=chat_template, cache_bytes=cache_bytes,
-                          cache_dtype=cache_dtype, draft=draft)
+                          cache_dtype=cache_dtype, draft=draft, adapter=adapter)
     advised = {name: value for name, value in recommended(loaded.checkpoint.generation).items() if name not in asked}
     if advised and not quiet:
         by = "generation_config.json" if loaded.checkpoint.gguf is None else "its metadata"

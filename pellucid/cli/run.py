@@ -39,6 +39,7 @@ def command(
     cache: o.Cache = None,
     cache_dtype: o.CacheDtype = "auto",
     draft: o.Draft = None,
+    adapter: o.Adapter = None,
     threads: o.Threads = None,
     device: o.Device = "auto",
     dtype: o.Dtype = "auto",
@@ -66,7 +67,7 @@ def command(
     options = o.sampling(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
                          presence_penalty=presence_penalty, frequency_penalty=frequency_penalty, logit_bias=logit_bias, stop=stop, min_tokens=min_tokens,
                          ignore_eos=ignore_eos, bad_words=bad_word, prefix=prefix, n=n, best_of=best_of, logprobs=logprobs, seed=seed,
-                         schema=o.read_schema(schema))
+                         schema=o.read_schema(schema), adapter=o.adapter_name(adapter))
     cache_bytes = o.n_bytes(cache)
     if record is not None:
         place_for(record)  # before a minute was spent on what goes into it
@@ -75,7 +76,7 @@ def command(
         raise BadRequest("no prompt. Give one with -p PROMPT, or pipe it in", field="prompt")
     loaded = o.load_model(model, accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, activations=activations,
                           deterministic=deterministic, threads=threads, chat_template=chat_template, cache_bytes=cache_bytes,
-                          cache_dtype=cache_dtype, draft=draft)
+                          cache_dtype=cache_dtype, draft=draft, adapter=adapter)
     if n > 1 or best_of is not None:
         completion = loaded.generate(text, **options)
         if not json:

@@ -55,7 +55,8 @@ class Attached:
         """For the load report."""
         rank, scale = (" to ".join(f"{end:.3g}" for end in dict.fromkeys((min(of), max(of)))) for of in (self.ranks, self.scales))
         made_for = f" · made for {self.base}" if self.base else ""
-        return f"{self.name}: {self.format} lora of {self.source}, rank {rank}, scale {scale} · {self.n_matrices:,} matrices, {size(self.n_bytes)}{made_for}"
+        matrices = f"{self.n_matrices:,} {'matrix' if self.n_matrices == 1 else 'matrices'}"
+        return f"{self.name}: {self.format} lora of {self.source}, rank {rank}, scale {scale} · {matrices}, {size(self.n_bytes)}{made_for}"
 
 
 def attach(decoder: Decoder, file: AdapterFile, name: str, *, tables: Sequence[NameTable] = (), base: str | None = None) -> Attached:

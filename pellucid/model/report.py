@@ -13,7 +13,7 @@ class LoadReport:
 
     n_heads, n_kv_heads: (smallest, largest) over the layers. n_bytes: of the weight files. dtype, device: of the loaded weights; `stored` is what
     the files hold, dtype -> bytes. activations: "exact" or "int8", what the matrices are multiplied by. left_out: reason -> how many tensors.
-    accepted: unread config keys the user vouched for.
+    accepted: unread config keys the user vouched for. adapters: a line for each that is loaded.
     """
 
     name: str
@@ -37,6 +37,7 @@ class LoadReport:
     left_out: dict[str, int]
     accepted: tuple[str, ...]
     notes: tuple[str, ...]
+    adapters: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The report as people read it: four lines, and one more for each thing out of the ordinary."""
@@ -51,6 +52,7 @@ class LoadReport:
                 ("cache", f"{binary(self.cache_bytes_per_token)} per token -> {tokens:,} tokens = {binary(tokens * self.cache_bytes_per_token)}")]
         rows += [("left out", f"{n:,} tensor{'s' * (n > 1)}, {why}") for why, n in self.left_out.items()]
         rows += [("accepted", f"unread keys of config.json, on your word: {', '.join(self.accepted)}")] * bool(self.accepted)
+        rows += [("adapter", adapter) for adapter in self.adapters]
         rows += [("note", note) for note in self.notes]
         width = max(len(label) for label, _ in rows) + 2
         return [f"{label:{width}}{text}" for label, text in rows]
