@@ -41,7 +41,8 @@ class Options(TypedDict, total=False):
     n: int
     best_of: int | None  # so many are written, of which the n with the highest mean log-probability are returned, the best first
     reuse: bool | None  # what the model computed for others that begin alike; None = where that is bitwise the same, in a deterministic model
-    schema: Mapping[str, Any] | str  # what the output has to be: a JSON Schema, as an object or as its JSON; one of these five at most
+    schema: Mapping[str, Any] | str  # what the output has to be: a JSON Schema, as an object or as its JSON; one of these six at most
+    compact: Mapping[str, Any] | str  # the same, written without white space, for machines to read
     regex: str  # that all of the output matches
     choice: Sequence[str]  # of which the output is one
     lark: str  # a grammar in llguidance's Lark
@@ -50,7 +51,7 @@ class Options(TypedDict, total=False):
 
 
 SAMPLING = tuple(f.name for f in fields(Sampling))
-HELD = ("schema", "regex", "choice", "lark", "gbnf")  # options that hold the output to something
+HELD = ("schema", "compact", "regex", "choice", "lark", "gbnf")  # options that hold the output to something
 OPTIONS = tuple(Options.__annotations__)
 
 
@@ -76,7 +77,7 @@ class Completion:
     string or id behind finish_reason "stop", "interrupt" where the caller ended it (Stream.stop, Ctrl-C). seconds: the engine's, until the last
     token; prefill_seconds until the first.
     settings: everything that was in force, seed and prompt included.
-    verdict: whether it is what schema, regex, choice, lark or gbnf asked for: valid, cut or invalid, and why; None where none was given.
+    verdict: whether it is what schema, compact, regex, choice, lark or gbnf asked for: valid, cut or invalid, and why; None where none was given.
     choices: where n were asked for, all of them, this one first; else none.
     """
 

@@ -255,8 +255,8 @@ def compile_grammar(kind: str, source: Any, vocabulary: Vocabulary, *, after: st
                     max_states: int = MAX_STATES) -> Compiled:
     """A grammar, checked and compiled. Raises BadRequest, naming what is wrong and where; MissingExtra without llguidance.
 
-    kind and source: "schema" (an object, or its JSON), "json" (any JSON object; no source), "regex" (of the whole output), "choice" (a list of
-        strings), "lark" and "gbnf" (their text).
+    kind and source: "schema" (an object, or its JSON), "compact" (the same, written without white space), "json" (any JSON object; no source), "regex"
+        (of the whole output), "choice" (a list of strings), "lark" and "gbnf" (their text).
     after: begin only after this text or these ids, such as "</think>"; white space may follow it.
     max_states: how far the lexer may grow, at one to two kilobytes a state.
     """

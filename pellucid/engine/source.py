@@ -18,9 +18,10 @@ from pellucid.errors import BadRequest
 TAIL = '\n%llguidance {"no_forcing": true}\n'  # the model chooses how to cut forced text into tokens, so no tokenizer is called while masks are made
 # White space in JSON: one space, or a new line and its indentation. llguidance's own default has no bound, and a model may never leave it.
 SPACING = {"x-guidance": {"whitespace_pattern": r"\x20|\n[\x20\t]{0,40}"}}
+COMPACT = {"x-guidance": {"whitespace_flexible": False}}  # none at all: what a machine reads
 MAX_RULES = 1000  # of a grammar in Lark or GBNF: from about 2,500 in a chain llguidance runs out of stack and takes the process along
 MAX_CHARACTERS = 1_000_000
-KINDS = ("schema", "json", "regex", "choice", "lark", "gbnf")
+KINDS = ("schema", "compact", "json", "regex", "choice", "lark", "gbnf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +48,21 @@ class Source:
 def read_source(kind: str, value: Any) -> Source:
     """Raises BadRequest for a source that is not what its kind says."""
     check_names([kind], KINDS)
-    return {"schema": _schema, "json": _any_object, "regex": _regex, "choice": _choice, "lark": _lark, "gbnf": _gbnf}[kind](value)
+    return {"schema": _schema, "compact": _compact, "json": _any_object, "regex": _regex, "choice": _choice, "lark": _lark, "gbnf": _gbnf}[kind](value)
 
 
-def _schema(value: Any) -> Source:
+def _compact(value: Any) -> Source:
+    return _schema(value, COMPACT)
+
+
+def _schema(value: Any, spacing: Any = SPACING) -> Source:
     if isinstance(value, str | bytes):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise BadRequest(f"schema is text that is not JSON: {error}", field="schema") from None
     schema = Schema(value)
-    return Source("schema", "schema", f"start: {_json(schema.plain)}" + TAIL, schema=schema)
+    return Source("schema" if spacing is SPACING else "compact", "schema", f"start: {_json(schema.plain, spacing)}" + TAIL, schema=schema)
 
 
 def _any_object(value: Any) -> Source:
@@ -67,9 +72,9 @@ def _any_object(value: Any) -> Source:
     return Source("json", "JSON object", f"start: {_json(schema.plain)}" + TAIL, schema=schema)
 
 
-def _json(plain: Any) -> str:
+def _json(plain: Any, spacing: Any = SPACING) -> str:
     try:
-        return f"%json {json.dumps({**(plain if isinstance(plain, dict) else {}), **SPACING}, allow_nan=False)}"
+        return f"%json {json.dumps({**(plain if isinstance(plain, dict) else {}), **spacing}, allow_nan=False)}"
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"schema is not JSON: {error}", field="schema") from None
 

@@ -91,6 +91,16 @@ def text_choice(index: int, completion: Completion, spelled: Spelled, *, echo: s
     return out
 
 
+def heard(reader: AnyReader | None, said: Said) -> list[Part]:
+    """A step's words, calls told from text where there is a reader for them."""
+    parts: list[Part] = []
+    for kind, piece in said.parts:
+        parts += [(kind, piece)] if reader is None or kind == "thinking" else reader.push(piece)
+    if said.completion is not None and reader is not None:
+        parts += reader.finish()
+    return parts
+
+
 class ChatAnswer:
     """One choice of a chat as it comes: thinking, text and calls, each where OpenAI's shape has it. The whole is its pieces put together."""
 
@@ -102,12 +112,7 @@ class ChatAnswer:
 
     def hear(self, said: Said) -> list[Json]:
         """The deltas that a step's words become."""
-        parts: list[Part] = []
-        for kind, piece in said.parts:
-            parts += [(kind, piece)] if self._reader is None or kind == "thinking" else self._reader.push(piece)
-        if said.completion is not None and self._reader is not None:
-            parts += self._reader.finish()
-        return [self._delta(part) for part in parts]
+        return [self._delta(part) for part in heard(self._reader, said)]
 
     def _delta(self, part: Part) -> Json:
         if isinstance(part, Call):

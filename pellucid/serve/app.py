@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 import pellucid
 from pellucid.errors import BadRequest, PellucidError
-from pellucid.serve import openai
+from pellucid.serve import anthropic, openai, responses
 from pellucid.serve.door import Door
 from pellucid.serve.exchange import Exchange
 from pellucid.serve.faults import Refused, told
@@ -39,8 +39,11 @@ Handler = Callable[[Served, Exchange], Awaitable[None]]
 POSTS: dict[str, tuple[Handler, type[Shape], str]] = {
     "/v1/completions": (openai.completions, CompletionRequest, "A text that goes on"),
     "/v1/chat/completions": (openai.chat, ChatRequest, "An answer to a conversation"),
+    "/v1/responses": (responses.responses, responses.ResponsesRequest, "An answer, in OpenAI's newer shape"),
+    "/v1/messages": (anthropic.messages, anthropic.MessagesRequest, "An answer, in Anthropic's shape"),
     "/v1/embeddings": (openai.embeddings, EmbeddingRequest, "Vectors of texts"),
 }
+HOW: dict[str, dict[str, Any]] = {"/v1/responses": {"done": None}, "/v1/messages": {"done": None, "fault": anthropic.fault}}
 
 
 def app_of(served: Served, limits: Limits | None = None, keys: Checked | None = None) -> FastAPI:
@@ -58,7 +61,7 @@ def app_of(served: Served, limits: Limits | None = None, keys: Checked | None = 
 
     def post(path: str, handler: Handler, shape: type[Shape], about: str) -> None:
         async def endpoint(request: Request) -> Response:
-            return exchange(request, partial(handler, served))
+            return exchange(request, partial(handler, served), **HOW.get(path, {}))
         schema = shape.model_json_schema(ref_template=f"#/components/schemas/{shape.__name__}/$defs/{{model}}")
         app.add_api_route(path, endpoint, methods=["POST"], summary=about, response_class=JSONResponse, name=path, responses=_FAULTS, openapi_extra={
             "requestBody": {"required": True, "content": {"application/json": {"schema": _inline(schema)}}}})

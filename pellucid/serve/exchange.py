@@ -19,11 +19,15 @@ Handler = Callable[["Exchange"], Awaitable[None]]
 
 
 class Exchange(Response):
-    """Runs a handler that calls `body` and then `json`, or `event` as often as it likes. What it raises is answered; a client that leaves cancels it."""
+    """Runs a handler that calls `body` and then `json`, or `event` as often as it likes. What it raises is answered; a client that leaves cancels it.
 
-    def __init__(self, request: Request, handler: Handler, *, max_body_bytes: int, allow_unknown: bool, done: str | None = "[DONE]") -> None:
+    done: the last event's data, None where there is none. fault: OpenAI's shape of an error -> another API's.
+    """
+
+    def __init__(self, request: Request, handler: Handler, *, max_body_bytes: int, allow_unknown: bool, done: str | None = "[DONE]",
+                 fault: Callable[[Any], Any] = lambda body: body) -> None:
         self.request, self._handler = request, handler
-        self._max, self._allow_unknown, self._done = max_body_bytes, allow_unknown, done
+        self._max, self._allow_unknown, self._done, self._fault = max_body_bytes, allow_unknown, done, fault
         self.headers_out: dict[str, str] = {}
         self.background = None
         self.status_code = 200
@@ -93,7 +97,8 @@ class Exchange(Response):
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            status, body, headers = told(error)
+            status, plain, headers = told(error)
+            body = self._fault(plain)
             if self._whole:
                 return
             with contextlib.suppress(OSError):

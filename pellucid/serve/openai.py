@@ -161,7 +161,7 @@ class Chat:
         raise BadRequest(f"tool_choice names {name!r}, which is not one of the tools: {', '.join(tool['name'] for tool in self.tools)}", field="tool_choice")
 
     def _force(self, tools: Sequence[Any], *, parallel: bool) -> None:
-        self._forced, self.options = True, checked({**self.options, "schema": calls.forced_schema(tools, parallel=parallel)})
+        self._forced, self.options = True, checked({**self.options, "compact": calls.forced_schema(tools, parallel=parallel)})
 
     def prepare(self, wanted: Sequence[Json]) -> tuple[list[Start], int]:
         marks = calls.marks(self._format) if self._format is not None else ()
@@ -171,9 +171,11 @@ class Chat:
         how: Json = dict(tools=self.shown or None, template_args=self.asked.template_args(), marks=marks)
         return [self.model.prepare_chat(messages, **how, **one) for one in wanted], len(ids)
 
-    def answer(self, spelled: Spelled) -> ChatAnswer:
-        reader = calls.Reader(["["], None, calls.json_calls) if self._forced else None if self._format is None else calls.reader(self._format, self.tools)
-        return ChatAnswer(reader, spelled)
+    def reader(self) -> calls.AnyReader | None:
+        """What takes calls out of the text; None where there can be none."""
+        if self._forced:
+            return calls.Reader(["["], None, calls.json_calls)
+        return None if self._format is None else calls.reader(self._format, self.tools)
 
 
 async def chat(served: Served, exchange: Exchange) -> None:
@@ -183,7 +185,7 @@ async def chat(served: Served, exchange: Exchange) -> None:
     n, wanted = each(wants.options)
     _check_count(n, len(wanted), 1)
     async with asking(exchange, name, desk, lambda: wants.prepare(wanted)) as ticket:
-        answers = {i: wants.answer(spelled) for i in range(n)}
+        answers = {i: ChatAnswer(wants.reader(), spelled) for i in range(n)}
         if asked.stream:
             await _stream_chat(exchange, Head("chatcmpl", "chat.completion.chunk", name), ticket, answers, spelled, asked)
             return

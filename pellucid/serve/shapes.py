@@ -135,7 +135,7 @@ class NamedTool(Shape):
     function: NamedFunction
 
 
-def _text(content: Any) -> Any:
+def text_of(content: Any) -> Any:
     """A message's content as one text. Parts of text stand one after the other; parts of another kind are refused by name."""
     if not isinstance(content, list):
         return content
@@ -155,7 +155,7 @@ def _text(content: Any) -> Any:
 
 class Message(Shape):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str | None, BeforeValidator(_text)] = None
+    content: Annotated[str | None, BeforeValidator(text_of)] = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None

@@ -299,11 +299,16 @@ def reader(name: str, tools: Sequence[Mapping[str, Any]]) -> AnyReader:
     return FORMATS[name][2](tools)
 
 
+def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that a tool does not name it cannot take, so none are written unless its schema says that others may be."""
+    return {**schema, **({"additionalProperties": False} if "properties" in schema and "additionalProperties" not in schema else {})}
+
+
 def forced_schema(tools: Sequence[Mapping[str, Any]], *, parallel: bool) -> dict[str, Any]:
     """What an output that has to be calls of these tools is held to: a list of {"name", "arguments"}, each with the arguments its schema allows."""
     if not tools:
         raise BadRequest("tool_choice asks for a call, and there are no tools. Give some, or leave it out", field="tool_choice")
-    each = [{"type": "object", "properties": {"name": {"const": tool["name"]}, "arguments": tool.get("parameters") or {"type": "object"}},
+    each = [{"type": "object", "properties": {"name": {"const": tool["name"]}, "arguments": _closed(tool.get("parameters") or {"type": "object"})},
              "required": ["name", "arguments"], "additionalProperties": False} for tool in tools]
     items = each[0] if len(each) == 1 else {"anyOf": each}
     return {"type": "array", "items": items, "minItems": 1, **({} if parallel else {"maxItems": 1})}

@@ -1,4 +1,4 @@
-"""OpenAI's own client, unchanged but for its address."""
+"""OpenAI's and Anthropic's own clients, unchanged but for their address."""
 from __future__ import annotations
 
 import asyncio
@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Literal
 
+import anthropic
 import openai
 import pytest
 from pydantic import BaseModel
@@ -85,3 +86,85 @@ def test_faults_are_the_clients_own_errors(client: openai.OpenAI) -> None:
         client.models.retrieve("gpt-4")
     with pytest.raises(openai.BadRequestError, match="is out of range"):
         client.chat.completions.create(model="shipped", messages=HELLO, temperature=-1)
+
+
+# OpenAI's responses
+
+def test_a_response(client: openai.OpenAI, shipped: Model) -> None:
+    answer = client.responses.create(model="shipped", input="Hello", max_output_tokens=10, temperature=0)
+    assert answer.output_text == shipped.chat(HELLO, max_tokens=10, temperature=0).text
+    assert (answer.status, answer.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert answer.usage.output_tokens == 10
+
+
+def test_a_response_in_pieces(client: openai.OpenAI) -> None:
+    with client.responses.stream(model="abc", input=HELLO, max_output_tokens=10, temperature=0) as stream:
+        told = list(stream)
+        final = stream.get_final_response()
+    assert "".join(event.delta for event in told if event.type == "response.output_text.delta") == "YES" == final.output_text
+    assert [event.sequence_number for event in told] == list(range(len(told)))
+    kinds = [event.type for event in client.responses.create(model="shipped", input=HELLO, instructions="Be kind.", max_output_tokens=3, stream=True)]
+    assert (kinds[0], kinds[-1]) == ("response.created", "response.incomplete")
+
+
+def test_a_response_parsed_into_a_class(client: openai.OpenAI) -> None:
+    answer = client.responses.parse(model="shipped", input="Hello", text_format=Weather, max_output_tokens=80, extra_body={"seed": 1})
+    assert isinstance(answer.output_parsed, Weather)
+
+
+def test_a_function_call_in_a_response_and_its_result(client: openai.OpenAI) -> None:
+    tools = [{"type": "function", "name": "now", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}, "strict": True}]
+    first = client.responses.create(model="shipped", input=HELLO, tools=tools, tool_choice={"type": "function", "name": "now"}, max_output_tokens=60)
+    [call] = first.output
+    assert (call.type, call.name, json.loads(call.arguments)) == ("function_call", "now", {})
+    told = [*HELLO, call.model_dump(exclude_none=True), {"type": "function_call_output", "call_id": call.call_id, "output": "noon"}]
+    assert client.responses.create(model="shipped", input=told, tools=tools, max_output_tokens=4).usage.output_tokens == 4
+
+
+def test_what_would_have_to_be_stored_is_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="previous_response_id"):
+        client.responses.create(model="shipped", input="Hello", previous_response_id="resp_1")
+
+
+# Anthropic's messages
+
+@pytest.fixture
+def claude(server: Running) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_a_message(claude: anthropic.Anthropic, shipped: Model) -> None:
+    answer = claude.messages.create(model="shipped", max_tokens=10, messages=HELLO, system="Be kind.", extra_body={"temperature": 0})
+    mine = shipped.chat([{"role": "system", "content": "Be kind."}, *HELLO], max_tokens=10, temperature=0)
+    assert [block.text for block in answer.content] == [mine.text]
+    assert (answer.stop_reason, answer.usage.output_tokens, answer.usage.input_tokens) == ("max_tokens", 10, mine.usage.prompt_tokens)
+
+
+def test_a_message_in_pieces(claude: anthropic.Anthropic, shipped: Model) -> None:
+    with claude.messages.stream(model="shipped", max_tokens=10, messages=HELLO, extra_body={"temperature": 0}) as stream:
+        pieces = list(stream.text_stream)
+        final = stream.get_final_message()
+    assert "".join(pieces) == shipped.chat(HELLO, max_tokens=10, temperature=0).text == final.content[0].text
+    assert final.stop_reason == "max_tokens"
+
+
+def test_a_tool_is_used_and_its_result_goes_back(claude: anthropic.Anthropic) -> None:
+    tools = [{"name": "now", "input_schema": {"type": "object", "properties": {}, "additionalProperties": False}}]
+    forced = {"type": "tool", "name": "now"}
+    with claude.messages.stream(model="shipped", max_tokens=60, messages=HELLO, tools=tools, tool_choice=forced) as stream:
+        first = stream.get_final_message()
+    [use] = first.content
+    assert (use.type, use.name, use.input, first.stop_reason) == ("tool_use", "now", {}, "tool_use")
+    said = {"role": "assistant", "content": [{"type": "tool_use", "id": use.id, "name": "now", "input": {}}]}
+    result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": use.id, "content": "noon"}]}
+    assert claude.messages.create(model="shipped", max_tokens=3, messages=[*HELLO, said, result], tools=tools).usage.output_tokens == 3
+
+
+def test_faults_have_anthropics_shape(claude: anthropic.Anthropic) -> None:
+    with pytest.raises(anthropic.NotFoundError, match="not served here") as raised:
+        claude.messages.create(model="claude", max_tokens=3, messages=HELLO)
+    assert raised.value.body["error"]["type"] == "not_found_error"
+    image = {"type": "image", "source": {"type": "url", "url": "x"}}
+    with pytest.raises(anthropic.BadRequestError, match="image"):
+        claude.messages.create(model="shipped", max_tokens=3, messages=[{"role": "user", "content": [image]}])

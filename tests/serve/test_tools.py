@@ -90,6 +90,6 @@ def test_a_template_tells_the_format(template: str, name: str) -> None:
 def test_a_forced_call_is_one_of_the_tools_with_its_own_arguments() -> None:
     schema = forced_schema([*TOOLS, {"name": "time"}], parallel=False)
     assert schema["maxItems"] == 1
-    assert schema["items"]["anyOf"][0]["properties"]["arguments"] == TOOLS[0]["parameters"]
+    assert schema["items"]["anyOf"][0]["properties"]["arguments"] == {**TOOLS[0]["parameters"], "additionalProperties": False}
     with pytest.raises(BadRequest, match="there are no tools"):
         forced_schema([], parallel=True)
