@@ -40,6 +40,7 @@ from pellucid.spec import (
     Yarn,
 )
 from pellucid.weights.group_rows import Affine, GroupRows, Reordered
+from pellucid.weights.packed_rows import PackedRows
 
 FEW = 16  # tokens: up to so many a plan of dense weights is no slower than the decoder; what a pass costs beside its products decides
 FEW_OF_LARGE = 4  # the same where products in 16 bits decide: torch rounds activations to 16 bits too, and multiplies twice as many in that time
@@ -232,7 +233,7 @@ class Plan:
         spec, decoder, plan = self.spec, self.decoder, self._plan
         self.whole, self.few = is_whole(decoder), few(decoder)
         embed, d_embed = decoder.embed.weight, spec.d_embed or spec.d_model
-        self._looks_up = isinstance(embed, Panels) or _dense(embed)
+        self._looks_up = isinstance(embed, Panels) or _dense(embed) or _in_rows(embed)
         x, last = self._buffer("x", spec.d_model), self._buffer("embed", d_embed)
         # Rounded to the stream's dtype first, as the decoder does.
         factor = float(torch.tensor(spec.embed_scale, dtype=embed.dtype))
@@ -352,6 +353,8 @@ class Plan:
         self._held.append(weight.detach() if isinstance(weight, Tensor) else weight)  # a parameter itself may be given other memory
         if isinstance(weight, Panels):
             return self._plan.packed(weight.format, weight.bytes.data_ptr(), n_rows, n_columns, self._floats(bias))
+        if isinstance(weight, PackedRows):
+            return self._plan.rows(weight.format, weight.bytes.data_ptr(), n_rows, n_columns)
         return self._plan.dense(KINDS[weight.dtype], weight.data_ptr(), n_rows, n_columns, self._floats(bias))  # type: ignore[union-attr]
 
     def _floats(self, x: Tensor | None) -> int:
@@ -364,6 +367,11 @@ class Plan:
 
 def _dense(weight: Weight) -> bool:
     return isinstance(weight, Tensor) and weight.dtype in KINDS and weight.is_contiguous()
+
+
+def _in_rows(weight: Weight) -> bool:
+    """Rows of a file that the kernels look up: those that are never multiplied by are not repacked. In another dtype the decoder rounds them."""
+    return isinstance(weight, PackedRows) and weight.format in native.formats() and weight.dtype == torch.float32 and weight.bytes.is_contiguous()
 
 
 def _own(module: nn.Module) -> Iterable[object]:

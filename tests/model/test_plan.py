@@ -11,11 +11,13 @@ from torch import Tensor
 from pellucid.engine.group import PAGE
 from pellucid.engine.pages import CacheDtype, PagedCache, pack16
 from pellucid.model.decoder import Decoder
-from pellucid.model.parts import Rows
+from pellucid.model.parts import Rows, hold
 from pellucid.model.plan import ACTS, UNDERSTOOD, Declined, Plan, check, describe, understood
 from pellucid.ops.choose import choose
 from pellucid.ops.panels import native
 from pellucid.spec import Attention, DecoderSpec, FeedForward, Layer, Norm, Rope
+from pellucid.weights.gguf import BY_NAME
+from pellucid.weights.packed_rows import PackedRows
 from tests.families.build import TOLERANCE, build, error, logits, ours, refused
 from tests.families.cases import CASES
 from tests.families.conftest import one_thread  # noqa: F401, a fixture: tiny models
@@ -151,6 +153,22 @@ def test_long_rows_in_any_company_are_the_same_bits(monkeypatch):
         assert torch.equal(torch.cat(parts[b]), other)
         logits_TV = run.plan.unembed(alone)
         assert all(torch.equal(run.plan.unembed(alone[t : t + 1]), logits_TV[t : t + 1]) for t in (0, 100, 599))
+
+
+@pytest.mark.parametrize("format", native.formats() if native else [])
+def test_rows_looked_up_as_the_file_has_them_are_the_decoders_bits(format, monkeypatch):
+    decoder, ids = random_decoder(small(d_model=256)), random_ids(9)
+    n_bytes = 256 // BY_NAME[format].n_numbers * BY_NAME[format].n_bytes
+    noise = torch.Generator().manual_seed(5)
+    hold(decoder.embed, "weight", PackedRows(torch.randint(0x20, 0x3c, (101, n_bytes), dtype=torch.uint8, generator=noise), format))
+    found = []
+    for _ in range(2):
+        run = Run(decoder)
+        found.append((run.plan._looks_up, run.hidden((run.begin(ids), ids, 9))[0]))
+        monkeypatch.setattr("pellucid.model.plan._in_rows", lambda weight: False)  # the decoder looks them up
+    assert [looks_up for looks_up, _ in found] == [True, False]
+    assert found[0][1].isfinite().all()
+    assert torch.equal(found[0][1], found[1][1])
 
 
 @pytest.mark.parametrize("variant", native.variants() if native else [])

@@ -54,6 +54,9 @@ void bind_plan(nb::module_& m) {
       .def("packed", [](Plan& plan, const std::string& format, uintptr_t data, int64_t n_rows, int64_t n_columns, uintptr_t bias) {
              return plan.matrix({at<const uint8_t>(data), format_index(format), nullptr, Kind::f32, n_rows, n_columns, at<const float>(bias)});
            }, "format"_a, "data"_a, "n_rows"_a, "n_columns"_a, "bias"_a)
+      .def("rows", [](Plan& plan, const std::string& format, uintptr_t data, int64_t n_rows, int64_t n_columns) {
+             return plan.matrix({nullptr, format_index(format), nullptr, Kind::f32, n_rows, n_columns, nullptr, at<const uint8_t>(data)});
+           }, "format"_a, "data"_a, "n_rows"_a, "n_columns"_a)
       .def("dense", [](Plan& plan, const std::string& kind, uintptr_t data, int64_t n_rows, int64_t n_columns, uintptr_t bias) {
              return plan.matrix({nullptr, 0, at<const void>(data), kind_named(kind), n_rows, n_columns, at<const float>(bias)});
            }, "kind"_a, "data"_a, "n_rows"_a, "n_columns"_a, "bias"_a)

@@ -96,6 +96,9 @@ void repack(int format, const uint8_t* from, int64_t n_rows, int64_t n_columns, 
 // The numbers of n rows, (n, n_columns).
 void unpack(const Packed& w, const int64_t* rows, int64_t n, float* out);
 
+// The same of one row as a file has it.
+void unpack_row(int format, const uint8_t* from, int64_t n_columns, float* out);
+
 // x (n_rows, n_columns) -> quantized_bytes of activations. The same bytes with every variant.
 void quantize(const Variant& variant, const float* x, int64_t n_rows, int64_t n_columns, uint8_t* out);
 

@@ -75,7 +75,8 @@ void keep(const Lanes& lanes, Kind kind, const float* x, int64_t n_heads, int64_
 // Row i of a matrix.
 void look_up(const Matrix& w, int64_t i, float* out) {
   const int64_t D = w.n_columns;
-  if (w.panels) unpack(Packed{w.panels, w.format, w.n_rows, D}, &i, 1, out);
+  if (w.rows) unpack_row(w.format, w.rows + i * (D / kLayouts[w.format].block * kLayouts[w.format].source_bytes), D, out);
+  else if (w.panels) unpack(Packed{w.panels, w.format, w.n_rows, D}, &i, 1, out);
   else if (w.kind == Kind::f32) std::memcpy(out, static_cast<const float*>(w.dense) + i * D, D * sizeof(float));
   else if (w.kind == Kind::bf16) widen<Bf16>(static_cast<const Bf16*>(w.dense) + i * D, D, out);
   else widen<F16>(static_cast<const F16*>(w.dense) + i * D, D, out);

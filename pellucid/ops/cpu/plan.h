@@ -16,14 +16,15 @@
 
 namespace pellucid {
 
-// (rows, columns), in panels (see packed.h) or dense, row after row.
+// (rows, columns), in panels (see packed.h), dense, row after row, or packed rows as a file has them, that are only looked up.
 struct Matrix {
-  const uint8_t* panels;  // null: dense
+  const uint8_t* panels;  // null: dense or in rows
   int format;
   const void* dense;
   Kind kind;
   int64_t n_rows, n_columns;
   const float* bias;  // (rows,) or null
+  const uint8_t* rows = nullptr;
 };
 
 struct Buffer {

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <chrono>
 #include <system_error>
 #include <thread>
@@ -13,6 +14,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr auto kSpin = std::chrono::microseconds(50);   // about what Python takes between two products
 constexpr auto kYield = std::chrono::microseconds(300);  // after so long without work a thread sleeps
+constexpr auto kYieldAfterTeam = std::chrono::milliseconds(2);  // what an engine does between two passes; waking takes as long as three steps of a small one
 constexpr int kPauses = 16;  // between two looks at the clock
 
 std::atomic<Pool*> the_pool{nullptr};
@@ -97,6 +99,7 @@ void Pool::run(int64_t n_chunks, Chunk call, void* context) {
 void Pool::work(int index) {
   in_chunk = true;
   auto idle_since = Clock::now();
+  std::chrono::microseconds patience = kYield;
   for (;;) {
     int64_t chunk;
     Chunk call;
@@ -110,17 +113,19 @@ void Pool::work(int index) {
       idle_since = Clock::now();
       continue;
     }
-    const auto idle = Clock::now() - idle_since;
+    const auto now = Clock::now();
+    if (n_held_.load(std::memory_order_relaxed)) idle_since = std::max(idle_since, now - kSpin), patience = kYieldAfterTeam;
+    const auto idle = now - idle_since;
     if (active && idle < kSpin) {
       for (int i = 0; i < kPauses && !static_cast<uint32_t>(head_.load(std::memory_order_relaxed)); ++i) pause();
-    } else if (active && (idle < kYield || n_held_.load(std::memory_order_relaxed))) {
+    } else if (active && idle < patience) {
       sched_yield();
     } else {
       const int bell = bell_.load();
       n_asleep_.fetch_add(1);
       if (!active || !static_cast<uint32_t>(head_.load())) bell_.wait(bell);
       n_asleep_.fetch_sub(1);
-      idle_since = Clock::now();
+      idle_since = Clock::now(), patience = kYield;
     }
   }
 }

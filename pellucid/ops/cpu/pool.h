@@ -9,7 +9,8 @@
 namespace pellucid {
 
 // One pool a process; the thread that calls works too. Chunks are claimed one by one, so that a thread which the system takes away holds up one
-// chunk and not its share: the caller finishes alone if it must. A worker spins briefly for the next call, then yields, then sleeps.
+// chunk and not its share: the caller finishes alone if it must. A worker spins briefly for the next call, then yields, then sleeps:
+// later after a Team, which is one of many.
 class Pool {
  public:
   using Chunk = void (*)(void* context, int64_t chunk);
@@ -59,8 +60,8 @@ void parallel_for(int64_t n_chunks, F&& f) {
   Pool::get().run(n_chunks, call, const_cast<void*>(static_cast<const void*>(&f)));
 }
 
-// The same, where memory is read once: every thread goes through a range of its own from its beginning, and then helps in the others'. What lies side by
-// side is read by one thread, as the processor's own fetching in advance wants it.
+// The same, where memory is read once: every thread goes through a range of its own from its beginning, and then helps in the others'. What lies
+// side by side is read by one thread, as the processor's own fetching in advance wants it.
 template <class F>
 void parallel_ranges(int64_t n_chunks, F&& f) {
   struct alignas(64) Range {  // a line of its own

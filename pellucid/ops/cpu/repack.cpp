@@ -88,12 +88,17 @@ constexpr std::array<RepackBlock, kFormats> every_repack(std::index_sequence<kFo
 }
 constexpr std::array<RepackBlock, kFormats> kRepack = every_repack(std::make_index_sequence<kFormats>());
 
+int value_of(const Layout& layout, uint8_t code) {
+  return (layout.table == Table::none ? code : (layout.table == Table::iq4 ? kIq4 : kE2m1)[code]) - layout.offset;
+}
+
+float read_half(const void* p) {
+  F16 half;
+  std::memcpy(&half, p, 2);
+  return wide(half);
+}
+
 void unpack_block(const Layout& layout, const uint8_t* from, int r, float* out) {
-  const auto read_half = [](const uint8_t* p) {
-    F16 half;
-    std::memcpy(&half, p, 2);
-    return wide(half);
-  };
   const uint8_t* head = from;
   from += layout.head_bytes();
   const float d = layout.scale == Scale::exponent ? std::ldexp(1.0f, head[r] - 128) : read_half(head + 2 * r);
@@ -105,7 +110,7 @@ void unpack_block(const Layout& layout, const uint8_t* from, int r, float* out) 
       const int g = k / layout.group;
       const bool coded = layout.scale == Scale::codes;
       const float scale = coded ? d * static_cast<int8_t>(from[kPanel * g + r]) : d;
-      const int value = (layout.table == Table::none ? codes[k] : (layout.table == Table::iq4 ? kIq4 : kE2m1)[codes[k]]) - layout.offset;
+      const int value = value_of(layout, codes[k]);
       const float product = scale * static_cast<float>(value);
       if (layout.minimum) out[kColumns * i + k] = product - (coded ? m * static_cast<int8_t>(from[kPanel * (layout.n_groups() + g) + r]) : m);
       else out[kColumns * i + k] = product;
@@ -113,7 +118,33 @@ void unpack_block(const Layout& layout, const uint8_t* from, int r, float* out) 
   }
 }
 
+template <int kFormat>
+void unpack_file_block(const uint8_t* from, float* out) {
+  constexpr Layout L = kLayouts[kFormat];
+  Block block;
+  kRead[kFormat](from, block);
+  const float d = L.scale == Scale::exponent ? std::ldexp(1.0f, block.scale - 128) : read_half(&block.scale), m = L.minimum ? read_half(&block.minimum) : 0.0f;
+  for (int k = 0; k < L.block; ++k) {
+    const int g = k / L.group;
+    out[k] = (L.scale == Scale::codes ? d * block.scales[g] : d) * static_cast<float>(value_of(L, block.codes[k]));
+    if constexpr (L.minimum) out[k] -= L.scale == Scale::codes ? m * block.minima[g] : m;
+  }
+}
+
+using UnpackBlock = void (*)(const uint8_t* from, float* out);
+
+template <size_t... kFormat>
+constexpr std::array<UnpackBlock, kFormats> every_unpack(std::index_sequence<kFormat...>) {
+  return {unpack_file_block<kFormat>...};
+}
+constexpr std::array<UnpackBlock, kFormats> kUnpack = every_unpack(std::make_index_sequence<kFormats>());
+
 }  // namespace
+
+void unpack_row(int format, const uint8_t* from, int64_t n_columns, float* out) {
+  const Layout& layout = kLayouts[format];
+  for (int64_t b = 0; b < n_columns / layout.block; ++b) kUnpack[format](from + b * layout.source_bytes, out + b * layout.block);
+}
 
 void repack(int format, const uint8_t* from, int64_t n_rows, int64_t n_columns, uint8_t* to) {
   const Layout& layout = kLayouts[format];
