@@ -37,12 +37,13 @@ def command(
     imatrix: Imatrix = None,
     split_max_size: Split = None,
     without_tokenizer: WithoutTokenizer = False,
+    base: Annotated[str | None, typer.Option("--base", metavar="MODEL", help="Of an adapter: the model it is for; by itself the one that it names.")] = None,
     accept_unread: o.AcceptUnread = None,
     force: Force = False,
     quiet: o.Quiet = False,
     json: Json = False,
 ) -> None:
-    """Write a model in another format. Prints the files and their hashes; a run record is written beside them.
+    """Write a model, or an adapter, in another format. Prints the files and their hashes; a run record is written beside them.
 
     One tensor is in memory at a time. OUT is there whole, or as it was. What is rounded is counted; what is packed is copied bit for bit
     from GGUF to GGUF.
@@ -52,9 +53,10 @@ def command(
     pellucid convert Qwen/Qwen3-0.6B qwen3.gguf --quantize Q4_K_M
     pellucid convert model.gguf ./model --dtype bf16
     pellucid convert big.gguf parts.gguf --split-max-size 2GB
+    pellucid convert ./adapter adapter.gguf --base ./model
     """
     say(source, out, to=to, dtype=dtype, quantize=quantize, tensor_types=tensor_type or (), imatrix=imatrix, split=split_max_size,
-        tokenizer=not without_tokenizer, accept_unread=accept_unread or (), force=force, quiet=quiet, json=json)
+        tokenizer=not without_tokenizer, accept_unread=accept_unread or (), base=base, force=force, quiet=quiet, json=json)
 
 
 def say(source: str, out: Path, *, tensor_types: Any, split: str | None, force: bool, quiet: bool, json: bool, also: Mapping[str, Any] | None = None,
@@ -82,7 +84,7 @@ def say(source: str, out: Path, *, tensor_types: Any, split: str | None, force: 
             note(f"note  {text}")
         note(f"record  {done.record}")
         if onward:
-            next_step("pellucid", "show", str(done.out))
+            next_step("pellucid", *(["show", str(done.out)] if done.base is None else ["run", done.base, "-p", "Once", "--adapter", str(done.out)]))
     return done
 
 

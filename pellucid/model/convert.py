@@ -15,6 +15,7 @@ from pellucid.families._describe import Description, describe_checkpoint
 from pellucid.model.report import size
 from pellucid.ops.cast import PLAIN, Cast
 from pellucid.records import Input, Record, input_file
+from pellucid.weights.adapter import is_adapter
 from pellucid.weights.checkpoint import CONFIG, Checkpoint, open_checkpoint
 from pellucid.weights.drafts import Written
 from pellucid.weights.gguf_card import lineage_of
@@ -64,7 +65,7 @@ class Job:
 class Conversion:
     """What was written. kept: how many tensors were copied bit for bit, are exact in another format, or were rounded; rounded: "Q4_K -> BF16" -> how many.
 
-    types: format -> bytes. record: its path; everything needed to do it again is in there.
+    types: format -> bytes. record: its path; everything needed to do it again is in there. base: of an adapter, the model it was placed by.
     """
 
     out: Path
@@ -76,6 +77,7 @@ class Conversion:
     notes: tuple[str, ...]
     seconds: float
     record: Path
+    base: str | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -84,8 +86,8 @@ class Conversion:
 
 def convert(source: str | Path, out: str | Path, *, name: str | None = None, to: str | None = None, dtype: str | None = None, quantize: str | None = None,
             overrides: Sequence[tuple[str, str]] = (), imatrix: str | Path | None = None, tokenizer: bool = True, max_bytes: int | None = None,
-            overwrite: bool = False, accept_unread: Sequence[str] = (), watch: Watch = Watch()) -> Conversion:
-    """Writes the model at `source` to `out`: a .gguf file, or a folder of safetensors.
+            overwrite: bool = False, accept_unread: Sequence[str] = (), base: str | None = None, watch: Watch = Watch()) -> Conversion:
+    """Writes the model at `source` to `out`: a .gguf file, or a folder of safetensors; or an adapter, see `convert_adapter`.
 
     Args:
         name: what to call the model, where the path does not say it.
@@ -96,10 +98,19 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
             stay f32. NF4 goes to safetensors, and takes neither overrides nor imatrix.
         tokenizer: false leaves it out.
         max_bytes: split into files of no more.
+        base: of an adapter, the model it is for.
 
     Raises what opening and describing a checkpoint raises, BadRequest for what cannot be asked, DiskFull before the first byte; OUT is whole or as it was.
     """
     started = time.perf_counter()
+    if is_adapter(Path(source).expanduser()):
+        asked = {"--dtype": dtype, "--quantize": quantize, "--tensor-type": overrides, "--imatrix": imatrix, "--split-max-size": max_bytes}
+        if given := [option for option, value in asked.items() if value]:
+            raise BadRequest(f"{given[0]} is for models, and {source} is an adapter, whose numbers stay as they are. Leave it out", field=given[0].lstrip("-"))
+        from pellucid.model.convert_adapter import convert_adapter
+        return convert_adapter(source, out, base=base, to=_kind(to, Path(out)), overwrite=overwrite, watch=watch)
+    if base is not None:
+        raise BadRequest(f"--base {base} is what an adapter is for, and {source} is a model. Leave it out", field="base")
     checkpoint, out = open_checkpoint(source), Path(out).expanduser()
     checkpoint.name = name or checkpoint.name
     kind = _kind(to, out)

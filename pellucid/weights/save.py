@@ -83,8 +83,8 @@ def save_files(folder: str | Path, spec: DecoderSpec, table: Table, ours: Mappin
             hashed = {file.path for file in written}
             small = [path for path in sorted(draft.rglob("*")) if path.is_file() and path not in hashed]
             written += [Written(path=path, n_bytes=path.stat().st_size, sha256=sha256_of(path)) for path in small]
-            draft.chmod(0o777 & ~_umask())  # mkdtemp makes folders that only their owner may enter
-            _move(draft, folder)
+            draft.chmod(0o777 & ~umask())  # mkdtemp makes folders that only their owner may enter
+            move_folder(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return tuple(replace(file, path=folder / file.path.relative_to(draft)) for file in written)
@@ -148,7 +148,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _move(draft: Path, folder: Path) -> None:
+def move_folder(draft: Path, folder: Path) -> None:
     """Puts the finished folder in its place. What was there goes only once the new one stands."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         os.replace(draft, folder)
@@ -159,7 +159,7 @@ def _move(draft: Path, folder: Path) -> None:
     shutil.rmtree(aside)
 
 
-def _umask() -> int:
+def umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask

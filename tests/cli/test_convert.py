@@ -9,6 +9,8 @@ import pytest
 from gguf import GGMLQuantizationType as Kind
 
 from pellucid.records import sha256_of
+from tests.api.scripted import scripted_model
+from tests.api.test_adapters import turning
 from tests.cli.conftest import Said
 from tests.families.build import build
 from tests.families.test_gguf import CASES, converted
@@ -76,3 +78,16 @@ def test_what_is_no_model(say: Say, tmp_path: Path) -> None:
     assert "letter.txt is not a weight file (.safetensors, .gguf or .bin)" in said.err
     said = say("convert", str(tmp_path / "none"), str(tmp_path / "out.gguf"))
     assert said.code == 2
+
+
+def test_an_adapter_goes_both_ways(say: Say, tmp_path: Path) -> None:
+    base, adapter = scripted_model(tmp_path / "abc", [list("abcdef")]), turning(tmp_path / "to-z", "b", "z")
+    said = say("convert", str(adapter), str(tmp_path / "z.gguf"), "--base", str(base))
+    assert (said.code, said.out) == (0, f"{sha256_of(tmp_path / 'z.gguf')}  {tmp_path / 'z.gguf'}\n")
+    assert said.err.rstrip().endswith(f"next: pellucid run {base} -p Once --adapter {tmp_path / 'z.gguf'}")
+    assert say("run", str(base), "-p", "a", "--temperature", "0", "--adapter", str(tmp_path / "z.gguf")).out == "bz\n"
+    assert say("convert", str(tmp_path / "z.gguf"), str(tmp_path / "back"), "--base", str(base)).code == 0
+    assert say("run", str(base), "-p", "a", "--temperature", "0", "--adapter", str(tmp_path / "back")).out == "bz\n"
+    said = say("convert", str(adapter), str(tmp_path / "y.gguf"))
+    assert (said.code, said.out) == (2, "")
+    assert "does not say which model it is for" in said.err

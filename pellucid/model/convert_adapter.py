@@ -1,0 +1,213 @@
+"""An adapter -> the other layout: peft's folder and llama.cpp's GGUF file, both ways, by the tables that place the base's own tensors.
+
+A and B keep their numbers, bit for bit; rows of B go where the matrix's rows go. What is added, scale * B A, stays what it was: where one
+`adapter.lora.alpha` cannot say every pair's scale, B takes what is left over, and that is said.
+"""
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pellucid.errors import BadRequest, HubError, ModelNotFound, UnknownTensors
+from pellucid.families import family
+from pellucid.families._describe import Description, describe_checkpoint
+from pellucid.families._gguf_write import architecture_of
+from pellucid.model.adapters import Halves, placed, projects
+from pellucid.model.convert import Conversion, Kind, Watch, made_by, record_path
+from pellucid.model.decoder import Decoder
+from pellucid.model.report import count
+from pellucid.ops.choose import choose
+from pellucid.records import Record, input_file, sha256_of
+from pellucid.spec import DecoderSpec
+from pellucid.weights.adapter import ALPHA, PREFIX, TYPE, WEIGHTS, AdapterFile, is_adapter, open_adapter
+from pellucid.weights.adapter import CONFIG as ADAPTER_CONFIG
+from pellucid.weights.assemble import joined_low_rank, layout
+from pellucid.weights.card import Card, front_matter
+from pellucid.weights.checkpoint import open_checkpoint
+from pellucid.weights.drafts import Written
+from pellucid.weights.gguf_card import LINEAGE, VERSION, general
+from pellucid.weights.gguf_write import planned, write_gguf
+from pellucid.weights.hub import resolve
+from pellucid.weights.names import NameTable, Place
+from pellucid.weights.packed_rows import PackedRows
+from pellucid.weights.safetensors import SPELLED, raw, write
+from pellucid.weights.save import move_folder, umask
+
+_PLAIN = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}  # and general.file_type, LLAMA_FTYPE of llama.h
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What is added to one tensor of the files: scale * B A."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    place: Place
+
+    @property
+    def alpha(self) -> float:
+        """What the scale follows from, alpha / r."""
+        return self.scale * self.a.shape[-2]
+
+
+def convert_adapter(source: str | Path, out: str | Path, *, base: str | None = None, to: Kind, overwrite: bool = False, watch: Watch) -> Conversion:
+    """Writes the adapter at `source` to `out`: a .gguf file, or a folder as peft saves it.
+
+    base: the model it is for, a path or a repository that was pulled; None = the one that it names. Only its config or metadata is read.
+    Raises what `open_adapter`, describing the base, and `placed` raise; UnknownTensors for what the other layout has no place for; BadRequest.
+    """
+    started = time.perf_counter()
+    file, out = open_adapter(source), Path(out).expanduser()
+    described, base_name = _base(file, base)
+    spec = described.spec
+    _check(file, Path(source), out, to, overwrite)
+    with torch.device("meta"):
+        decoder = Decoder(spec, choose("reference"))
+    halves = placed(file, projects(decoder), spec, [] if file.format == "gguf" else [described.names])
+    like = {name: p for name, p in decoder.named_parameters() if not (spec.tied and name == "unembed.weight")}
+    table = NameTable(family(spec.family).WEIGHTS if to == "safetensors" else architecture_of(spec).table)
+    changes = _joined(file, halves, like, table, spec, to)
+    notes = [f"{n} tensor{'s were' if n > 1 else ' was'} packed in {format}, and {'are' if n > 1 else 'is'} F32 now" for format, n in Counter(
+        half.format for pair in file.pairs.values() for half in (pair.a, pair.b) if isinstance(half, PackedRows)).items()]
+    lineage = [f"{sha256_of(path)}  {file.name}/{path.name}" for path in file.files]
+    made_for = file.base or base_name
+    card = Card(license=file.card.license, license_name=file.card.license_name, license_link=file.card.license_link, base_models=(made_for,))
+    watch.started(sum(half.nbytes for change in changes.values() for half in (change.a, change.b)))
+    if to == "gguf":
+        files = _write_gguf(out, changes, card, architecture_of(spec).name, file.name, lineage, notes, overwrite, watch)
+    else:
+        files = _write_peft(out, changes, card, like, table, spec, made_for, lineage, notes)
+    types = Counter[str]()
+    for change in changes.values():
+        for half in (change.a, change.b):
+            types[SPELLED[half.dtype]] += half.nbytes
+    seconds = time.perf_counter() - started
+    record = Record(kind="convert", seed=None, inputs={path.name: input_file(path) for path in file.files}, notes=notes,
+                    settings={"source": os.path.abspath(source), "out": os.path.abspath(out), "to": to, "adapter": True, "base": base_name},
+                    output={"files": {str(one.path): {"sha256": one.sha256, "bytes": one.n_bytes} for one in files}, "lineage": lineage},
+                    measured={"seconds": seconds, "bytes": float(sum(one.n_bytes for one in files))}, licenses={file.name: file.card.license_shown})
+    path = record_path(out, to)
+    record.save(path)
+    return Conversion(out=out, to=to, files=files, kept={"copied": 2 * len(changes), "exact": 0, "rounded": 0}, rounded={}, types=dict(types),
+                      notes=tuple(notes), seconds=seconds, record=path, base=base or file.base)
+
+
+def _base(file: AdapterFile, base: str | None) -> tuple[Description, str]:
+    """What the base is, and its name."""
+    named = base or file.base
+    if named is None:
+        raise BadRequest(f"adapter {file.name!r} does not say which model it is for, and that decides what its tensors are called. Add --base MODEL",
+                         field="base")
+    try:
+        checkpoint = open_checkpoint(resolve(named))
+    except (ModelNotFound, HubError) as e:
+        if base is not None:
+            raise
+        raise BadRequest(f"adapter {file.name!r} says that it is for {named!r}, and that is not here ({e}). Give a model of the same sizes with --base MODEL",
+                         field="base") from e
+    return describe_checkpoint(checkpoint), checkpoint.name
+
+
+def _check(file: AdapterFile, source: Path, out: Path, to: Kind, overwrite: bool) -> None:
+    if (to == "gguf") == (file.format == "gguf"):
+        raise BadRequest(f"adapter {file.name!r} is {'a GGUF file' if to == 'gguf' else 'in peft' + chr(39) + 's folder'} already. Copy it", field="out")
+    if out.resolve() == source.expanduser().resolve():
+        raise BadRequest(f"{out} is what is read, and is not written over. Give another name", field="out")
+    if to == "safetensors" and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not overwrite:
+            raise BadRequest(f"{out} is there, and nothing was written. Give another name, or --force to replace it", field="out")
+        if not is_adapter(out):
+            raise BadRequest(f"{out} is there and is no adapter (it has no {ADAPTER_CONFIG}); it is left alone, --force or not. Give another name", field="out")
+
+
+def _joined(file: AdapterFile, halves: Halves, like: Mapping[str, Tensor], table: NameTable, spec: DecoderSpec, to: Kind) -> dict[str, _Change]:
+    """What is written, by the names of the tensors that it changes. Raises UnknownTensors for what has no place there."""
+    out: dict[str, _Change] = {}
+    for theirs, place in layout(table, like, spec).items():
+        if not any(name in halves for name in place.names):
+            continue
+        if place.rule.all_experts and to == "safetensors":
+            raise UnknownTensors(f"{theirs} holds all experts, and peft's files have a change of such a one in no layout that is written. Keep the GGUF file")
+        if len(scales := {halves[name][2] for name in place.names if name in halves}) > 1:
+            raise UnknownTensors(f"{theirs} holds {', '.join(place.names[:3])}, and they are changed by scales of their own: {scales}")
+        a, b = joined_low_rank(theirs, {name: halves[name][:2] for name in place.names if name in halves}, place, spec)
+        out[theirs] = _Change(a.contiguous(), b.contiguous(), scales.pop(), place)
+    if lost := sorted(set(halves) - {name for change in out.values() for name in change.place.names}):
+        raise UnknownTensors(f"{len(lost)} of {len(halves)} matrices that adapter {file.name!r} changes have no place in {to}, first: {', '.join(lost[:3])}")
+    return out
+
+
+def _write_gguf(out: Path, changes: dict[str, _Change], card: Card, architecture: str, name: str, lineage: list[str], notes: list[str], overwrite: bool,
+                watch: Watch) -> tuple[Written, ...]:
+    alphas = Counter(round(change.alpha, 9) for change in changes.values())
+    alpha = next(change.alpha for change in changes.values() if round(change.alpha, 9) == alphas.most_common(1)[0][0])
+    tensors, dtypes = [], Counter[torch.dtype]()
+    odd = {"exactly": 0, "rounded": 0}
+    for theirs, change in sorted(changes.items()):
+        b, left = change.b, change.alpha / alpha
+        if not math.isclose(left, 1.0, rel_tol=1e-9):
+            b = b * left
+            odd["exactly" if math.log2(abs(left)).is_integer() else "rounded"] += 1
+        for half, numbers in (("lora_a", change.a), ("lora_b", b)):
+            plain = numbers if numbers.dtype in _PLAIN else numbers.float()
+            dtypes[plain.dtype] += plain.numel()
+            tensors.append(planned(f"{theirs}.{half}", SPELLED[plain.dtype], tuple(plain.shape), lambda plain=plain: [raw(plain)]))
+    notes += [f"{n} matri{'ces have' if n > 1 else 'x has'} a scale that {ALPHA}={alpha:g} does not say: B was multiplied by what is left, {how}"
+              for how, n in odd.items() if n]
+    [(most, _)] = dtypes.most_common(1)
+    head = general(card, name=name, architecture=architecture, size_label=count(dtypes.total()).replace(" ", ""), file_type=_PLAIN[most])
+    metadata = head | {"general.type": "adapter", TYPE: "lora", ALPHA: float(alpha), VERSION: made_by(), LINEAGE: lineage}
+    return write_gguf(out, metadata, tensors, overwrite=overwrite, report=watch.report)
+
+
+def _write_peft(out: Path, changes: dict[str, _Change], card: Card, like: Mapping[str, Tensor], table: NameTable, spec: DecoderSpec, base: str,
+                lineage: list[str], notes: list[str]) -> tuple[Written, ...]:
+    tensors = {f"{PREFIX}{theirs.removesuffix('.weight')}.lora_{x}.weight": half for theirs, change in changes.items()
+               for x, half in (("A", change.a), ("B", change.b))}
+    lines = [f"# {out.name}", "", f"A LoRA adapter for {base}, converted by {made_by()}. What went into it, by content:", "", "```", *lineage, "```", ""]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        draft = Path(folder) / out.name
+        draft.mkdir()
+        write(draft / WEIGHTS, tensors)
+        (draft / ADAPTER_CONFIG).write_text(json.dumps(_config(changes, like, table, spec, base), indent=2) + "\n", encoding="utf-8")
+        (draft / "README.md").write_text(front_matter(card) + "\n".join(lines), encoding="utf-8")
+        draft.chmod(0o777 & ~umask())
+        move_folder(draft, out)
+    return tuple(Written(path=path, n_bytes=path.stat().st_size, sha256=sha256_of(path)) for path in sorted(out.iterdir()))
+
+
+def _config(changes: Mapping[str, _Change], like: Mapping[str, Tensor], table: NameTable, spec: DecoderSpec, base: str) -> dict[str, Any]:
+    """adapter_config.json, as LoraConfig of peft 0.21.2 reads it. A module is named by its last word where all of that word are changed."""
+    modules = {theirs.removesuffix(".weight"): change for theirs, change in changes.items()}
+    there = {theirs.removesuffix(".weight") for theirs, place in layout(table, like, spec).items() if like[place.names[0]].ndim > 1}
+    whole = {word for word in {_last(module) for module in modules} if all(module in modules for module in there if _last(module) == word)}
+    rank, alpha = (Counter(each).most_common(1)[0][0] for each in ((c.a.shape[-2] for c in modules.values()), (_number(c.alpha) for c in modules.values())))
+    return {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank, "lora_alpha": alpha,
+        "target_modules": sorted({_last(module) if _last(module) in whole else module for module in modules}),
+        "rank_pattern": {module: c.a.shape[-2] for module, c in modules.items() if c.a.shape[-2] != rank},
+        "alpha_pattern": {module: _number(c.alpha) for module, c in modules.items() if _number(c.alpha) != alpha},
+        "fan_in_fan_out": any(c.place.rule.transpose for c in modules.values()), "bias": "none", "use_rslora": False, "use_dora": False,
+        "lora_dropout": 0.0, "init_lora_weights": True, "inference_mode": True, "modules_to_save": None}
+
+
+def _last(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
+def _number(alpha: float) -> float:
+    """A whole number as one: what most programs expect there."""
+    return int(alpha) if alpha == int(alpha) else alpha
