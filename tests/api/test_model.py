@@ -622,7 +622,8 @@ def test_numbers_of_numpy_are_numbers_and_a_record_holds_them(abc, tmp_path):
 def test_the_options_are_the_samplers_and_these():
     assert set(SAMPLING) < set(OPTIONS)
     assert set(OPTIONS) - set(SAMPLING) == {"max_tokens", "stop", "ignore_eos", "logprobs", "schema", "min_tokens", "bad_words", "prefix",
-                                             "top_logprobs", "prompt_logprobs", "n", "best_of", "reuse", "compact", "regex", "choice", "lark", "gbnf", "adapter"}
+                                             "top_logprobs", "prompt_logprobs", "n", "best_of", "reuse", "compact", "regex", "choice", "lark", "gbnf",
+                                             "adapter"}
     assert set(get_type_hints(Options)) == set(OPTIONS)
     assert set(Sampling.__slots__) == set(SAMPLING)
 
