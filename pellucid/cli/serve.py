@@ -29,6 +29,8 @@ def command(
     tool_format: Annotated[str, typer.Option("--tool-format", help="How the model writes tool calls, where its template does not tell.")] = "auto",
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", metavar="FILE", help="Serve https with this certificate, in PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="And its key.")] = None,
+    adapter: Annotated[list[str] | None, typer.Option("--adapter", metavar="NAME=PATH", help="A LoRA adapter of the model, asked for by its name; may be "
+                                                                                            "repeated.")] = None,
     cache: o.Cache = None,
     cache_dtype: o.CacheDtype = "same",
     draft: o.Draft = None,
@@ -79,14 +81,27 @@ def command(
     named = [_named(each) for each in model or [o.SHIPPED]]
     if twice := [name for i, (name, _) in enumerate(named) if name in [other for other, _ in named[:i]]]:
         raise BadRequest(f"two models are called {twice[0]!r}. Give them names: one={named[0][1]} other=...", field="model")
+    adapters = dict(_adapter(text) for text in adapter or ())
+    if len(adapters) < len(adapter or ()) or set(adapters) & {name for name, _ in named}:
+        raise BadRequest("two models or adapters have the same name. Give each its own: --adapter NAME=PATH", field="adapter")
+    if adapters and len(named) > 1:
+        raise BadRequest(f"--adapter belongs to one model, and {len(named)} are served. Serve them apart", field="adapter")
     models = {name: o.load_model(path, **how) for name, path in named}
+    for name, path in adapters.items():
+        models[named[0][0]].load_adapter(name, path)
     for each in models.values():
         _ = each.engine  # what does not fit its memory is told now
     served = Served({name: Desk(each, max_waiting=max_waiting) for name, each in models.items()}, tool_format=tool_format)
     server = uvicorn.Server(uvicorn.Config(app_of(served, limits, checked), host=host, port=port, log_level="warning", access_log=False, server_header=False,
                                            timeout_graceful_shutdown=None, ssl_certfile=tls_cert, ssl_keyfile=tls_key))
-    _say_where(server, "http" if tls_cert is None else "https", list(models), quiet=quiet, json=json)
+    _say_where(server, "http" if tls_cert is None else "https", [*models, *adapters], quiet=quiet, json=json)
     server.run()
+
+
+def _adapter(text: str) -> tuple[str, str]:
+    """NAME=PATH, or a path by its last part."""
+    name, mark, path = text.partition("=")
+    return (name, path) if mark and name and "/" not in name else (o.adapter_name(text) or "", text)
 
 
 def _named(text: str) -> tuple[str, str]:

@@ -100,13 +100,13 @@ def _plain_routes(app: FastAPI, served: Served) -> None:
     started = int(time.time())
 
     def card(name: str) -> dict[str, Any]:
-        model = served.desks[name].model
+        model = served.find(name)[1].model
         return {"id": name, "object": "model", "created": started, "owned_by": "pellucid", "family": model.spec.family, "license": model.report.license,
-                "context_window": model.engine.capacity, "parameters": model.report.n_parameters}
+                "context_window": model.engine.capacity, "parameters": model.report.n_parameters, "parent": served.adapted.get(name)}
 
     @app.get("/v1/models", summary="The models that are served")
     async def models() -> Any:
-        return {"object": "list", "data": [card(name) for name in served.desks]}
+        return {"object": "list", "data": [card(name) for name in served.names]}
 
     @app.get("/v1/models/{name:path}", summary="One of them", responses={404: _FAULTS[404]})
     async def model(name: str) -> Any:

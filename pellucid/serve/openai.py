@@ -22,19 +22,28 @@ MAX_CHOICES = 128  # OpenAI's limit of n
 
 
 class Served:
-    """The models of a server, by the names they are asked for."""
+    """The models of a server, by the names they are asked for. A model's adapters are asked for by names of their own."""
 
     def __init__(self, desks: dict[str, Desk], *, tool_format: str = "auto") -> None:
         self.desks, self._tool_format = desks, tool_format
+        self.adapted = {adapter: name for name, desk in desks.items() for adapter in desk.model.decoder.adapters}  # an adapter's name -> its model's
 
     def find(self, name: str | None) -> tuple[str, Desk]:
         """Raises ModelNotFound."""
         if name is None:
             return next(iter(self.desks.items()))
-        if name not in self.desks:
-            near = nearest(name, self.desks)
-            raise ModelNotFound(f"the model {name!r} is not served here.{did_you_mean(near)} Served: {', '.join(self.desks)}", near)
-        return name, self.desks[name]
+        if name not in self.names:
+            near = nearest(name, self.names)
+            raise ModelNotFound(f"the model {name!r} is not served here.{did_you_mean(near)} Served: {', '.join(self.names)}", near)
+        return name, self.desks[self.adapted.get(name, name)]
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.desks, *self.adapted]
+
+    def adapter(self, name: str) -> str | None:
+        """The adapter that is asked for by this name; None where it is a model's own."""
+        return name if name in self.adapted else None
 
     def tool_format(self, model: Model, template: str) -> str:
         return calls.detect(template) if self._tool_format == "auto" else self._tool_format
@@ -63,7 +72,7 @@ async def completions(served: Served, exchange: Exchange) -> None:
     asked = await exchange.body(CompletionRequest)
     name, desk = served.find(asked.model)
     model, prompts = desk.model, prompts_of(asked.prompt)
-    options = checked(asked.options())
+    options = checked({**asked.options(), "adapter": served.adapter(name)})
     n, wanted = each(options)
     _check_count(n, len(wanted), len(prompts))
     if asked.stream and len(wanted) > n:
@@ -133,7 +142,7 @@ class Chat:
         choice = asked.tool_choice if asked.tool_choice is not None else ("auto" if self.tools else "none")
         if choice not in ("none", "auto") and not self.tools:
             raise BadRequest("tool_choice asks for a call, and there are no tools. Give some, or leave it out", field="tool_choice")
-        self.options = checked(asked.options())
+        self.options = checked({**asked.options(), "adapter": served.adapter(served.find(asked.model)[0])})
         self._format: str | None = None
         self._forced = False
         if isinstance(choice, NamedTool):
@@ -228,7 +237,7 @@ async def embeddings(served: Served, exchange: Exchange) -> None:
         raise BadRequest(f"dimensions={asked.dimensions}: this model's vectors have {model.spec.d_model} numbers, and cutting them is nothing it was "
                          f"trained for. Leave it out", field="dimensions")
     ids = [model.prompt_ids(text) for text in texts]
-    work: Callable[[], Any] = lambda: model.embed(ids, pooling=asked.pooling or "mean").numpy()  # noqa: E731
+    work: Callable[[], Any] = lambda: model.embed(ids, pooling=asked.pooling or "mean", adapter=served.adapter(name)).numpy()  # noqa: E731
     vectors_ND: np.ndarray = await desk.call(work)
     spell: Callable[[np.ndarray], Any] = (lambda v: base64.b64encode(v.astype("<f4").tobytes()).decode()) if asked.encoding_format == "base64" \
         else (lambda v: v.tolist())

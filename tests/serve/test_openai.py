@@ -8,12 +8,16 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import pellucid
 from pellucid.api import Model
 from pellucid.serve.app import Limits
+from tests.api.scripted import scripted_model
+from tests.api.test_adapters import turning
 
 from .conftest import Running
 
@@ -145,6 +149,14 @@ def test_it_says_what_it_serves_and_how_it_is(server: Running) -> None:
     assert server.client.get("/health").json() == {"status": "ok"}
     assert set(server.client.get("/version").json()) == {"version"}
     assert 'pellucid_output_tokens_total{model="shipped"}' in server.client.get("/metrics").text
+
+
+def test_an_adapter_is_asked_for_by_its_name(serve: Callable[..., Running], tmp_path: Path) -> None:
+    model = pellucid.load(scripted_model(tmp_path / "abc", [list("abcd")]), adapters={"to-z": turning(tmp_path / "z", "b", "z")})
+    running = serve(abc=model)
+    answers = {name: running.post("/v1/completions", model=name, prompt="a", max_tokens=3, temperature=0)["choices"][0]["text"] for name in ("abc", "to-z")}
+    assert answers == {"abc": "bcd", "to-z": "bz"}
+    assert {card["id"]: card["parent"] for card in running.client.get("/v1/models").json()["data"]} == {"abc": None, "to-z": "abc"}
 
 
 @pytest.mark.parametrize(("path", "body", "status", "words", "param"), [
