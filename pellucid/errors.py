@@ -20,6 +20,8 @@
     │  └─ EmptyPrompt          nothing to start from
     ├─ ConstraintFailed        a grammar that outgrew its limits, or met an id it forbids, while it ran
     ├─ BadRecord               a run record that is not one, or whose inputs changed
+    │  └─ BadLineage           a lineage that goes round in a circle, does not read, or whose files were replaced
+    ├─ NotAllowed              a declared use that a license forbids or leaves open; carries the answer
     ├─ HubError                a download that cannot proceed
     │  ├─ GatedRepository      needs a login and an accepted licence
     │  └─ NotCached            offline, and not on this disk
@@ -133,6 +135,18 @@ class ConstraintFailed(PellucidError):
 
 class BadRecord(PellucidError):
     """A run record that does not parse, or whose inputs are not what they were."""
+
+
+class BadLineage(BadRecord):
+    """A lineage that goes round in a circle, does not read, or tells of files that were replaced."""
+
+
+class NotAllowed(PellucidError):
+    """A declared use that a license in the lineage forbids, or does not answer for. Carries the answer: not allowed, or unknown."""
+
+    def __init__(self, message: str, *, answer: str = "not allowed") -> None:
+        super().__init__(message)
+        self.answer = answer
 
 
 class HubError(PellucidError):

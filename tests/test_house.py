@@ -15,8 +15,9 @@ PACKAGE = Path(pellucid.__file__).parent
 FLOORS = [["errors"], ["spec"], ["records", "cost"], ["tokenizer", "weights"], ["families"], ["catalog"], ["ops"], ["model"], ["engine"], ["api"],
           ["data"], ["guard"], ["evaluate"], ["audit"], ["train"], ["serve"], ["cli"]]
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
-TORCH_FREE = ["errors", "spec", "records", "cost", "families", "families._describe", "catalog", "catalog.families", "catalog.models", "catalog.licenses",
-              "weights.names", "weights.header", "weights.gguf", "weights.packed", "weights.mixes", "weights.gguf_write", "weights.hub", "cli"]
+TORCH_FREE = ["errors", "spec", "records", "cost", "families", "families._describe", "catalog", "catalog.families", "catalog.models",
+              "catalog.licenses", "catalog.gate", "catalog.verdict", "weights.names", "weights.header", "weights.gguf", "weights.packed",
+              "weights.mixes", "weights.gguf_write", "weights.hub", "cli"]
 
 
 def imports(path: Path) -> list[tuple[int, str]]:

@@ -22,6 +22,7 @@ COMMANDS = {
     "show": ("pellucid.cli.show", "what a checkpoint is: family, sizes, license, hashes, chat template"),
     "pull": ("pellucid.cli.pull", "download a model: pinned, resumed, verified"),
     "models": ("pellucid.cli.models", "what models exist, what they need, which are on this disk"),
+    "license": ("pellucid.cli.license", "whether a use of a model is allowed, and what has to be done"),
     "rm": ("pellucid.cli.rm", "delete a downloaded model"),
     "convert": ("pellucid.cli.convert", "safetensors <-> GGUF, quantized if wanted"),
     "quantize": ("pellucid.cli.quantize", "a model in fewer bits"),

@@ -28,7 +28,7 @@ class Card:
 
     license: the hub's identifier in small letters (`apache-2.0`, `llama3.1`, `other`), or None where nothing is said.
     license_name, license_link: the name that goes with `other`, and where its text is. source: the file that says it.
-    base_models: what the model was made from, as the repository names it.
+    base_models, datasets: what the model was made from and trained on, as the repository names it.
     """
 
     license: str | None = None
@@ -36,6 +36,7 @@ class Card:
     license_link: str | None = None
     source: str | None = None
     base_models: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -63,16 +64,17 @@ def read_card(folder: Path) -> Card:
     license = stated or next(iter(texts), None)
     name, link = (next(iter(_strings(facts.get(f"license_{part}"))), None) for part in ("name", "link"))
     return Card(license=license, license_name=name, license_link=link, source="README.md" if stated else texts.get(license or ""),
-                base_models=tuple(_strings(facts.get("base_model"))), tags=tuple(_strings(facts.get("tags"))),
+                base_models=tuple(_strings(facts.get("base_model"))), datasets=tuple(_strings(facts.get("datasets"))), tags=tuple(_strings(facts.get("tags"))),
                 languages=tuple(_strings(facts.get("language"))), notes=tuple(notes))
 
 
 def front_matter(card: Card) -> str:
     """The beginning of a README.md that says what the card says; `read_card` reads it again."""
     facts: dict[str, object] = {"license": card.license, "license_name": card.license_name, "license_link": card.license_link,
-                                "base_model": list(card.base_models), "tags": list(card.tags), "language": list(card.languages)}
+                                "base_model": list(card.base_models), "datasets": list(card.datasets), "tags": list(card.tags),
+                                "language": list(card.languages)}
     text = yaml.safe_dump({key: value for key, value in facts.items() if value}, sort_keys=False, allow_unicode=True)
-    return f"---\n{text}---\n" if card.license or card.base_models or card.tags or card.languages else ""
+    return f"---\n{text}---\n" if card.license or card.base_models or card.datasets or card.tags or card.languages else ""
 
 
 def _front_matter(readme: Path) -> tuple[dict[str, object], list[str]]:

@@ -1,0 +1,100 @@
+"""The lineage of a checkpoint on this disk: what Pellucid wrote into it, else what its model card says. No torch here.
+
+What Pellucid writes carries the whole tree: in the run record, in the metadata of safetensors and GGUF files under `pellucid.ancestry`, in the model card.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pellucid.catalog import lineage, models
+from pellucid.catalog.lineage import Node, Said
+from pellucid.errors import BadLineage, BadRequest
+from pellucid.records import Record, sha256_of
+from pellucid.weights.card import Card, read_card
+from pellucid.weights.gguf_card import card_of
+
+ANCESTRY = "pellucid.ancestry"  # a key of metadata: the tree as JSON
+RECORD = "record.json"
+
+
+def of_path(path: Path, name: str | None = None) -> Node:
+    """The tree of a folder or a file. Raises BadLineage where a record tells of other files than those that lie there."""
+    path = path.resolve()
+    record = path / RECORD if path.is_dir() else path.with_suffix(f".{RECORD}")
+    name = name or _name(path)
+    if record.is_file():
+        told = Record.read(record)
+        _check(record, told)
+        if (tree := told.output.get("ancestry")) is not None:
+            return lineage.from_plain(tree, str(record))
+    metadata = _metadata(path)
+    if isinstance(text := metadata.get(ANCESTRY), str):
+        return of_text(text, str(path))
+    card = read_card(path if path.is_dir() else path.parent) if path.suffix != ".gguf" else card_of(metadata, path.name)
+    return of_card(name, card)
+
+
+def of_card(name: str, card: Card, files: Mapping[str, str] | None = None) -> Node:
+    """The tree a card starts, beside what the catalog says of the same repository."""
+    return lineage.of_card(name, card, models.table(), files)
+
+
+def of_text(text: str, where: str) -> Node:
+    """A tree from metadata."""
+    try:
+        return lineage.from_plain(json.loads(text), where)
+    except (json.JSONDecodeError, RecursionError):
+        raise BadLineage(f"{where}: its metadata {ANCESTRY} is not JSON that can be read. Was the file edited?") from None
+
+
+def text_of(node: Node) -> str:
+    """A tree as metadata holds it."""
+    return json.dumps(lineage.plain(node), ensure_ascii=False, separators=(",", ":"))
+
+
+def child(name: str, parent: Node, files: Mapping[str, str]) -> Node:
+    """What is written from a parent whose files have these hashes: its licenses are the parent's until somebody says otherwise."""
+    source = dataclasses.replace(parent, files=dict(files) or parent.files)
+    said = tuple(Said(license=each.license, by=f"{parent.name}, {each.by}") for each in parent.said)
+    return Node(name=name, said=said, kinds=parent.kinds, parents=(("weights", source),))
+
+
+def _check(record: Path, told: Record) -> None:
+    """Raises BadLineage where a file the record tells of is gone, or holds something else."""
+    files: Any = told.output.get("files")
+    if not isinstance(files, Mapping):
+        return
+    for written, facts in files.items():
+        path = record.parent / Path(written).name  # the folder may have been moved since
+        if not isinstance(facts, Mapping) or not isinstance(facts.get("sha256"), str):
+            raise BadLineage(f"{record} does not say what {written} holds. Was it edited?")
+        if not path.is_file():
+            raise BadLineage(f"{record} tells of {path.name}, which is not beside it: its lineage is of other files. Bring the file back, or delete the record")
+        if (now := sha256_of(path)) != facts["sha256"]:
+            raise BadLineage(f"{path} was tampered with or replaced: {record.name} says sha256 {facts['sha256'][:12]}…, it has {now[:12]}…. "
+                             f"Its lineage is not known")
+
+
+def _metadata(path: Path) -> Mapping[str, Any]:
+    if path.suffix == ".gguf":
+        from pellucid.weights.gguf import read_gguf
+        return read_gguf(path).metadata
+    first = next(iter(sorted(path.glob("*.safetensors"))), None) if path.is_dir() else path if path.suffix == ".safetensors" else None
+    if path.is_file() and first is None:
+        raise BadRequest(f"{path} is no checkpoint: a folder, a .gguf file or a .safetensors file was expected", field="model")
+    if first is None:
+        return {}
+    from pellucid.weights.header import read_header
+    return read_header(first).metadata
+
+
+def _name(path: Path) -> str:
+    """owner/name of what lies in the hub's cache, else the name of the folder or file."""
+    for part in path.parts:
+        if part.startswith("models--"):
+            return part.removeprefix("models--").replace("--", "/", 1)
+    return path.stem if path.suffix == ".gguf" else path.name
