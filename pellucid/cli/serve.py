@@ -24,6 +24,8 @@ def command(
     open_door: Annotated[bool, typer.Option("--open", help="Serve an address that others reach without asking for keys.")] = False,
     max_waiting: Annotated[int, typer.Option("--max-waiting", min=0, help="Outputs that may wait beside those that run; more are answered with 429.")] = 256,
     max_body: Annotated[str, typer.Option("--max-body", metavar="SIZE", help="The longest body.")] = "8MiB",
+    max_connections: Annotated[int, typer.Option("--max-connections", min=1, help="At once; more are answered with 503.")] = 1000,
+    timeout: Annotated[float | None, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="How long an answer may take; else any time.")] = None,
     drain: Annotated[float, typer.Option("--drain", metavar="SECONDS", min=0, help="How long a stopping server waits for what is under way.")] = 30.0,
     allow_unknown_fields: Annotated[bool, typer.Option("--allow-unknown-fields", help="Leave out fields nobody knows, and say so in a header.")] = False,
     tool_format: Annotated[str, typer.Option("--tool-format", help="How the model writes tool calls, where its template does not tell.")] = "auto",
@@ -58,7 +60,8 @@ def command(
     try:
         import uvicorn
 
-        from pellucid.serve.app import Limits, app_of
+        from pellucid.serve.app import app_of
+        from pellucid.serve.exchange import Limits
     except ImportError as error:
         raise MissingExtra(f"a server ({error.name})", "serve") from None
     from pellucid.serve.desk import Desk
@@ -74,7 +77,8 @@ def command(
     for name, file in (("--tls-cert", tls_cert), ("--tls-key", tls_key)):
         if file is not None and not file.is_file():
             raise BadRequest(f"{name} {str(file)!r} is not a file", field="tls_cert")
-    limits = Limits(max_body_bytes=o.n_bytes(max_body, "--max-body") or 0, drain_seconds=drain, allow_unknown_fields=allow_unknown_fields)
+    limits = Limits(max_body_bytes=o.n_bytes(max_body, "--max-body") or 0, request_seconds=timeout, drain_seconds=drain,
+                    allow_unknown_fields=allow_unknown_fields)
     how: dict[str, Any] = dict(accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, activations=activations,
                                deterministic=deterministic, threads=threads, chat_template=chat_template, cache_bytes=o.n_bytes(cache),
                                cache_dtype=cache_dtype, draft=draft)
@@ -93,7 +97,8 @@ def command(
         _ = each.engine  # what does not fit its memory is told now
     served = Served({name: Desk(each, max_waiting=max_waiting) for name, each in models.items()}, tool_format=tool_format)
     server = uvicorn.Server(uvicorn.Config(app_of(served, limits, checked), host=host, port=port, log_level="warning", access_log=False, server_header=False,
-                                           timeout_graceful_shutdown=None, ssl_certfile=tls_cert, ssl_keyfile=tls_key))
+                                           limit_concurrency=max_connections,
+                                           ssl_certfile=tls_cert, ssl_keyfile=tls_key))
     _say_where(server, "http" if tls_cert is None else "https", [*models, *adapters], quiet=quiet, json=json)
     server.run()
 

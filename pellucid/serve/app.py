@@ -5,7 +5,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,22 +17,12 @@ import pellucid
 from pellucid.errors import BadRequest, PellucidError
 from pellucid.serve import anthropic, openai, responses
 from pellucid.serve.door import Door
-from pellucid.serve.exchange import Exchange
+from pellucid.serve.exchange import Exchange, Limits
 from pellucid.serve.faults import Refused, told
 from pellucid.serve.keys import Checked
 from pellucid.serve.metrics import metrics
 from pellucid.serve.openai import Served
 from pellucid.serve.shapes import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, Shape, TokenizeRequest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What the door lets in."""
-
-    max_body_bytes: int = 8 << 20  # a context of a million tokens is about four
-    drain_seconds: float = 30.0  # for what is under way, when the server is told to stop
-    allow_unknown_fields: bool = False
-
 
 Handler = Callable[[Served, Exchange], Awaitable[None]]
 POSTS: dict[str, tuple[Handler, type[Shape], str]] = {
@@ -57,7 +46,7 @@ def app_of(served: Served, limits: Limits | None = None, keys: Checked | None = 
     app = FastAPI(title="Pellucid", version=pellucid.__version__, lifespan=lifespan, redoc_url=None, docs_url=None)
     if keys is not None:
         app.add_middleware(Door, keys=keys)
-    exchange = partial(Exchange, max_body_bytes=limits.max_body_bytes, allow_unknown=limits.allow_unknown_fields)
+    exchange = partial(Exchange, limits=limits)
 
     def post(path: str, handler: Handler, shape: type[Shape], about: str) -> None:
         async def endpoint(request: Request) -> Response:
@@ -78,7 +67,8 @@ def app_of(served: Served, limits: Limits | None = None, keys: Checked | None = 
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "object", "required": ["message", "type", "param", "code"], "properties": {
     "message": {"type": "string"}, "type": {"type": "string"}, "param": {"type": ["string", "null"]}, "code": {"type": ["string", "null"]}}}}}
 _WORDS = {400: "What was asked cannot be done", 401: "No key, or one that is not known", 403: "The key may not do this", 404: "No such model",
-          405: "Not this method", 413: "The body is too long", 429: "Too much is under way", 501: "A part is not installed", 503: "The server is stopping"}
+          405: "Not this method", 408: "It took too long", 413: "The body is too long", 429: "Too much is under way", 501: "A part is not installed",
+          503: "The server is stopping"}
 _FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"description": words, "content": {"application/json": {"schema": _ERROR}}} for status, words in _WORDS.items()}
 

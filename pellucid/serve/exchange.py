@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -18,16 +19,27 @@ from pellucid.serve.shapes import AnyShape, read
 Handler = Callable[["Exchange"], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the door lets in, and for how long."""
+
+    max_body_bytes: int = 8 << 20  # a context of a million tokens is about four
+    body_seconds: float = 30.0  # until a body is whole
+    request_seconds: float | None = None  # until an answer is whole; None = as long as it takes
+    drain_seconds: float = 30.0  # for what is under way, when the server is told to stop
+    allow_unknown_fields: bool = False
+
+
 class Exchange(Response):
     """Runs a handler that calls `body` and then `json`, or `event` as often as it likes. What it raises is answered; a client that leaves cancels it.
 
     done: the last event's data, None where there is none. fault: OpenAI's shape of an error -> another API's.
     """
 
-    def __init__(self, request: Request, handler: Handler, *, max_body_bytes: int, allow_unknown: bool, done: str | None = "[DONE]",
+    def __init__(self, request: Request, handler: Handler, *, limits: Limits, done: str | None = "[DONE]",
                  fault: Callable[[Any], Any] = lambda body: body) -> None:
         self.request, self._handler = request, handler
-        self._max, self._allow_unknown, self._done, self._fault = max_body_bytes, allow_unknown, done, fault
+        self._limits, self._done, self._fault = limits, done, fault
         self.headers_out: dict[str, str] = {}
         self.background = None
         self.status_code = 200
@@ -38,12 +50,17 @@ class Exchange(Response):
         self._send = send
         self._raw = await self._read(receive)
         work, gone = asyncio.create_task(self._work()), asyncio.create_task(_until_gone(receive))
+        late = False
         try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED, timeout=self._limits.request_seconds)
+            late = not done
         finally:
             for task in (work, gone):
                 task.cancel()
             await asyncio.gather(work, gone, return_exceptions=True)
+            if late:
+                await self._answer(Refused(408, f"it took longer than {self._limits.request_seconds:g} s, which is what this server gives a request "
+                                                f"(--timeout). Ask for less, or stream and keep what came", "timeout"))
             await asyncio.shield(self._write_down())
 
     async def body(self, shape: type[AnyShape]) -> AnyShape:
@@ -54,7 +71,7 @@ class Exchange(Response):
             plain = orjson.loads(self._raw)
         except orjson.JSONDecodeError as error:
             raise BadRequest(f"the body is not JSON: {error}") from None
-        found, unknown = read(shape, plain, allow_unknown=self._allow_unknown)
+        found, unknown = read(shape, plain, allow_unknown=self._limits.allow_unknown_fields)
         if unknown:
             self.headers_out["X-Ignored-Fields"] = ", ".join(name for name in unknown if name.isascii() and name.isprintable())
         return found
@@ -97,17 +114,21 @@ class Exchange(Response):
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            status, plain, headers = told(error)
-            body = self._fault(plain)
-            if self._whole:
-                return
-            with contextlib.suppress(OSError):
-                if self._started:  # the status is out: the events say what became of it
-                    await self.event(body, "error" if self._done is None else None)
-                    await self._end()
-                else:
-                    self.headers_out |= headers
-                    await self.json(body, status)
+            await self._answer(error)
+
+    async def _answer(self, error: Exception) -> None:
+        """What went wrong, as far as there is still somebody to tell."""
+        status, plain, headers = told(error)
+        body = self._fault(plain)
+        if self._whole:
+            return
+        with contextlib.suppress(OSError):
+            if self._started:  # the status is out: the events say what became of it
+                await self.event(body, "error" if self._done is None else None)
+                await self._end()
+            else:
+                self.headers_out |= headers
+                await self.json(body, status)
 
     async def _end(self) -> None:
         await self._write_down()
@@ -120,14 +141,20 @@ class Exchange(Response):
         if self.request.method == "GET":
             return b"{}"
         parts, n = [], 0
+        until = asyncio.get_running_loop().time() + self._limits.body_seconds
         while True:
-            message: Message = await receive()
+            try:
+                async with asyncio.timeout_at(until):
+                    message: Message = await receive()
+            except TimeoutError:
+                return Refused(408, f"the body was not whole after {self._limits.body_seconds:g} s", "timeout")
             if message["type"] == "http.disconnect":
                 return BadRequest("the client left before its body was whole")
             parts.append(message.get("body", b""))
             n += len(parts[-1])
-            if n > self._max:
-                return Refused(413, f"the body has more than {self._max:,} bytes, which is what this server takes (--max-body)", "body_too_large")
+            if n > self._limits.max_body_bytes:
+                most = self._limits.max_body_bytes
+                return Refused(413, f"the body has more than {most:,} bytes, which is what this server takes (--max-body)", "body_too_large")
             if not message.get("more_body"):
                 return b"".join(parts)
 

@@ -15,8 +15,9 @@ import uvicorn
 
 import pellucid
 from pellucid.api import Model
-from pellucid.serve.app import Limits, app_of
+from pellucid.serve.app import app_of
 from pellucid.serve.desk import Desk
+from pellucid.serve.exchange import Limits
 from pellucid.serve.keys import Checked
 from pellucid.serve.openai import Served
 from tests.api.scripted import scripted_model

@@ -15,7 +15,7 @@ import pytest
 
 import pellucid
 from pellucid.api import Model
-from pellucid.serve.app import Limits
+from pellucid.serve.exchange import Limits
 from tests.api.scripted import scripted_model
 from tests.api.test_adapters import turning
 
@@ -201,6 +201,18 @@ def test_a_long_body_is_refused_while_it_comes(serve: Callable[..., Running], ab
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
     known = running.client.post("/v1/completions", json={"prompt": "a", "shoe_size": 43})
     assert (known.status_code, known.headers["x-ignored-fields"]) == (200, "shoe_size")
+
+
+def test_what_takes_too_long_is_ended_and_told(serve: Callable[..., Running], shipped: Model) -> None:
+    running = serve(Limits(request_seconds=0.2, body_seconds=0.2), shipped=shipped)
+    asked = {"prompt": "Once", "max_tokens": 900, "n": 16, "ignore_eos": True}
+    answer = running.client.post("/v1/completions", json=asked)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (408, "timeout")
+    assert '"code":"timeout"' in running.events("/v1/completions", **asked)[-2]
+    wait_for(lambda: running.engine().report().n_running == 0)
+    with socket.create_connection(("127.0.0.1", running.port)) as wire:
+        wire.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        assert wire.recv(200).startswith(b"HTTP/1.1 408")
 
 
 def wait_for(holds: Callable[[], bool]) -> None:
