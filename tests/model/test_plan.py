@@ -108,8 +108,8 @@ def test_every_changed_fact_is_followed_or_declined(case):
             continue
         found = in_passes(decoder, tokens_T, 11, 3)
         followed += 1
-        numbers = bool(expected[0].isfinite().all())  # a norm turned negative, say: then neither computes any
-        if not (error(found, expected[0]) < TOLERANCE if numbers else not found.isfinite().all()):
+        numbers = bool(expected[0].isfinite().all())  # a norm turned negative, say: then neither computes any. Capped logits are small beside their rounding
+        if not (error(found, expected[0]) < 2 * TOLERANCE if numbers else not found.isfinite().all()):
             missed.append(label)
     assert followed > 20
     assert not missed
@@ -210,6 +210,22 @@ def test_float16_pages_hold_what_torch_rounds_to_and_no_number_past_the_end(vari
         assert torch.equal(short.view(torch.int16).where(~short.isnan(), 0), pack16(exact).view(torch.int16).where(~short.isnan(), 0))
         assert torch.equal(short.isnan(), exact.abs() >= 65520)
     assert pools[1][1].isnan().sum() == 3 * len(ids)
+
+
+@pytest.mark.parametrize("variant", native.variants() if native else [])
+@pytest.mark.parametrize("store", ["same", "float16", "int8"])
+@pytest.mark.parametrize("n_kv_heads", [1, 2, 6])  # by 6, 3 and 1 query
+def test_keys_read_where_they_lie_and_keys_turned_around_give_the_same_bits(variant, store, n_kv_heads):
+    """Heads of whole vectors, past a softmax, in pages of every kind: a prompt token by token and in one pass."""
+    mixer = dataclasses.replace(small().layers[0].mixer, n_kv_heads=n_kv_heads, d_head=16, rope=Rope(theta=1e4, d_rotary=16))
+    decoder, ids = random_decoder(small(layers=(Layer(mixer=mixer, mlp=FeedForward(d_ff=72)),) * 2)), random_ids(300)
+    decoder.ops.variant = variant
+    run = Run(decoder, store)
+    a, b, c = (run.begin(ids) for _ in range(3))
+    [whole] = run.hidden((a, ids, 300))
+    singles, fives = torch.cat([run.hidden((b, ids, 1))[0] for _ in ids]), torch.cat([run.hidden((c, ids, 5))[0] for _ in range(60)])
+    assert torch.equal(whole, singles)
+    assert torch.equal(whole, fives)
 
 
 @pytest.mark.parametrize("variant", native.variants() if native else [])

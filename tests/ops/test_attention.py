@@ -24,20 +24,24 @@ ROWS = [(1, 1, 0), (1, 31, 1), (1, 256, 0), (3, 257, 5), (1, 700, 31), (40, 300,
 HOW = {"scale": 0.4, "window": None, "softcap": None}
 
 
-def paged(rows: list[tuple[int, int, int]], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Pages]:
+WHOLE = (32, 48)  # of keys and values: whole vectors of every processor, which few queries read where they lie
+
+
+def paged(rows: list[tuple[int, int, int]], dtype: torch.dtype = torch.float32, widths: tuple[int, int] = (C, V)) -> tuple[Tensor, Tensor, Tensor, Pages]:
     """Queries, pools and pages of such rows; pages in no order."""
     counts = [-(-(offset + keys) // N) for _, keys, offset in rows]
     order = torch.randperm(sum(counts) + 2, generator=torch.Generator().manual_seed(4)).tolist()
     tables = [tuple(order[stop - count : stop]) for count, stop in zip(counts, itertools.accumulate(counts), strict=True)]
     q_lengths, lengths, offsets = zip(*rows, strict=True)
-    k, v = (random(len(order), N, K, width, dtype=dtype, seed=seed) for width, seed in ((C, 1), (V, 2)))
-    return random(sum(q_lengths), H, C, dtype=dtype), k, v, Pages(N, tuple(tables), offsets, lengths, q_lengths)
+    k, v = (random(len(order), N, K, width, dtype=dtype, seed=seed) for width, seed in zip(widths, (1, 2), strict=True))
+    return random(sum(q_lengths), H, widths[0], dtype=dtype), k, v, Pages(N, tuple(tables), offsets, lengths, q_lengths)
 
 
 @pytest.mark.parametrize("variant", native.variants() if native else [])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_long_rows_by_every_variant(variant: str, dtype: torch.dtype) -> None:
-    q, k, v, pages = paged(ROWS, dtype)
+@pytest.mark.parametrize("widths", [(C, V), WHOLE], ids=str)
+def test_long_rows_by_every_variant(variant: str, dtype: torch.dtype, widths: tuple[int, int]) -> None:
+    q, k, v, pages = paged(ROWS, dtype, widths)
     sinks, slopes = random(H, seed=3), random(H, seed=5).abs() / 30
     for facts in ({}, {"window": 40}, {"window": 300}, {"chunk": 64}, {"softcap": 2.0}, {"sinks_H": sinks}, {"slopes_H": slopes},
                   {"window": 290, "softcap": 3.0, "sinks_H": sinks, "slopes_H": slopes}):
@@ -74,8 +78,10 @@ def test_a_key_that_is_no_number_is_seen_by_every_query_that_sees_it(variant: st
 
 
 @pytest.mark.parametrize("variant", native.variants() if native else [])
-def test_a_query_does_not_depend_on_its_company(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ops, (q, k, v, pages) = Native(variant=variant), paged(ROWS)
+@pytest.mark.parametrize("widths", [(C, V), WHOLE], ids=str)
+def test_a_query_does_not_depend_on_its_company(variant: str, widths: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One query reads keys where they lie, and many turn them around first: the same bits."""
+    ops, (q, k, v, pages) = Native(variant=variant), paged(ROWS, widths=widths)
     for facts in ({}, {"window": 270, "softcap": 2.0, "slopes_H": random(H).abs()}, {"sinks_H": random(H)}):
         whole = ops.attend_pages(q, k, v, pages, **HOW | facts)
         for n in (2, 5):

@@ -1,6 +1,6 @@
 // Attention over keys and values that lie in pages: what is asked, and how it is cut into pieces of work.
 //
-// A result depends on its own query and keys alone, to the last bit: scores are sums over channels in their order; kSpan keys, counted from the row's
+// A result depends on its own query and keys alone, to the last bit: a score is the sum over channels that attend_kernel.h says; kSpan keys, counted from the row's
 // very first, make one softmax, and spans are put together in their order. How many queries, rows or threads there are changes none of it.
 #pragma once
 #include <atomic>

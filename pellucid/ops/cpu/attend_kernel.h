@@ -1,8 +1,7 @@
 // The arithmetic of attention, once for every width of vectors. See attend.h for what may not change a bit of it. R rows are queries times the
 // heads that share keys: row r is head r % G of query r / G.
 #pragma once
-#include "attend.h"
-#include "lanes.h"
+#include "attend_few.h"
 
 namespace pellucid {
 namespace {
@@ -23,22 +22,6 @@ struct Bench {
     R = piece.n_queries * G;
     q = p, keys = q + room * C, values = keys + heads * C * kTile, scores = values + heads * kTile * V, acc = scores + room * kSpan;
     total = acc + room * V, most = total + room * V, sums = most + room, total_most = sums + room, total_sums = total_most + room;
-  }
-};
-
-// Where the keys or values of a tile's positions lie, counted in keys of all heads; -1 where there is none.
-struct Places {
-  int64_t at[kTile];
-
-  Places(const Attend& a, const AttendRow& row, int64_t head, int64_t start) {
-    const int64_t first = row.first > start ? row.first : start, end = row.end < start + kTile ? row.end : start + kTile;
-    for (int t = 0; t < kTile; ++t) at[t] = -1;
-    if (first >= end) return;
-    int64_t page = (first - row.base) / a.page, within = (first - row.base) % a.page;  // a division takes as long as a key's products: one a tile
-    for (int64_t position = first; position < end; ++position) {
-      at[position - start] = (row.table[page] * a.page + within) * a.n_kv_heads + head;
-      if (++within == a.page) ++page, within = 0;
-    }
   }
 };
 
@@ -95,18 +78,35 @@ void stage_values(const Attend& a, const Places& places, int64_t N, int64_t V, f
   }
 }
 
-// scores[r] = q[r] . keys, of n rows. Each is one chain over the channels.
+// The products' sums over channels J, J + D, J + 2 D...: those of J + i kLanes are one chain, and chains are added up as lanes are in `sum`. So a score
+// has the same bits whether a lane is a key, as here, or a channel, as where queries are few.
+template <int n, int N, int D, int J>
+__attribute__((always_inline)) inline void sum_products(const float* q, const float* keys, int64_t C, F (&out)[n][N]) {
+  if constexpr (D == kLanes) {
+    PELLUCID_UNROLL for (int r = 0; r < n; ++r)
+      PELLUCID_UNROLL for (int i = 0; i < N; ++i) out[r][i] = F{};
+    for (int64_t c = J; c < C; c += kLanes) {
+      F k[N];
+      PELLUCID_UNROLL for (int i = 0; i < N; ++i) k[i] = load(keys + c * kTile + i * kLanes);
+      PELLUCID_UNROLL for (int r = 0; r < n; ++r)
+        PELLUCID_UNROLL for (int i = 0; i < N; ++i) out[r][i] = fma(k[i], q[r * C + c], out[r][i]);
+    }
+  } else {
+    F more[n][N];
+    sum_products<n, N, 2 * D, J>(q, keys, C, out);
+    sum_products<n, N, 2 * D, J + D>(q, keys, C, more);
+    PELLUCID_UNROLL for (int r = 0; r < n; ++r)
+      PELLUCID_UNROLL for (int i = 0; i < N; ++i) out[r][i] += more[r][i];
+  }
+}
+
+// scores[r] = q[r] . keys, of n rows.
 template <int n>
 void multiply_keys(const float* q, const float* keys, int64_t C, float* scores) {
   constexpr int N = 2;
   for (int t = 0; t < kTile; t += N * kLanes) {
-    F sum[n][N] = {};
-    for (int64_t c = 0; c < C; ++c) {
-      F k[N];
-      PELLUCID_UNROLL for (int i = 0; i < N; ++i) k[i] = load(keys + c * kTile + t + i * kLanes);
-      PELLUCID_UNROLL for (int r = 0; r < n; ++r)
-        PELLUCID_UNROLL for (int i = 0; i < N; ++i) sum[r][i] = fma(k[i], q[r * C + c], sum[r][i]);
-    }
+    F sum[n][N];
+    sum_products<n, N, 1, 0>(q, keys + t, C, sum);
     PELLUCID_UNROLL for (int r = 0; r < n; ++r)
       PELLUCID_UNROLL for (int i = 0; i < N; ++i) store(scores + r * kSpan + t + i * kLanes, sum[r][i]);
   }
@@ -167,11 +167,18 @@ bool attend_span(const Attend& a, const AttendRow& row, const Piece& piece, int6
   const int64_t seen = a.sight.first(row, zero), past = a.sight.last(row, zero + piece.n_queries - 1) + 1;
   const int64_t from = (seen > span * kSpan ? seen : span * kSpan) / kTile * kTile, to = past < (span + 1) * kSpan ? past : (span + 1) * kSpan;
   if (from >= to) return false;
+  const bool few = w.R <= kFew && a.d_head % kLanes == 0 && a.v.width % kLanes == 0;  // keys and values are read where they lie
+  Places next(a, row, piece.head, from);
   for (int64_t start = from; start < to; start += kTile) {
     float* scores = w.scores + (start - span * kSpan);
-    stage_keys<T>(a, Places(a, row, piece.head, start), w.N, w.keys);
-    for (int64_t head = 0; head < w.N; ++head) multiply_keys_of_rows(w.q + head * w.R * a.d_head, w.keys + head * a.d_head * kTile, a.d_head, w.R,
-                                                                     scores + head * w.R * kSpan);
+    const Places places = next;
+    next = Places(a, row, piece.head, start + kTile);
+    if (!few) stage_keys<T>(a, places, w.N, w.keys);
+    for (int64_t head = 0; head < w.N; ++head) {
+      const float* q = w.q + head * w.R * a.d_head;
+      if (few) score_keys_of_rows<T>(a, places, next, head, q, w.R, scores + head * w.R * kSpan);
+      else multiply_keys_of_rows(q, w.keys + head * a.d_head * kTile, a.d_head, w.R, scores + head * w.R * kSpan);
+    }
     for (int64_t r = 0; r < w.N * w.R; ++r) {
       const int64_t position = zero + r % w.R / w.G;
       finish_scores(a, scores + r * kSpan, start, position, a.sight.first(row, position), a.sight.last(row, position),
@@ -192,12 +199,19 @@ bool attend_span(const Attend& a, const AttendRow& row, const Piece& piece, int6
     w.sums[r] = sum(sums);
   }
   __builtin_memset(w.acc, 0, w.N * w.R * w.V * sizeof(float));
+  next = Places(a, row, piece.head, from);
   for (int64_t s = begin; s < end; s += kTile) {
-    stage_values<T>(a, Places(a, row, piece.head, span * kSpan + s), w.N, w.V, w.values);
+    const Places places = next;
+    next = Places(a, row, piece.head, span * kSpan + s + kTile);
+    if (!few) stage_values<T>(a, places, w.N, w.V, w.values);
     const int64_t left = to - span * kSpan - s;
     const int n_keys = static_cast<int>(left < kTile ? left : kTile);
     for (int64_t head = 0; head < w.N; ++head) {
       int64_t r = head * w.R, last = r + w.R;
+      if (few) {
+        weigh_values_of_rows<T>(a, places, next, head, w.scores + r * kSpan + s, w.R, w.V, n_keys, w.acc + r * w.V);
+        continue;
+      }
       const float* values = w.values + head * kTile * w.V;
       for (; r + 4 <= last; r += 4) add_values_of_rows<4>(w.scores + r * kSpan + s, values, w.V, n_keys, w.acc + r * w.V);
       for (; r < last; ++r) add_values_of_rows<1>(w.scores + r * kSpan + s, values, w.V, n_keys, w.acc + r * w.V);

@@ -151,5 +151,17 @@ inline void transpose(F* x) {
   exchange<1>(x);
 }
 
+// Of kLanes vectors x the sum of each, in the order of `sum`: lane i of x[0] is that of x[i].
+template <int D = kLanes / 2>
+inline void add_up(F* x) {
+  I low, high;
+  PELLUCID_UNROLL for (int j = 0; j < kLanes; ++j) {
+    low[j] = j & D ? kLanes + j - D : j;
+    high[j] = j & D ? kLanes + j : j + D;
+  }
+  PELLUCID_UNROLL for (int i = 0; i < D; ++i) x[i] = __builtin_shuffle(x[i], x[i + D], low) + __builtin_shuffle(x[i], x[i + D], high);
+  if constexpr (D > 1) add_up<D / 2>(x);
+}
+
 }  // namespace
 }  // namespace pellucid
