@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pellucid.errors import BadRequest, MisshapenTensor, UnknownAdapter, UnknownTensors
 from pellucid.model.adapters import attach, detach, merged, projects
@@ -161,3 +162,17 @@ def test_another_base_is_noted_and_the_same_is_not(tmp_path: Path) -> None:
     [note] = attach(decoder, file, "other", base="acme/large").notes
     assert note.startswith("adapter 'other' says that it was made for acme/Small-1, and this is acme/large: its matrices fit")
     assert decoder.adapters["same"].sha256 == decoder.adapters["other"].sha256
+
+
+def test_what_peft_wrote_gives_what_peft_computed() -> None:
+    """recorded_peft/: an adapter of LoraConfig(r=4, lora_alpha=10, use_rslora=True, layers_to_transform=[1, 3]) on q_proj, v_proj and down_proj, with
+    patterns of rank and alpha and random halves, as peft 0.21.2 saved it, and the logits that it computed on transformers 5.23.
+    """
+    built, folder = case("llama-biases"), Path(__file__).parent / "recorded_peft"
+    decoder = ours(built.spec, built.tensors)
+    attached = attach(decoder, open_adapter(folder), "x")
+    assert (attached.n_matrices, attached.ranks) == (6, (4, 7))
+    assert attached.scales == pytest.approx((3 / 2, 5 / 2, 10 / 7**0.5, 10 / 2))
+    found_TV = adapted_logits(decoder, built.tokens_T, [len(built.tokens_T)], ["x"])
+    assert error(found_TV, load_file(folder / "logits.safetensors")["logits"]) < TOLERANCE
+    assert error(found_TV, built.logits_TV) > 0.2
