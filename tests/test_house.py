@@ -17,7 +17,7 @@ FLOORS = [["errors"], ["spec"], ["records", "cost"], ["tokenizer", "weights"], [
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 TORCH_FREE = ["errors", "spec", "records", "cost", "families", "families._describe", "catalog", "catalog.families", "catalog.models",
               "catalog.licenses", "catalog.gate", "catalog.verdict", "weights.names", "weights.header", "weights.gguf", "weights.packed",
-              "weights.mixes", "weights.gguf_write", "weights.hub", "cli"]
+              "weights.mixes", "weights.gguf_write", "weights.hub", "cli", "catalog.subject", "catalog.planning", "catalog.hardware"]
 
 
 def imports(path: Path) -> list[tuple[int, str]]:

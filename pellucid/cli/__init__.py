@@ -23,6 +23,7 @@ COMMANDS = {
     "pull": ("pellucid.cli.pull", "download a model: pinned, resumed, verified"),
     "models": ("pellucid.cli.models", "what models exist, what they need, which are on this disk"),
     "license": ("pellucid.cli.license", "whether a use of a model is allowed, and what has to be done"),
+    "plan": ("pellucid.cli.plan", "what a model needs, how fast and how dear it is: before any download"),
     "rm": ("pellucid.cli.rm", "delete a downloaded model"),
     "convert": ("pellucid.cli.convert", "safetensors <-> GGUF, quantized if wanted"),
     "quantize": ("pellucid.cli.quantize", "a model in fewer bits"),

@@ -118,14 +118,14 @@ def _score(text: str, rows: dict[str, Row]) -> tuple[str, float]:
     return found[1].lower(), float(found[2])
 
 
-def tokens(text: str | None, option: str) -> int | None:
-    """Tokens such as 32k (32,768), 1M or 4096. Raises BadRequest."""
+def tokens(text: str | None, option: str, *, kilo: int = 1024) -> int | None:
+    """Tokens such as 32k, 1M or 4096; k is 1,024 of a context, `kilo` says otherwise. Raises BadRequest."""
     if text is None:
         return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([km]?)\s*", text, re.IGNORECASE)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmbt]?)\s*", text, re.IGNORECASE)
     if found is None or not float(found[1]):
         raise BadRequest(f"{option} {text!r} is no number of tokens, such as 4096 or 32k", field=option.removeprefix("--"))
-    return int(float(found[1]) * {"": 1, "k": 2**10, "m": 2**20}[found[2].lower()])
+    return int(float(found[1]) * kilo ** ("", "k", "m", "b", "t").index(found[2].lower()))
 
 
 def _known(option: str, values: Sequence[str], known: Any) -> None:

@@ -1,0 +1,104 @@
+"""What `pellucid plan` predicts beside what is measured: peak memory and decoding speed, run by run, on this machine.
+
+    python benchmarks/plan.py --make                 # random models of two families, bfloat16 and packed, in --scratch
+    python benchmarks/plan.py --run 0 --out FILE     # one run in a fresh process, after a second of measuring the machine; its line is added to FILE
+    python benchmarks/plan.py --report FILE          # the table of all lines
+
+A run loads a model, computes a prompt and decodes: the peak is the process's own, read from /proc, with everything it ever held. Mapped files count
+as far as they were read. Predictions come from the model's config.json alone, and from the machine's bandwidth as it was measured just before.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+FAMILIES = {"llama-1.1b": "random-1.1b", "qwen2-0.5b": "random-qwen2-0.5b"}
+QWEN = dict(  # the widths of Qwen2.5-0.5B: pellucid/catalog/shapes.toml
+    architectures=["Qwen2ForCausalLM"], model_type="qwen2", vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
+    num_attention_heads=14, num_key_value_heads=2, max_position_embeddings=32768, rms_norm_eps=1e-6, rope_theta=1e6, hidden_act="silu",
+    tie_word_embeddings=True, use_sliding_window=False, sliding_window=32768, max_window_layers=24, torch_dtype="bfloat16", bos_token_id=1, eos_token_id=2)
+RUNS = [(model, format, context) for model in FAMILIES for format in ("bf16", "q4_k_m") for context in (512, 2000)]
+TOKENS = 12  # decoded at the end of the context
+
+
+def made(model: str, format: str, scratch: Path) -> Path:
+    """The checkpoint of a run: a folder in bfloat16, or a GGUF file."""
+    return scratch / (FAMILIES[model] if format == "bf16" else f"{FAMILIES[model]}-{format}.gguf")
+
+
+def make(scratch: Path) -> None:
+    from speed import RANDOM, make_random
+    for model, name in FAMILIES.items():
+        folder = make_random(scratch / name, RANDOM.get(name, QWEN))
+        packed = made(model, "q4_k_m", scratch)
+        if not packed.exists():
+            subprocess.run([sys.executable, "-m", "pellucid", "quantize", str(folder), str(packed), "--to", "Q4_K_M"], check=True)
+
+
+def worker(path: str, context: int) -> None:
+    """Loads, computes a prompt, decodes; the peak of the process and tokens a second."""
+    from speed import ids_for, pellucid_side
+    n_vocab, run = pellucid_side(path)
+    rates = []
+    for _ in range(2):
+        _, to_first, seconds = run(ids_for(context - TOKENS, n_vocab), TOKENS)
+        rates.append((TOKENS - 1) / (seconds - to_first))
+    print(json.dumps({"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "decode": statistics.median(rates)}))
+
+
+def predict(model: str, format: str, context: int, scratch: Path) -> dict:
+    from pellucid.catalog import hardware, planning
+    from pellucid.catalog.footprint import Footprint
+    from pellucid.catalog.subject import subject
+    here = hardware.this_machine(measure=True)
+    footprint = Footprint(subject(str(scratch / FAMILIES[model])).spec)
+    speed = planning.speed(footprint, here, format=format, prompt=context, context=context)
+    return {"bandwidth": here.bandwidth, "rate": here.rates["f32"], "peak_bytes": footprint.peak_bytes(format, context), "decode": speed.decode}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scratch", type=Path, default=Path("out/bench"))
+    parser.add_argument("--make", action="store_true")
+    parser.add_argument("--run", type=int)
+    parser.add_argument("--out", type=Path, default=Path("out/plan.jsonl"))
+    parser.add_argument("--report", type=Path)
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return worker(args.worker[0], int(args.worker[1]))
+    if args.make:
+        return make(args.scratch)
+    if args.report:
+        return report([json.loads(line) for line in args.report.read_text().splitlines()])
+    model, format, context = RUNS[args.run]
+    told = predict(model, format, context, args.scratch)
+    done = subprocess.run([sys.executable, __file__, "--worker", str(made(model, format, args.scratch)), str(context)], check=True, capture_output=True,
+                          text=True, env=os.environ)
+    measured = json.loads(done.stdout.splitlines()[-1])
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with args.out.open("a") as out:
+        out.write(json.dumps({"model": model, "format": format, "context": context, "predicted": told, "measured": measured}) + "\n")
+    return report([{"model": model, "format": format, "context": context, "predicted": told, "measured": measured}])
+
+
+def report(lines: list[dict]) -> None:
+    print("| model | weights | context | peak memory, MB: predicted | measured | off | decode, tok/s: predicted | measured | off | read test, GB/s |")
+    print("| --- " * 10 + "|")
+    for line in lines:
+        told, was = line["predicted"], line["measured"]
+        off = [told[key] / was[key] - 1 for key in ("peak_bytes", "decode")]
+        print(f"| {line['model']} | {line['format']} | {line['context']:,} | {told['peak_bytes'] / 1e6:,.0f} | {was['peak_bytes'] / 1e6:,.0f} | {off[0]:+.0%} "
+              f"| {told['decode']:.1f} | {was['decode']:.1f} | {off[1]:+.0%} | {told['bandwidth'] / 1e9:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
