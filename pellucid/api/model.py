@@ -324,7 +324,8 @@ class Model:
 def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "auto", quantize: str | None = None, accept_unread: Iterable[str] = (),
          ops: str = "auto", activations: Activations | Literal["auto"] = "auto", deterministic: bool = False, threads: int | None = None,
          chat_template: str | os.PathLike[str] | None = None, cache_bytes: int | None = None, cache_dtype: CacheDtype = "auto",
-         draft: str | os.PathLike[str] | None = None, adapters: Mapping[str, str | os.PathLike[str]] | None = None) -> Model:
+         draft: str | os.PathLike[str] | None = None, adapters: Mapping[str, str | os.PathLike[str]] | None = None,
+         gpu_layers: int | Literal["auto"] | None = None) -> Model:
     """The model at a folder, a file, or a downloaded repository `owner/name[@revision]`. Never downloads, never runs remote code.
 
     Args:
@@ -337,6 +338,7 @@ def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "au
         draft: "lookup", or a smaller model of the same vocabulary: guesses what comes next, to be checked several ids at a time. The output is the
             same without; see engine/speculate.py.
         adapters: name -> path of what requests may ask for with adapter=name; see Model.load_adapter.
+        gpu_layers: how many of the last layers compute on the device, while the first ones stay on the CPU; "auto": as many as fit. See model/placement.py.
 
     Raises ModelNotFound, BadCheckpoint and its kinds, UnsupportedModel, BadTokenizer, BadTemplate or BadRequest.
     """
@@ -349,13 +351,15 @@ def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "au
         "model": os.fspath(path), "path": os.path.abspath(found), "device": device, "dtype": dtype, "accept_unread": sorted(accept_unread), "ops": ops,
         "activations": activations, "deterministic": deterministic, "threads": threads,
         "chat_template": None if chat_template is None else os.fspath(chat_template), "cache_bytes": cache_bytes, "cache_dtype": cache_dtype,
-        "draft": None if draft is None else os.fspath(draft)}
+        "draft": None if draft is None else os.fspath(draft), "gpu_layers": gpu_layers}
     check_cache(cache_bytes, cache_dtype)
     if threads is not None:
         set_threads(threads)
     checkpoint = open_checkpoint(found)
     decoder, report = load_decoder(checkpoint, device=device, dtype=dtype, accept_unread=settings["accept_unread"], ops=ops, activations=activations,
-                                   deterministic=deterministic)
+                                   deterministic=deterministic, gpu_layers=gpu_layers)
+    if gpu_layers == "auto":  # a replay puts them where they were, whatever is free then
+        settings["gpu_layers"] = decoder.n_on_device
     if wrong := [i for i in checkpoint.eos_ids if i >= decoder.spec.n_vocab]:
         stated = "generation_config.json or config.json, whichever states it" if checkpoint.gguf is None else "the metadata (gguf-set-metadata)"
         raise BadConfig(f"{checkpoint.name!r} has eos_token_id {wrong[0]:,}, and its vocabulary has {decoder.spec.n_vocab:,} ids, so that nothing would "

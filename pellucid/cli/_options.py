@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -44,8 +44,10 @@ Adapter = Annotated[str | None, typer.Option("--adapter", metavar="PATH", help="
 Seed = Annotated[int | None, typer.Option("--seed", help="Repeat a run exactly; drawn and reported where none is given.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.")]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.")]
+GpuLayers = Annotated[str | None, typer.Option("--gpu-layers", metavar="N|auto", help="The last N layers on the GPU, the others on the CPU; auto: as many as "
+                                                                                     "fit. Else all, or an error.")]
 Dtype = Annotated[str, typer.Option("--dtype", metavar="auto|float32|bfloat16|float16|float64", help="Of weights and arithmetic; auto is what the files hold.")]
-OpsName = Annotated[str, typer.Option("--ops", metavar="auto|native|fused|reference", help="Which kernels compute.")]
+OpsName = Annotated[str, typer.Option("--ops", metavar="auto|native|triton|fused|reference", help="Which kernels compute.")]
 Activations = Annotated[str, typer.Option("--activations", metavar="auto|exact|int8",
                                                   help="What quantized weights are multiplied by; int8 is rounded, and fast.")]
 Deterministic = Annotated[bool, typer.Option("--deterministic", help="Bit-equal results whatever is computed beside them; slower.")]
@@ -90,6 +92,17 @@ def n_bytes(text: str | None, option: str = "--cache") -> int | None:
     if found is None or unit not in _UNITS or not float(found[1]):
         raise BadRequest(f"{option} {text!r} is not a size, such as 512MB or 4GB", field=option.removeprefix("--").replace("-", "_"))
     return int(float(found[1]) * _UNITS[unit])
+
+
+def gpu_layers(text: str | None) -> int | Literal["auto"] | None:
+    """A number of layers, or auto. Raises BadRequest for anything else."""
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    if not text.isascii() or not text.isdigit():
+        raise BadRequest(f"--gpu-layers {text!r} is not a number of layers, from 0, or 'auto'", field="gpu_layers")
+    return int(text)
 
 
 def _bias(text: str) -> tuple[int, float]:

@@ -39,6 +39,7 @@ def command(
     adapter: o.Adapter = None,
     threads: o.Threads = None,
     device: o.Device = "auto",
+    gpu_layers: o.GpuLayers = None,
     dtype: o.Dtype = "auto",
     ops: o.OpsName = "auto",
     activations: o.Activations = "auto",
@@ -66,7 +67,7 @@ def command(
     arguments, cache_bytes = template_arguments(template_arg or ()), o.n_bytes(cache)
     loaded = o.load_model(model, accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, activations=activations,
                           deterministic=deterministic, threads=threads, chat_template=chat_template, cache_bytes=cache_bytes,
-                          cache_dtype=cache_dtype, draft=draft, adapter=adapter)
+                          cache_dtype=cache_dtype, draft=draft, adapter=adapter, gpu_layers=o.gpu_layers(gpu_layers))
     advised = {name: value for name, value in recommended(loaded.checkpoint.generation).items() if name not in asked}
     if advised and not quiet:
         by = "generation_config.json" if loaded.checkpoint.gguf is None else "its metadata"

@@ -42,6 +42,7 @@ def command(
     adapter: o.Adapter = None,
     threads: o.Threads = None,
     device: o.Device = "auto",
+    gpu_layers: o.GpuLayers = None,
     dtype: o.Dtype = "auto",
     ops: o.OpsName = "auto",
     activations: o.Activations = "auto",
@@ -76,7 +77,7 @@ def command(
         raise BadRequest("no prompt. Give one with -p PROMPT, or pipe it in", field="prompt")
     loaded = o.load_model(model, accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, activations=activations,
                           deterministic=deterministic, threads=threads, chat_template=chat_template, cache_bytes=cache_bytes,
-                          cache_dtype=cache_dtype, draft=draft, adapter=adapter)
+                          cache_dtype=cache_dtype, draft=draft, adapter=adapter, gpu_layers=o.gpu_layers(gpu_layers))
     if n > 1 or best_of is not None:
         completion = loaded.generate(text, **options)
         if not json:

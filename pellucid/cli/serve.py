@@ -38,6 +38,7 @@ def command(
     draft: o.Draft = None,
     threads: o.Threads = None,
     device: o.Device = "auto",
+    gpu_layers: o.GpuLayers = None,
     dtype: o.Dtype = "auto",
     ops: o.OpsName = "auto",
     activations: o.Activations = "auto",
@@ -81,7 +82,7 @@ def command(
                     allow_unknown_fields=allow_unknown_fields)
     how: dict[str, Any] = dict(accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, activations=activations,
                                deterministic=deterministic, threads=threads, chat_template=chat_template, cache_bytes=o.n_bytes(cache),
-                               cache_dtype=cache_dtype, draft=draft)
+                               cache_dtype=cache_dtype, draft=draft, gpu_layers=o.gpu_layers(gpu_layers))
     named = [_named(each) for each in model or [o.SHIPPED]]
     if twice := [name for i, (name, _) in enumerate(named) if name in [other for other, _ in named[:i]]]:
         raise BadRequest(f"two models are called {twice[0]!r}. Give them names: one={named[0][1]} other=...", field="model")

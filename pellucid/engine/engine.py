@@ -37,13 +37,12 @@ from pellucid.engine.speculate import Proposer, Speculation
 from pellucid.errors import BadRequest, EmptyPrompt, OutOfMemoryBudget, PellucidError, PromptTooLong
 from pellucid.model.cache import Cache
 from pellucid.model.decoder import Decoder, reach
-from pellucid.model.memory import available_bytes
+from pellucid.model.memory import SHARE, available_bytes
 from pellucid.model.parts import Rows
 from pellucid.model.report import size
 
 STEP_TOKENS = 512  # bounds the memory of a step, and is past where longer prompts gain speed on a CPU
 MAX_ROWS = 64
-SHARE = 0.4  # of the memory that is free when the engine is made, where nobody says how much the cache may take
 LOGIT_ROWS = 64  # positions whose logits stand in memory at once when a prompt is scored
 
 
@@ -73,12 +72,16 @@ class Engine:
         self.decoder, self.spec, self.deterministic = decoder, decoder.spec, decoder.deterministic
         weight = decoder.embed.weight
         self.device = weight.device
+        limits: dict[torch.device, int] = {}
         if cache_bytes is None:
             free = available_bytes(self.device)
             cache_bytes = 2**62 if free is None else int(SHARE * free)
+            limits = {device: int(SHARE * there) for device in decoder.devices or () if (there := available_bytes(device)) is not None}
         draft_bytes = 0 if proposer is None else proposer.furnish(self.spec, n_bytes=cache_bytes, max_rows=max_rows, step_tokens=step_tokens)
+        if limits:  # each device has its own
+            cache_bytes, limits = 2**62, {device: most - draft_bytes * (device == self.device) for device, most in limits.items()}
         self.cache = PagedCache(self.spec, n_bytes=cache_bytes - draft_bytes, max_rows=max_rows, step_tokens=step_tokens, dtype=weight.dtype,
-                                device=self.device, store=settled(cache_dtype, decoder))
+                                device=self.device, store=settled(cache_dtype, decoder), devices=decoder.devices, limits=limits)
         self.cache_bytes = self.cache.n_bytes + draft_bytes
         self.scheduler = Scheduler(self.cache, max_rows=max_rows, step_tokens=step_tokens)
         self.sampler = Sampler(self.spec.n_vocab, self.device)

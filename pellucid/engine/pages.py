@@ -15,7 +15,7 @@ import hashlib
 import math
 from array import array
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, get_args
@@ -103,12 +103,14 @@ class PagedCache:
     Args:
         n_bytes: what all pools together may take. They take less where that is more than `max_rows` whole contexts.
         step_tokens: the most tokens a pass brings, which layers with a window need room for beside it.
+        devices: each layer's, where they are on several; limits: what the pools on each of them may take, where that is bounded.
 
     Raises OutOfMemoryBudget where not even one page of every layer fits.
     """
 
     def __init__(self, spec: DecoderSpec, *, n_bytes: int, max_rows: int, step_tokens: int, dtype: torch.dtype, device: torch.device | str = "cpu",
-                 store: Literal["same", "float16", "int8"] = "same") -> None:
+                 store: Literal["same", "float16", "int8"] = "same", devices: Sequence[torch.device] | None = None,
+                 limits: Mapping[torch.device, int] | None = None) -> None:
         self.spec, self.device, self.dtype, self.store = spec, torch.device(device), dtype, store
         self.kept = torch.float16 if store == "float16" else dtype  # of the pools, but for int8
         self.lengths: dict[int, int] = {}
@@ -116,10 +118,11 @@ class PagedCache:
         self._coming: set[bytes] = set()
         self._scalings = by_length(spec)
         self._next = 0
+        self._devices = [self.device] * len(spec.layers) if devices is None else list(devices)  # of each layer
         self.groups, self._group_of = self._grouped()
-        self._share_out(n_bytes, max_rows, step_tokens)
+        self._share_out(n_bytes, max_rows, step_tokens, limits or {})
         self.pools = [self._pools(layer) for layer in range(len(spec.layers))]
-        self._scratch: dict[str, Tensor] = {}  # see Pages
+        self._scratch: dict[torch.device, dict[str, Tensor]] = {device: {} for device in self._devices}  # see Pages
         self._pass: dict[int, tuple[slice | Tensor, Pages]] = {}  # of each group, for the pass of these rows
         self._pass_of: Rows | None = None
 
@@ -284,6 +287,7 @@ class PagedCache:
     def _places(self, g: int, rows: Rows) -> tuple[slice | Tensor, Pages]:
         """Where a pass's new tokens go in the group's pools, taken as tokens one after another, and where its rows' keys are."""
         group, write, tables, offsets, lengths = self.groups[g], [], [], [], []
+        device = self._devices[group.layers[0]]
         for slot, n in zip(rows.slots, rows.lengths, strict=True):
             row, start = self._rows[slot], self.lengths[slot]
             first, table = row.first[g], row.tables[g]
@@ -292,21 +296,21 @@ class PagedCache:
             tables.append(tuple(table[seen // PAGE - first : -(-(start + n) // PAGE) - first]))
             offsets.append(seen % PAGE)
             lengths.append(start + n - seen)
-        pages = Pages(PAGE, tuple(tables), tuple(offsets), tuple(lengths), tuple(rows.lengths), self.device, self._scratch)
+        pages = Pages(PAGE, tuple(tables), tuple(offsets), tuple(lengths), tuple(rows.lengths), device, self._scratch[device])
         if write[-1] - write[0] + 1 == len(write) and write == list(range(write[0], write[-1] + 1)):
             return slice(write[0], write[-1] + 1), pages
-        return torch.tensor(write, device=self.device), pages
+        return torch.tensor(write, device=device), pages
 
     # How it is built
 
     def _grouped(self) -> tuple[list[Group], dict[int, int]]:
         """The groups, and which one each layer that keeps something is in."""
-        by_reach: dict[tuple[int | None, int | None], list[int]] = {}
+        by_reach: dict[tuple[int | None, int | None, torch.device], list[int]] = {}
         for i, layer in enumerate(self.spec.layers):
             if layer.mixer is not None and layer.mixer.n_cached:
                 how = (None, None) if isinstance(layer.mixer, LatentAttention) else (layer.mixer.window, layer.mixer.chunk)
-                by_reach.setdefault(how, []).append(i)
-        groups = [Group(layers, *how, PAGE * sum(self._bytes_per_token(i) for i in layers)) for how, layers in by_reach.items()]
+                by_reach.setdefault((*how, self._devices[i]), []).append(i)
+        groups = [Group(layers, window, chunk, PAGE * sum(self._bytes_per_token(i) for i in layers)) for (window, chunk, _), layers in by_reach.items()]
         return groups, {i: g for g, group in enumerate(groups) for i in group.layers}
 
     def _bytes_per_token(self, layer: int) -> int:
@@ -315,22 +319,28 @@ class PagedCache:
         itemsize, scale = (1, 4) if self.store == "int8" else (self.kept.itemsize, 0)
         return sum(heads * (width * itemsize + scale) for heads, width in kept_shapes(mixer))
 
-    def _share_out(self, n_bytes: int, max_rows: int, step_tokens: int) -> None:
+    def _share_out(self, n_bytes: int, max_rows: int, step_tokens: int, limits: Mapping[torch.device, int]) -> None:
         """Pages for each group: for the same number of tokens, but no more than `max_rows` rows of a window can use."""
         def pages(n: int) -> list[int]:
             return [n if (most := group.pages_of_one(step_tokens)) is None else min(n, max_rows * most) for group in self.groups]
 
-        def cost(n: int) -> int:
-            return sum(count * group.bytes_per_page for count, group in zip(pages(n), self.groups, strict=True))
+        def cost(n: int, device: torch.device | None = None) -> int:
+            return sum(count * group.bytes_per_page for count, group in zip(pages(n), self.groups, strict=True)
+                       if device is None or self._devices[group.layers[0]] == device)
+
+        def fits(n: int) -> bool:
+            return cost(n) <= n_bytes and all(cost(n, device) <= most for device, most in limits.items())
 
         low, high = 0, max_rows * -(-self.spec.n_ctx // PAGE)
-        if cost(high) > n_bytes:
+        if not fits(high):
             while low < high - 1:
-                low, high = ((low + high) // 2, high) if cost((low + high) // 2) <= n_bytes else (low, (low + high) // 2)
+                low, high = ((low + high) // 2, high) if fits((low + high) // 2) else (low, (low + high) // 2)
             high = low
         if high == 0 and self.groups:
-            raise OutOfMemoryBudget(f"the cache may take {size(n_bytes)}, and one page of {PAGE} tokens takes {size(cost(1))}. Give it more",
-                                    needed_bytes=cost(1), available_bytes=n_bytes)
+            device = next((device for device, most in limits.items() if cost(1, device) > most), None)
+            room, where = (n_bytes, "") if device is None else (limits[device], f" on {device}")
+            raise OutOfMemoryBudget(f"the cache may take {size(room)}{where}, and one page of {PAGE} tokens takes {size(cost(1, device))}. Give it more",
+                                    needed_bytes=cost(1, device), available_bytes=room)
         for group, count in zip(self.groups, pages(high), strict=True):
             group.furnish(count)
 
@@ -338,10 +348,10 @@ class PagedCache:
         mixer = self.spec.layers[layer].mixer
         if mixer is None or not mixer.n_cached:
             return []
-        P, shapes = self.groups[self._group_of[layer]].n_pages, kept_shapes(mixer)
+        P, shapes, device = self.groups[self._group_of[layer]].n_pages, kept_shapes(mixer), self._devices[layer]
         if self.store != "int8":
-            return [untouched(P, PAGE, *shape, dtype=self.kept, device=self.device) for shape in shapes]
-        return [untouched(P, PAGE, *shape, dtype=dtype, device=self.device) for heads, width in shapes
+            return [untouched(P, PAGE, *shape, dtype=self.kept, device=device) for shape in shapes]
+        return [untouched(P, PAGE, *shape, dtype=dtype, device=device) for heads, width in shapes
                 for shape, dtype in (((heads, width), torch.int8), ((heads, 1), torch.float32))]
 
     # Names

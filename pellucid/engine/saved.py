@@ -66,7 +66,7 @@ def save_prefix(engine: Engine, ids: Sequence[int], file: str | os.PathLike[str]
                 raise OutOfMemoryBudget(f"other requests took the pages of these {n * PAGE:,} tokens before they were written. Save the prompt when less "
                                         f"runs, or give the cache more than {size(cache.n_bytes)}", needed_bytes=n * group.bytes_per_page,
                                         available_bytes=cache.n_bytes)
-            pages = torch.tensor([group.named[name] for name in wanted], dtype=torch.int64, device=cache.device)
+            pages = torch.tensor([group.named[name] for name in wanted], dtype=torch.int64)  # which tables on any device take
             tensors |= {name: pool[pages].cpu() for name, pool in _pools(cache, group).items()}
     facts = _identity(engine) | {"model_sha256": model_sha256, "turns": turns.decode(), "ids": json.dumps(ids[: n * PAGE]), "name": names[-1].hex(),
                                  "tensors_sha256": _hash(tensors), "version": __version__}

@@ -77,7 +77,7 @@ def attach(decoder: Decoder, file: AdapterFile, name: str, *, tables: Sequence[N
         matrix = decoder.get_submodule(ours.removesuffix(".weight"))
         assert isinstance(matrix, Project)
         dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), own.dtype)  # as exact as either: they are small
-        parts[matrix] = LowRank(matrix.ops, *(half.to(own.device, dtype).contiguous() for half in (a, b)), scale)
+        parts[matrix] = LowRank(matrix.ops, *(half.to(matrix.weight.device, dtype).contiguous() for half in (a, b)), scale)
     for matrix, part in parts.items():
         if matrix.adapters is None:
             matrix.adapters = Adapters()

@@ -227,10 +227,12 @@ class Decoder(nn.Module):
 
     `deterministic`: every row is computed alone, so that its result does not depend, bitwise, on the rows beside it. Slower
     for batches: each row reads all the weights. adapters: those that are attached, by name (model/adapters.py); each row of a pass says which it takes.
+    devices: each layer's, where not all are the embedding's; the stream then goes where the next layer is. layer_ops: what each layer computes with there.
     """
 
-    def __init__(self, spec: DecoderSpec, ops: Ops, *, deterministic: bool = False) -> None:
+    def __init__(self, spec: DecoderSpec, ops: Ops, *, deterministic: bool = False, layer_ops: Sequence[Ops] | None = None) -> None:
         super().__init__()
+        self.devices: tuple[torch.device, ...] | None = None
         self.spec, self.ops, self.deterministic = spec, ops, deterministic
         self.adapters: dict[str, Any] = {}
         d_embed = spec.d_embed or spec.d_model
@@ -239,7 +241,8 @@ class Decoder(nn.Module):
         self.pos_embed = Embed(ops, spec.learned_positions, spec.d_model) if spec.learned_positions else None
         self.embed_norm = Normalize(ops, spec.norm, spec.d_model) if spec.embed_norm else nn.Identity()
         self.inputs = InputTable(ops, spec, spec.layer_inputs) if spec.layer_inputs is not None else None
-        self.blocks = nn.ModuleList(Block(ops, spec, layer, i, deterministic=deterministic) for i, layer in enumerate(spec.layers))
+        self.blocks = nn.ModuleList(Block(layer_ops[i] if layer_ops else ops, spec, layer, i, deterministic=deterministic)
+                                    for i, layer in enumerate(spec.layers))
         self.final_norm = Normalize(ops, spec.norm, spec.d_model) if spec.final_norm else nn.Identity()
         self.embed_out = Project(ops, spec.d_model, d_embed, bias=False) if spec.d_embed is not None else nn.Identity()
         self.unembed = Unembed(ops, spec, deterministic=deterministic)
@@ -270,8 +273,16 @@ class Decoder(nn.Module):
         """Bytes of its weights as they are held."""
         return sum(weight.nbytes for weight in self.weights().values())
 
+    @property
+    def n_on_device(self) -> int:
+        """How many layers are elsewhere than on the CPU."""
+        devices = self.devices or (self.embed.weight.device,) * len(self.spec.layers)
+        return sum(device != torch.device("cpu") for device in devices)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.devices is not None:
+            self.devices = tuple(fn(torch.empty(0, device=device)).device for device in self.devices)
         if self.spec.tied:  # packed, the two were sent each for itself
             self.unembed.weight = self.embed.weight
         return self
@@ -311,7 +322,10 @@ class Decoder(nn.Module):
         x_TD = self.embed_norm(x_TD)
         tables = self.tables(positions_T, rows, lengths, choice)
         for i, block in enumerate(self.blocks):
-            x_TD = block(x_TD, tables, rows, cache) if inputs_TLP is None else block(x_TD, tables, rows, cache, inputs_TLP[:, i])
+            if self.devices is not None:
+                x_TD, tables = x_TD.to(self.devices[i]), tables.on(self.devices[i])
+            x_TD = block(x_TD, tables, rows, cache) if inputs_TLP is None else block(x_TD, tables, rows, cache, inputs_TLP[:, i].to(x_TD.device))
+        x_TD = x_TD.to(tokens.device)
         if cache is not None:
             cache.advance(rows.slots, rows.lengths)
         x_TD = self.final_norm(x_TD)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,10 +24,12 @@ from pellucid.model.decoder import Decoder, kept_in
 from pellucid.model.memory import available_bytes, check_memory, keep_freed_memory, page_dtype, room_to_copy
 from pellucid.model.on_demand import assembled
 from pellucid.model.parts import Embed, Project, hold
+from pellucid.model.placement import Sizes, check_asked, check_rest, layer_of, shown
+from pellucid.model.placement import chosen as chosen_layers
 from pellucid.model.plan import describe
-from pellucid.model.report import LoadReport
-from pellucid.ops.choose import choose
-from pellucid.ops.interface import Activations, Weight
+from pellucid.model.report import LoadReport, size
+from pellucid.ops.choose import CPU, choose
+from pellucid.ops.interface import Activations, Ops, Weight
 from pellucid.ops.native import Native
 from pellucid.ops.packed import is_whole
 from pellucid.ops.unpack import UNPACK, unpack
@@ -45,7 +48,7 @@ _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "
 
 def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto",
                  accept_unread: Iterable[str] = (), ops: str = "auto", activations: Activations | Literal["auto"] = "auto",
-                 deterministic: bool = False) -> tuple[Decoder, LoadReport]:
+                 deterministic: bool = False, gpu_layers: int | Literal["auto"] | None = None) -> tuple[Decoder, LoadReport]:
     """The decoder of a checkpoint, in evaluation mode with frozen weights, and what was decided on the way.
 
     Args:
@@ -53,6 +56,8 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
         dtype: "auto" is the one the files hold; of several, config.json's, or the one most bytes are in. The report says which.
         accept_unread: keys of config.json that you know to be inert.
         ops: a backend's name; activations: see `choose`; deterministic: see `Decoder`.
+        gpu_layers: how many of the last layers compute on the device, the first ones on the CPU; "auto" is as many as fit; None is all, or an error. `ops` is
+            the device's; the CPU's layers take the same if it is torch's, and else the best there is.
 
     Weights that lie well in the files' private map are used there, and changing them in place changes no file; the others are copied, if there is
     room, to where a matrix product likes them. On a CPU the process keeps freed memory from then on (`keep_freed_memory`). Raises what
@@ -60,16 +65,26 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
     not there, OutOfMemoryBudget before anything is copied.
     """
     started = time.perf_counter()
+    check_asked(gpu_layers)
     place = _device(device)
+    if gpu_layers == 0:
+        place = CPU
+    if place == CPU and gpu_layers not in (None, 0, "auto"):
+        raise BadRequest(f"gpu_layers={gpu_layers}: the device is 'cpu', and there is no other to put them on. Leave it out", field="gpu_layers")
     backend = choose(ops, activations, place)
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     described = describe_checkpoint(checkpoint, accept_unread)
     stored = _stored_dtypes(checkpoint, described)
     chosen, notes = _dtype(dtype, stored, checkpoint)
+    if place == CPU and gpu_layers == "auto":
+        notes.append("--gpu-layers auto: no GPU is here, and all layers are on the CPU")
+        gpu_layers = None
     in_place = _in_place(checkpoint, described, stored, chosen, place, repacked=backend.activations == "int8")
     free = available_bytes(place)
-    check_memory(checkpoint.name, described.spec, chosen, in_place, place, free, kept=page_dtype(stored, chosen))
-    if place.type == "cpu":
+    kept = page_dtype(stored, chosen)
+    if not gpu_layers:
+        check_memory(checkpoint.name, described.spec, chosen, in_place, place, free, kept=kept)
+    if place.type == "cpu" or gpu_layers:
         keep_freed_memory()
     with torch.device("meta"):
         decoder = Decoder(described.spec, backend, deterministic=deterministic)
@@ -77,9 +92,23 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
     tensors = checkpoint.tensors(release=True, used=lambda name: not isinstance(described.names.place(name), LeftOut))
     numbers = ((name, torch.tensor(number)) for name, number in described.numbers.items())
     ours, left_out = assembled(checkpoint, described.names, chain(tensors, numbers), shapes, described.spec)
+    _pack(decoder, ours, checkpoint, chosen)
+    if gpu_layers:
+        n_layers, held = len(described.spec.layers), {name: n_bytes(weight, kept_in(name, chosen)) for name, weight in ours.items()}
+        sizes = Sizes.of(described.spec, held, kept.itemsize)
+        n = chosen_layers(checkpoint.name, described.spec, sizes, gpu_layers, free, str(place))
+        if n == 0:
+            return _on_cpu(checkpoint, place, dtype=dtype, accept_unread=accept_unread, ops=ops, activations=activations, deterministic=deterministic)
+        if n < n_layers:
+            beside = choose("auto" if ops in ("native", "triton") else ops, activations, CPU)
+            check_rest(checkpoint.name, sizes, n, available_bytes(CPU), repacked=beside.activations == "int8")
+            decoder = _split(described.spec, [beside] * (n_layers - n) + [backend] * n, [CPU] * (n_layers - n) + [place] * n, deterministic=deterministic)
+        if gpu_layers == "auto":
+            room = "nobody says how much" if free is None else size(free)
+            notes.append(f"--gpu-layers auto: {n} of {n_layers} layers and both ends are on {place}, where {room} was free")
     _fill(decoder, ours, checkpoint, chosen, place, align=place.type == "cpu" and room_to_copy(described.spec, chosen, free))
-    if isinstance(backend, Native):
-        backend.beside_torch = not deterministic and not any(isinstance(weight, PackedWeight) for weight in decoder.weights().values())
+    for native in {module.ops for module in decoder.modules() if isinstance(module, Project) and isinstance(module.ops, Native)}:
+        native.beside_torch = not deterministic and not any(isinstance(weight, PackedWeight) for weight in decoder.weights().values())
     report = _report(checkpoint, described, decoder, n_parameters=sum(map(math.prod, shapes.values())), stored=stored, dtype=chosen,
                      device=place, seconds=time.perf_counter() - started,
                      left_out={why: len(names) for why, names in left_out.items()}, notes=notes)
@@ -107,26 +136,46 @@ def _in_place(checkpoint: Checkpoint, described: Description, stored: Mapping[st
     return saved + (stored.get(SHORT[dtype], 0) if device.type == "cpu" else 0)  # what the files hold in this dtype is used where they are mapped
 
 
+def _split(spec: DecoderSpec, layer_ops: Sequence[Ops], devices: Sequence[torch.device], *, deterministic: bool) -> Decoder:
+    """A decoder without memory whose layers are on these devices, and its ends where the last one is."""
+    with torch.device("meta"):
+        decoder = Decoder(spec, layer_ops[-1], deterministic=deterministic, layer_ops=layer_ops)
+    decoder.devices = tuple(devices)
+    return decoder
+
+
+def _on_cpu(checkpoint: Checkpoint, place: torch.device, **how: Any) -> tuple[Decoder, LoadReport]:
+    """All of it on the CPU, where nothing fits the device."""
+    decoder, report = load_decoder(checkpoint, device="cpu", **how)
+    return decoder, replace(report, notes=(*report.notes, f"--gpu-layers auto: no layer fits {place} beside both ends; all are on the CPU"))
+
+
+def _pack(decoder: Decoder, ours: dict[str, Weight], checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    """Makes of each tensor what is kept of it, but for its dtype."""
+    for name, weight in ours.items():
+        ours[name] = _packed(weight, matrix=_is_matrix(decoder, name), gguf=checkpoint.format == "gguf", dtype=kept_in(name, dtype))
+
+
 def _fill(decoder: Decoder, ours: dict[str, Weight], checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, align: bool) -> None:
     """Puts each tensor where its name says, emptying `ours`, so that a copy's original is let go before the next is made.
 
-    align: copies what does not begin at a multiple of ALIGNMENT; packed rows stay where they are.
+    device: of the ends, and of the layers where the decoder says no other. align: copies what does not begin at a multiple of ALIGNMENT; packed rows stay
+    where they are.
     """
-    for name, weight in ours.items():
-        ours[name] = _packed(weight, matrix=_is_matrix(decoder, name), gguf=checkpoint.format == "gguf", dtype=kept_in(name, dtype))
-    copied = {name: taken(weight, kept_in(name, dtype)) for name, weight in ours.items() if device.type == "cpu" and isinstance(weight, Tensor)
+    where = {name: device if decoder.devices is None or (i := layer_of(name)) is None else decoder.devices[i] for name in ours}
+    copied = {name: taken(weight, kept_in(name, dtype)) for name, weight in ours.items() if where[name].type == "cpu" and isinstance(weight, Tensor)
               and weight.numel() and (weight.dtype != kept_in(name, dtype) or (align and weight.data_ptr() % ALIGNMENT))}
-    panels = {name: aligned(n) for name, weight in ours.items() if device.type == "cpu" and _multiplied(decoder, name)
-              and (n := decoder.ops.prepared_bytes(weight))}
+    panels = {name: aligned(n) for name, weight in ours.items() if where[name].type == "cpu" and (ops := _multiplied(decoder, name)) is not None
+              and (n := ops.prepared_bytes(weight))}
     room = Room(sum(copied.values()) + sum(panels.values())) if copied or panels else None
     for name in list(ours):
         view, wanted = ours.pop(name), kept_in(name, dtype)
         path, _, leaf = name.rpartition(".")
         module = decoder.get_submodule(path)
-        tensor = room.copy(view, wanted) if room and name in copied else view.to(device=device, dtype=wanted)
+        tensor = room.copy(view, wanted) if room and name in copied else view.to(device=where[name], dtype=wanted)
         copied_here = isinstance(view, Tensor) and tensor is not view
-        if room and name in panels:
-            tensor = decoder.ops.prepare(tensor, room.take)
+        if room and name in panels and (ops := _multiplied(decoder, name)) is not None:
+            tensor = ops.prepare(tensor, room.take)
         if copied_here or name in panels:
             checkpoint.release()  # the pages just copied
         hold(module, leaf, tensor)
@@ -140,10 +189,11 @@ def _is_matrix(decoder: Decoder, name: str) -> bool:
     return leaf == "weight" and isinstance(decoder.get_submodule(path), Project | Embed)
 
 
-def _multiplied(decoder: Decoder, name: str) -> bool:
-    """Whether this is the weight of a product, or a table that is one, too."""
+def _multiplied(decoder: Decoder, name: str) -> Ops | None:
+    """What multiplies by this, if it is the weight of a product, or a table that is one, too."""
     module = decoder.get_submodule(name.rpartition(".")[0])
-    return name.endswith(".weight") and (isinstance(module, Project) or (decoder.spec.tied and module is decoder.embed))
+    product = name.endswith(".weight") and (isinstance(module, Project) or (decoder.spec.tied and module is decoder.embed))
+    return module.ops if product and isinstance(module, Project | Embed) else None
 
 
 def _packed(weight: Weight, *, matrix: bool, gguf: bool, dtype: torch.dtype) -> Weight:
@@ -217,26 +267,42 @@ def _device(asked: str | torch.device) -> torch.device:
     """The device to run on. Raises BadRequest for one that is not here."""
     there = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if torch.backends.mps.is_available() else [])]
     if asked == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if kind in there))
+        asked = next(kind for kind in ("cuda", "mps", "cpu") if kind in there)
     try:
         device = torch.device(asked)
     except (RuntimeError, TypeError):
         device = None
+    if device is not None and device.type == "cuda" and device.index is None and "cuda" in there:
+        device = torch.device("cuda", torch.cuda.current_device())  # what tensors there will say
     n = torch.cuda.device_count() if device is not None and device.type == "cuda" else 1
     if device is None or device.type not in there or (device.index or 0) >= n:
         raise BadRequest(f"device={str(asked)!r} is not here (auto, {', '.join(there)}; torch {torch.__version__})", field="device")
     return device
 
 
-def _activations(decoder: Decoder, weights: list[Weight]) -> Activations:
+def n_bytes(weight: Weight, dtype: torch.dtype) -> int:
+    """Bytes that a weight takes once it is loaded."""
+    return weight.nbytes if isinstance(weight, PackedWeight) else weight.numel() * dtype.itemsize
+
+
+def _activations(decoder: Decoder) -> Activations:
     """What the matrices are multiplied by: int8 matters where one of them is made of whole numbers."""
-    return decoder.ops.activations if any(map(is_whole, weights)) else "exact"
+    rounded = any(module.ops.activations == "int8" and is_whole(module.weight) for module in decoder.modules() if isinstance(module, Project))
+    return "int8" if rounded else "exact"
+
+
+def _ops(decoder: Decoder) -> str:
+    """What computes, for the report."""
+    if decoder.devices is None:
+        return f"{decoder.ops.describe()}{describe(decoder)}"
+    first = next(module.ops for module in decoder.blocks.modules() if isinstance(module, Project))
+    return f"{decoder.ops.describe()} · {shown(sum(device == CPU for device in decoder.devices))} on cpu: {first.describe()}"
 
 
 def _unpacked(decoder: Decoder, weights: list[Weight]) -> list[str]:
     """A note on the matrices without a kernel, where others have one, and on those of other formats than GGUF's wherever there are kernels."""
     slow = Counter(w.format if isinstance(w, PackedRows) else "groups" for w in weights if isinstance(w, PackedWeight) and not is_whole(w))
-    if not slow or decoder.ops.activations == "exact" or (_activations(decoder, weights) == "exact" and "groups" not in slow):
+    if not slow or decoder.ops.activations == "exact" or (_activations(decoder) == "exact" and "groups" not in slow):
         return []
     return [f"matrices without kernels ({', '.join(f'{n:,} in {name}' for name, n in slow.most_common())}) are unpacked for every product, which is slow"]
 
@@ -250,7 +316,7 @@ def _report(checkpoint: Checkpoint, described: Description, decoder: Decoder, *,
         name=checkpoint.name, family=spec.family, n_layers=len(spec.layers), d_model=spec.d_model, n_heads=(min(heads), max(heads)),
         n_kv_heads=(min(kv_heads), max(kv_heads)), n_parameters=n_parameters, n_ctx=spec.n_ctx,
         license=checkpoint.card.license_shown, format=checkpoint.format, dtype=SHORT[dtype], stored=dict(stored),
-        device=str(device), n_bytes=checkpoint.n_bytes, seconds=seconds, ops=f"{decoder.ops.describe()}{describe(decoder)}",
-        activations=_activations(decoder, weights), cache_bytes_per_token=cost.cache_bytes_per_token(spec, page_dtype(stored, dtype).itemsize),
+        device=str(device), n_bytes=checkpoint.n_bytes, seconds=seconds, ops=_ops(decoder),
+        activations=_activations(decoder), cache_bytes_per_token=cost.cache_bytes_per_token(spec, page_dtype(stored, dtype).itemsize),
         left_out=left_out, accepted=described.accepted,
         notes=(*wrapper, *checkpoint.notes, *described.notes, *notes, *_unpacked(decoder, weights), *checkpoint.card.notes))

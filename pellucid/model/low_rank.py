@@ -34,6 +34,10 @@ class Choice:
         which = torch.tensor([-1 if name is None else names.index(name) for name in adapters], device=device)
         return cls(names, which.repeat_interleave(torch.tensor(lengths, device=device)))
 
+    def on(self, device: torch.device) -> Choice:
+        """The same on that device."""
+        return self if self.which_T is None else Choice(self.names, self.which_T.to(device))
+
     def take(self, token_N: Tensor) -> Choice:
         """That of these tokens."""
         return self if self.which_T is None else Choice(self.names, self.which_T[token_N])

@@ -15,6 +15,7 @@ from pellucid.model.report import PLAIN, size
 from pellucid.spec import DecoderSpec
 
 CACHE_TOKENS = 4096  # a modest conversation, or the whole context of a model that has less
+SHARE = 0.4  # of the memory that is free when an engine is made, for its cache, where nobody says how much that may take
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGEST, _KEPT = 32 << 20, 256 << 20  # bytes. The first is the most that glibc takes from its heap; more than the second, free atop of it, is given back
 # Limit, use, and the line of `stat` with what the system takes back when asked: control groups of version 2 and 1, as a container sees its own.

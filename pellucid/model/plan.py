@@ -109,6 +109,8 @@ def understood(fact: Any) -> None:
 def check(decoder: Decoder) -> None:
     """Raises Declined where there is no plan for this decoder."""
     understood(decoder.spec)
+    if decoder.devices is not None:
+        raise Declined("layers on two devices")
     if not isinstance(decoder.ops, Native) or not all(parameter.is_cpu for parameter in decoder.parameters()):
         raise Declined(f"the backend {decoder.ops.name}")
     looked_up = decoder.embed if not decoder.spec.tied else None  # by the decoder's own operations, if the plan has none

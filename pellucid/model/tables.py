@@ -1,6 +1,7 @@
 """What one pass computes once for several layers."""
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pellucid.model.cache import Held
@@ -19,3 +20,13 @@ class Tables(dict[Rope | Temperature | LogTemperature, tuple[Tensor, ...]]):
         super().__init__()
         self.lent: dict[int, Held] = {}
         self.choice = choice
+        self._on: dict[torch.device, Tables] = {}
+
+    def on(self, device: torch.device) -> Tables:
+        """The same on that device, sent there once a pass. What is lent is lent to layers of the same device only."""
+        if device not in self._on:
+            there = Tables(None if self.choice is None else self.choice.on(device))
+            there.update({fact: tuple(tensor.to(device) for tensor in tensors) for fact, tensors in self.items()})
+            there.lent, there._on = self.lent, self._on
+            self._on[device] = there
+        return self._on[device]
