@@ -24,7 +24,8 @@ _ADDED = " You may add rows of your own: {file} (docs/catalog.md)"
 
 def command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One model, in full: a name of the catalog or a repository.")] = None,
-    license: Annotated[str | None, typer.Option("--license", metavar="ID", help="Under this license.")] = None,
+    license: Annotated[str | None, typer.Option("--license", metavar="ID|USE", help="Under this license, or allowing a use, such as commercial.")] = None,
+    hosting: Annotated[bool, typer.Option("--hosting", help="That may be offered to others as a service.")] = False,
     fits: Annotated[str | None, typer.Option("--fits", metavar="SIZE", help="Weights and 4,096 tokens of cache in so much memory, such as 8GB.")] = None,
     kind: Annotated[list[str] | None, typer.Option("--kind", metavar="KIND", help=f"{', '.join(catalog.KINDS)}; may be repeated.")] = None,
     context: Annotated[str | None, typer.Option("--context", metavar="TOKENS", help="At least so many, such as 32k.")] = None,
@@ -48,7 +49,7 @@ def command(
     pellucid models llama-3.1-8b
     pellucid models --local
     """
-    asked = [name, license, fits, kind, context, open, min, family, maker, language, runs or None, sort]
+    asked = [name, license, hosting or None, fits, kind, context, open, min, family, maker, language, runs or None, sort]
     if ((local or families) and any(each is not None for each in asked)) or (local and families):
         raise BadRequest("--local and --families list other things than the catalog: give one of them alone", field="local")
     if local or families:
@@ -60,11 +61,17 @@ def command(
     least = dict(_score(text, rows) for text in min or ())
     _known("--kind", kind or (), catalog.KINDS)
     _known("--open", open or (), catalog.OPEN)
-    for option, value in (("--license", license), ("--maker", maker), ("--family", family)):
+    uses = frozenset({"hosting"}) if hosting else frozenset()
+    if license is not None and license not in (under := {row.license for row in rows.values()}):
+        uses |= _use(license, under)
+        license = None
+    for option, value in (("--maker", maker), ("--family", family)):
         _known(option, [value] if value is not None else (), {getattr(row, option[2:]) for row in rows.values()} - {None})
     _known("--language", [language] if language is not None else (), {code for row in rows.values() for code in row.languages})
     found = catalog.chosen(rows.values(), kinds=kind or (), context=tokens(context, "--context"), opened=open or (), least=least, license=license,
                            family=family, maker=maker, language=language, runs=runs)
+    if uses:
+        found = _allowed(found, rows, uses)
     room = o.n_bytes(fits, "--fits")
     needs = {row.name: need for row in found if (need := _fitting(row, room)) is not None} if room is not None else {}
     found = _sorted([row for row in found if room is None or row.name in needs], sort, rows)
@@ -74,6 +81,9 @@ def command(
     scores = tuple(dict.fromkeys([*least, *([sort] if sort in _scores(rows) else [])]))
     for line in _lines(found, needs, scores):
         print(line)
+    if uses and found:
+        note(f"{', '.join(sorted(uses))}: allowed, with the duties that `pellucid license NAME` lists, to whoever passes no limit of users or revenue; "
+             f"this is not legal advice")
     note(f"{len(found)} of {len(rows)} models, as of {catalog.as_of()}.{_ADDED.format(file=catalog.own_file()) if len(found) == len(rows) else ''}")
     if found:
         next_step("pellucid", "plan", found[0].name)
@@ -81,6 +91,24 @@ def command(
         note("nothing is known to be all of that; what nobody read of a model counts as not so")
         next_step("pellucid", "models")
     return None
+
+
+def _use(asked: str, under: set[str | None]) -> frozenset[str]:
+    """The uses in a phrase, such as "commercial". Raises BadRequest for what is neither a use nor a license of the catalog."""
+    from pellucid.catalog import uses
+    try:
+        return uses.words(asked)
+    except BadRequest:
+        known = {each for each in under if each}
+        raise BadRequest(f"--license {asked!r} is neither a license of the catalog ({len(known)} are) nor a use, such as commercial."
+                         f"{did_you_mean(nearest(asked, known))}", field="license") from None
+
+
+def _allowed(found: Sequence[Row], rows: dict[str, Row], asked: frozenset[str]) -> list[Row]:
+    """Those whose licenses, and those of what they were made from, allow the use, with or without duties; the unknown is not allowed."""
+    from pellucid.catalog import lineage, uses, verdict
+    use = uses.Use(uses=asked)
+    return [row for row in found if verdict.judge(lineage.of_row(row, rows), use).answer in ("allowed", "allowed with duties")]
 
 
 def _fitting(row: Row, room: int) -> dict[str, Any] | None:

@@ -27,8 +27,8 @@ COMMIT = "a" * 40
 
 @pytest.mark.parametrize(("command", "options"), [
     ("pull", {"--revision", "--file", "--all", "--offline", "--verify", "--dry-run", "--json", "--debug", "-h", "--help"}),
-    ("models", {"--license", "--fits", "--kind", "--context", "--open", "--min", "--family", "--maker", "--language", "--runs", "--sort", "--local",
-                "--families", "--json", "--debug", "-h", "--help"}), ("rm", {"-y", "--yes", "--json", "--debug", "-h", "--help"})])
+    ("models", {"--license", "--hosting", "--fits", "--kind", "--context", "--open", "--min", "--family", "--maker", "--language", "--runs", "--sort",
+                "--local", "--families", "--json", "--debug", "-h", "--help"}), ("rm", {"-y", "--yes", "--json", "--debug", "-h", "--help"})])
 def test_the_options_are_these(command: str, options: set[str], say: Say) -> None:
     listed = say(command, "--help").out.split("Options:")[1]
     assert set(re.findall(r"^ +(-\w)\b|(?:^ +|, )(--[\w-]+)", listed, re.M)) == {(o, "") if len(o) == 2 else ("", o) for o in options}

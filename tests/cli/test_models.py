@@ -75,7 +75,7 @@ def test_a_row_of_ones_own_is_listed_and_shown(say: Callable[..., Said], own: Pa
 
 @pytest.mark.parametrize(("args", "message"), [
     (("qwen3-5b",), "'qwen3-5b' is not in the catalog. Did you mean"), (("--kind", "cod"), "--kind 'cod' is nothing the catalog knows (audio, base"),
-    (("--license", "apache-2.0"), "--license 'apache-2.0' is nothing the catalog knows"), (("--min", "mmlu"), "--min 'mmlu' is not SCORE=N"),
+    (("--license", "apache-2.0"), "--license 'apache-2.0' is neither a license of the catalog"), (("--min", "mmlu"), "--min 'mmlu' is not SCORE=N"),
     (("--min", "mlu=3"), "Did you mean mmlu?"), (("--context", "much"), "--context 'much' is no number of tokens"),
     (("--fits", "8 parsecs"), "--fits '8 parsecs' is not a size"), (("--sort", "beauty"), "--sort 'beauty' is nothing the catalog knows"),
     (("--local", "--kind", "code"), "--local and --families list other things")], ids=str)
@@ -83,6 +83,19 @@ def test_what_cannot_be_meant_is_said_with_what_can(say: Callable[..., Said], ar
     said = say("models", *args)
     assert said.code == 2
     assert message in said.err
+
+
+def test_what_a_license_allows_is_judged_with_all_it_was_made_from(say: Callable[..., Said]) -> None:
+    commercial = {model["name"] for model in json.loads(say("models", "--license", "commercial", "--json").out)["models"]}
+    assert {"mistral-7b-v0.1", "gpt-neox-20b", "bloom"} <= commercial
+    assert commercial.isdisjoint({"llama-7b", "alpaca-7b", "vicuna-13b-v1.1", "galactica-30b", "opt-175b", "command-r"})
+    unknown = {name for name, row in catalog.table().items() if row.license is None}
+    assert unknown
+    assert commercial.isdisjoint(unknown)
+    hosted = {model["name"] for model in json.loads(say("models", "--license", "commercial", "--hosting", "--json").out)["models"]}
+    assert "falcon-180b" not in hosted
+    assert hosted < commercial | {"falcon-180b"}
+    assert {model["license"] for model in json.loads(say("models", "--license", "Apache-2.0", "--json").out)["models"]} == {"Apache-2.0"}
 
 
 def test_nothing_found_is_said_and_no_failure(say: Callable[..., Said]) -> None:
