@@ -74,13 +74,17 @@ def test_a_request_in_any_schedule_is_what_it_is_alone(name, seed):
     asked = requests(decoder, seed, 6)
     engine = Engine(decoder, max_rows=4, step_tokens=rng.choice([5, 40, 300]), cache_bytes=pages(decoder, 8))
     together = scheduled(engine, asked, rng)
+    on_the_border = 0
     for result, request in zip(together, asked, strict=True):
         expected = alone(decoder, request)
         for i, (ours_, theirs) in enumerate(zip(result.token_ids, expected.token_ids, strict=True)):
             assert abs(result.logprobs[i] - expected.logprobs[i]) < NEAR * 10 or ours_ != theirs
-            if ours_ != theirs:  # only between near equals, and what follows one is another text
-                assert abs(result.logprobs[i] - expected.logprobs[i]) < 1e-4
+            if ours_ != theirs:  # what follows is another text
+                if request.sampling.greedy:  # only between near equals
+                    assert abs(result.logprobs[i] - expected.logprobs[i]) < 1e-4
+                on_the_border += not request.sampling.greedy
                 break
+    assert on_the_border <= 1  # a draw that fell where two ids' shares meet: one in tens of thousands does
     assert all_free(engine)
 
 

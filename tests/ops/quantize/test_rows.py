@@ -194,7 +194,8 @@ def test_any_finite_numbers_are_written_as_finite_ones_and_never_worse_than_noth
     found = unpack(quantize_rows(x, name, importance)).double()
     assert found.isfinite().all()
     wide = x.double()
-    assert ((found - wide) ** 2).sum() <= 1.2 * (wide ** 2).sum() or importance is not None
+    step = 32 * 2.0 ** -25  # scales and minima are float16: what lies below half its finest step is rounded away, or up, 31 codes and a minimum at a time
+    assert ((found - wide) ** 2).sum() <= 1.2 * (wide ** 2).sum() + x.numel() * step ** 2 or importance is not None
 
 
 @pytest.mark.parametrize("name", ["F32", "BF16", "MXFP4"])
