@@ -54,8 +54,16 @@ def pellucid(path: str, prompts: list[list[int]], answer: int, repeats: int, thr
 
     def run(n: int) -> dict:
         start = time.perf_counter()
-        results = [several[0] for several in engine.run([request(ids, n) for ids in prompts])]
-        return dict(ids=[list(r.token_ids) for r in results], first=statistics.mean(r.prefill_seconds for r in results), seconds=time.perf_counter() - start)
+        generations = [engine.submit(request(ids, n)) for ids in prompts]
+        while any(g.n_ready == 0 and not g.finished for g in generations):
+            engine.step()
+        # Some go on while others' prompts are computed: what decoding takes is asked from here on, when all do.
+        together, early = time.perf_counter() - start, sum(g.n_ready - 1 for g in generations)
+        while not all(g.finished for g in generations):
+            engine.step()
+        results = [g.result() for g in generations]
+        return dict(ids=[list(r.token_ids) for r in results], first=statistics.mean(r.prefill_seconds for r in results), together=together, early=early,
+                    seconds=time.perf_counter() - start)
     first = {}
     if started is not None:
         run(1)

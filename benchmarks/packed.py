@@ -30,9 +30,11 @@ NEAR = 0.1  # llama.cpp's logits of the shipped model lie 0.04 from exact ones (
 
 
 def rate(task: str, run: dict) -> float:
-    """Tokens per second: of the prompt, or of what follows the first generated token."""
+    """Tokens per second: of the prompt, or of what follows once every sequence has its first token. llama.cpp's side computes all prompts in one call."""
     n, length, answer = TASKS[task]
-    return n * length / run["first"] if task.startswith("prompt") else n * (answer - 1) / (run["seconds"] - run["first"])
+    if task.startswith("prompt"):
+        return n * length / run["first"]
+    return (n * (answer - 1) - run.get("early", 0)) / (run["seconds"] - run.get("together", run["first"]))
 
 
 def peer(args: argparse.Namespace, file: Path, job: dict) -> dict:
