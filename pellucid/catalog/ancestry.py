@@ -19,6 +19,7 @@ from pellucid.weights.gguf_card import card_of
 
 ANCESTRY = "pellucid.ancestry"  # a key of metadata: the tree as JSON
 RECORD = "record.json"
+_WEIGHTS = (".gguf", ".safetensors", ".bin")
 
 
 def of_path(path: Path, name: str | None = None) -> Node:
@@ -30,10 +31,10 @@ def of_path(path: Path, name: str | None = None) -> Node:
         told = Record.read(record)
         _check(record, told)
         if (tree := told.output.get("ancestry")) is not None:
-            return lineage.from_plain(tree, str(record))
+            return dataclasses.replace(lineage.from_plain(tree, str(record)), name=name)
     metadata = _metadata(path)
     if isinstance(text := metadata.get(ANCESTRY), str):
-        return of_text(text, str(path))
+        return dataclasses.replace(of_text(text, str(path)), name=name)
     card = read_card(path if path.is_dir() else path.parent) if path.suffix != ".gguf" else card_of(metadata, path.name)
     return of_card(name, card)
 
@@ -56,11 +57,14 @@ def text_of(node: Node) -> str:
     return json.dumps(lineage.plain(node), ensure_ascii=False, separators=(",", ":"))
 
 
-def child(name: str, parent: Node, files: Mapping[str, str]) -> Node:
-    """What is written from a parent whose files have these hashes: its licenses are the parent's until somebody says otherwise."""
+def child(parent: Node, files: Mapping[str, str]) -> Node:
+    """What is written from a parent whose files have these hashes: its licenses are the parent's until somebody says otherwise.
+
+    It has the parent's name until it is read from a place of its own: what a file is called decides no byte in it.
+    """
     source = dataclasses.replace(parent, files=dict(files) or parent.files)
-    said = tuple(Said(license=each.license, by=f"{parent.name}, {each.by}") for each in parent.said)
-    return Node(name=name, said=said, kinds=parent.kinds, parents=(("weights", source),))
+    said = tuple(Said(license=each.license, by=parent.name) for each in parent.said)
+    return Node(name=parent.name, said=said, kinds=parent.kinds, parents=(("weights", source),))
 
 
 def _check(record: Path, told: Record) -> None:
@@ -69,6 +73,8 @@ def _check(record: Path, told: Record) -> None:
     if not isinstance(files, Mapping):
         return
     for written, facts in files.items():
+        if Path(written).suffix not in _WEIGHTS:
+            continue  # a model card may be edited
         path = record.parent / Path(written).name  # the folder may have been moved since
         if not isinstance(facts, Mapping) or not isinstance(facts.get("sha256"), str):
             raise BadLineage(f"{record} does not say what {written} holds. Was it edited?")

@@ -109,8 +109,10 @@ def from_plain(value: Any, where: str, below: tuple[str, ...] = ()) -> Node:
         raise BadLineage(f"{where} holds no lineage that can be read: an object with {', '.join(kinds)} was expected, found {value!r:.80}")
     if not all(isinstance(said, dict) and isinstance(said.get("by"), str) and isinstance(said.get("license"), str | None) for said in value["said"]):
         raise BadLineage(f"{where}: the licenses of {value['name']!r} are not each what is stated and by whom: {value['said']!r:.80}")
-    _no_cycle(value["name"] + "".join(sorted(value["files"].values())), below)
-    path = (*below, value["name"] + "".join(sorted(value["files"].values())))
+    content = " ".join(sorted(map(str, value["files"].values())))  # names may come again, files may not
+    if content:
+        _no_cycle(content, below)
+    path = (*below, content) if content else below
     parents = []
     for parent in value["parents"]:
         if not isinstance(parent, dict) or parent.get("role") not in ROLES:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pellucid.catalog import ancestry, gate
 from pellucid.cli import _options as o
 from pellucid.cli import convert
 from pellucid.cli._frame import next_step, note
@@ -17,16 +18,19 @@ from pellucid.errors import BadRequest
 from pellucid.model.report import size
 from pellucid.records import Record, input_file, place_for
 from pellucid.weights.drafts import check_free
+from pellucid.weights.hub import resolve
 
 
 def quantize(source: str, out: Path, *, fit: str, text: Path | None, tokens: int, formats: str | None, imatrix: Path | None, tokenizer: bool,
-             threads: int | None, accept_unread: Any, force: bool, quiet: bool, json: bool, split: str | None) -> None:
+             threads: int | None, accept_unread: Any, permission: str | None, force: bool, quiet: bool, json: bool, split: str | None) -> None:
     """Measures, chooses, says what was chosen, converts, and records both."""
     if out.suffix != ".gguf":
         raise BadRequest(f"{out} is to hold packed tensors: write NAME.gguf", field="out")
     record, measured = out.with_suffix(".auto.record.json"), out.with_suffix(".imatrix.gguf")
     check_free(out, force)
     place_for(record)
+    path = resolve(source)  # stopped before minutes are spent, where a license stops it
+    gate.check(ancestry.of_path(path, None if path == Path(source).expanduser() else source), ("modify",), Path.cwd(), permission)
     if imatrix is None:
         check_free(measured, force)
     file = text or held_out_file()
@@ -57,8 +61,8 @@ def quantize(source: str, out: Path, *, fit: str, text: Path | None, tokens: int
         note(_table(found))
         note(f"sensitivity  {len(found.choices)} matrices on {found.n_tokens:,} tokens, {seconds:.0f} s · record {record}\n")
     done = convert.say(source, out, to="gguf", dtype=None, quantize=found.base, tensor_types=[f"{name}={format}" for name, format in found.overrides],
-                       imatrix=imatrix, split=split, tokenizer=tokenizer, accept_unread=accept_unread or (), force=force, quiet=quiet, json=json,
-                       also={"auto": {**facts, "record": str(record)}}, onward=False)
+                       imatrix=imatrix, split=split, tokenizer=tokenizer, accept_unread=accept_unread or (), permission=permission, force=force, quiet=quiet,
+                       json=json, also={"auto": {**facts, "record": str(record)}}, onward=False)
     if not quiet:
         if found.head and done.n_bytes > found.budget:
             note(f"note  the file has {done.n_bytes - found.budget:,} bytes more than {fit}: its head is larger than what was kept for it")

@@ -22,6 +22,8 @@ TensorType = Annotated[list[str] | None, typer.Option("--tensor-type", metavar="
 Imatrix = Annotated[Path | None, typer.Option("--imatrix", metavar="FILE", help="Which columns count, as `pellucid imatrix` or llama.cpp wrote it.")]
 Split = Annotated[str | None, typer.Option("--split-max-size", metavar="SIZE", help="Split into files of no more, such as 2GB.")]
 WithoutTokenizer = Annotated[bool, typer.Option("--without-tokenizer", help="Leave tokenizer and chat template out.")]
+Permission = Annotated[str | None, typer.Option("--permission", metavar="REFERENCE", help="To one, where a license stops what pellucid.toml declares; "
+                                                                                                "it is recorded.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace OUT where it is there.")]
 
 
@@ -39,6 +41,7 @@ def command(
     without_tokenizer: WithoutTokenizer = False,
     base: Annotated[str | None, typer.Option("--base", metavar="MODEL", help="Of an adapter: the model it is for; by itself the one that it names.")] = None,
     accept_unread: o.AcceptUnread = None,
+    permission: Permission = None,
     force: Force = False,
     quiet: o.Quiet = False,
     json: Json = False,
@@ -56,7 +59,7 @@ def command(
     pellucid convert ./adapter adapter.gguf --base ./model
     """
     say(source, out, to=to, dtype=dtype, quantize=quantize, tensor_types=tensor_type or (), imatrix=imatrix, split=split_max_size,
-        tokenizer=not without_tokenizer, accept_unread=accept_unread or (), base=base, force=force, quiet=quiet, json=json)
+        tokenizer=not without_tokenizer, accept_unread=accept_unread or (), base=base, permission=permission, force=force, quiet=quiet, json=json)
 
 
 def say(source: str, out: Path, *, tensor_types: Any, split: str | None, force: bool, quiet: bool, json: bool, also: Mapping[str, Any] | None = None,

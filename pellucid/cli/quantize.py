@@ -31,6 +31,7 @@ def command(
     without_tokenizer: convert.WithoutTokenizer = False,
     threads: o.Threads = None,
     accept_unread: o.AcceptUnread = None,
+    permission: convert.Permission = None,
     force: convert.Force = False,
     quiet: o.Quiet = False,
     json: Json = False,
@@ -50,14 +51,14 @@ def command(
         _check_auto(to, fit, tensor_type, tokens)
         from pellucid.cli import _auto
         _auto.quantize(source, out, fit=fit or "", text=text, tokens=tokens, formats=formats, imatrix=imatrix, tokenizer=not without_tokenizer,
-                       threads=threads, accept_unread=accept_unread, force=force, quiet=quiet, json=json, split=split_max_size)
+                       threads=threads, accept_unread=accept_unread, permission=permission, force=force, quiet=quiet, json=json, split=split_max_size)
         return
     if to is None or fit is not None or text is not None or formats is not None:
         raise BadRequest("--fit, --text and --formats go with --auto: --auto --fit 4GB, for one" if to is not None or fit or text or formats else
                          "no mix. Give one with --to Q4_K_M, or have one made for the model: --auto --fit 4GB", field="to")
     kind = "safetensors" if to.upper() == "NF4" else "gguf"
     convert.say(source, out, to=kind, dtype=None, quantize=to, tensor_types=tensor_type or (), imatrix=imatrix, split=split_max_size,
-                tokenizer=not without_tokenizer, accept_unread=accept_unread or (), force=force, quiet=quiet, json=json)
+                tokenizer=not without_tokenizer, accept_unread=accept_unread or (), permission=permission, force=force, quiet=quiet, json=json)
 
 
 def _check_auto(to: str | None, fit: str | None, tensor_type: Any, tokens: int) -> None:

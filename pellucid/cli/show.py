@@ -31,6 +31,7 @@ def command(
     model: o.Model = o.SHIPPED,
     template: Annotated[bool, typer.Option("--template", help="Print an example conversation as the chat template renders it, special tokens marked.")] = False,
     chat_template: o.Template = None,
+    lineage: Annotated[bool, typer.Option("--lineage", help="Draw what it was made from, with licenses, and what that makes its own.")] = False,
     accept_unread: o.AcceptUnread = None,
     json: Json = False,
 ) -> None:
@@ -39,11 +40,14 @@ def command(
     \b
     pellucid show
     pellucid show Qwen/Qwen3-0.6B --template
+    pellucid show ./model --lineage
     pellucid show ./model --json
     """
     path = resolve(model)
     if template or chat_template:
         return _show_template(path, model, chat_template, json)
+    if lineage:
+        return _show_lineage(path, model, json)
     checkpoint = open_checkpoint(path)
     described = describe_checkpoint(checkpoint, accept_unread or ())
     facts = _facts(model, checkpoint, described)
@@ -105,6 +109,19 @@ def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any] | None:
     named = {name: None if i is None else {"id": i, "token": tokenizer.token_of(i)} for name, i in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id))}
     return {"n_vocab": tokenizer.n_vocab, **named, "adds_bos": tokenizer.adds_bos, "n_special": len(tokenizer.special_ids),
             "chat_template": tokenizer.chat_template is not None}
+
+
+def _show_lineage(path: Path, model: str, json: bool) -> None:
+    from pellucid.catalog import ancestry, verdict
+    from pellucid.catalog.lineage import drawn, plain
+    node = ancestry.of_path(path, None if path == Path(model).expanduser() or model == o.SHIPPED else model)
+    result, conflicts = verdict.result_license(node), verdict.conflicts(node)
+    if json:
+        emit({"model": model, "lineage": plain(node), "license_of_result": result, "conflicts": list(conflicts)})
+    else:
+        told = [*drawn(node), "", f"license of all of it: {result or 'unknown'}", *(f"conflict  {each}" for each in conflicts)]
+        show("\n".join(told) + "\n")
+    next_step("pellucid", "license", str(path) if model == o.SHIPPED else model, "--use", "commercial api", "--users", "1e6")
 
 
 def _show_template(path: Path, model: str, chat_template: str | None, json: bool) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pellucid import __version__
+from pellucid.catalog import ancestry, gate, lineage, verdict
+from pellucid.catalog.lineage import Node
 from pellucid.errors import BadRequest
 from pellucid.families._describe import Description, describe_checkpoint
 from pellucid.model.report import size
@@ -55,6 +57,7 @@ class Job:
     max_bytes: int | None
     overwrite: bool
     lineage: tuple[str, ...]
+    ancestry: Node
     watch: Watch
     cast: Cast = field(default_factory=Cast)
     notes: list[str] = field(default_factory=list)
@@ -86,7 +89,8 @@ class Conversion:
 
 def convert(source: str | Path, out: str | Path, *, name: str | None = None, to: str | None = None, dtype: str | None = None, quantize: str | None = None,
             overrides: Sequence[tuple[str, str]] = (), imatrix: str | Path | None = None, tokenizer: bool = True, max_bytes: int | None = None,
-            overwrite: bool = False, accept_unread: Sequence[str] = (), base: str | None = None, watch: Watch = Watch()) -> Conversion:
+            overwrite: bool = False, accept_unread: Sequence[str] = (), base: str | None = None, permission: str | None = None,
+            watch: Watch = Watch()) -> Conversion:
     """Writes the model at `source` to `out`: a .gguf file, or a folder of safetensors; or an adapter, see `convert_adapter`.
 
     Args:
@@ -98,13 +102,15 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
             stay f32. NF4 goes to safetensors, and takes neither overrides nor imatrix.
         tokenizer: false leaves it out.
         max_bytes: split into files of no more.
+        permission: a reference to one, where a license does not allow what pellucid.toml declares; it is recorded.
         base: of an adapter, the model it is for.
 
     Raises what opening and describing a checkpoint raises, BadRequest for what cannot be asked, DiskFull before the first byte; OUT is whole or as it was.
     """
     started = time.perf_counter()
     if is_adapter(Path(source).expanduser()):
-        asked = {"--dtype": dtype, "--quantize": quantize, "--tensor-type": overrides, "--imatrix": imatrix, "--split-max-size": max_bytes}
+        asked = {"--dtype": dtype, "--quantize": quantize, "--tensor-type": overrides, "--imatrix": imatrix, "--split-max-size": max_bytes,
+                 "--permission": permission}
         if given := [option for option, value in asked.items() if value]:
             raise BadRequest(f"{given[0]} is for models, and {source} is an adapter, whose numbers stay as they are. Leave it out", field=given[0].lstrip("-"))
         from pellucid.model.convert_adapter import convert_adapter
@@ -116,18 +122,22 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
     kind = _kind(to, out)
     _check(checkpoint, out, kind, dtype, quantize, imatrix, overrides)
     measured = None if imatrix is None else read_imatrix(Path(imatrix).expanduser())
+    parent = ancestry.of_path(Path(source) if checkpoint.gguf else checkpoint.folder, checkpoint.name)
+    passed = gate.check(parent, ("modify",), Path.cwd(), permission)
     described = None
     if not (checkpoint.gguf and kind == "gguf" and quantize is None):  # a copy may be of an architecture that nobody here runs
         described = describe_checkpoint(checkpoint, accept_unread)
     if checkpoint.n_bytes > SLOW_BYTES:
         watch.note(f"hashing {checkpoint.name}, {size(checkpoint.n_bytes)}")
     inputs = {role: input_file(path) for role, path in input_files(checkpoint).items()}
-    lineage = (*_ancestors(checkpoint), *_lines(checkpoint, inputs))
+    lines = (*_ancestors(checkpoint), *_lines(checkpoint, inputs))
+    weights = {role: file.sha256 for role, file in inputs.items() if role in {each.name for each in checkpoint.files}}
+    made = ancestry.child(parent, weights)
     if imatrix is not None:
         inputs["imatrix"] = input_file(imatrix)
     job = Job(checkpoint=checkpoint, out=out, described=described, dtype=None if dtype is None else _DTYPES[dtype.lower()], quantize=quantize,
               overrides=overrides, imatrix=measured, tokenizer=tokenizer, max_bytes=max_bytes, overwrite=overwrite,
-              lineage=lineage, watch=watch)
+              lineage=lines, ancestry=made, watch=watch, notes=passed.notes if passed else [])
     if kind == "safetensors":
         from pellucid.model.to_safetensors import write
     else:
@@ -142,7 +152,7 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
     record = Record(
         kind="convert", settings=settings, seed=None, inputs=inputs, measured={"seconds": seconds, "bytes": float(sum(file.n_bytes for file in files))},
         output={"files": {str(file.path): {"sha256": file.sha256, "bytes": file.n_bytes} for file in files}, "kept": kept, "rounded": rounded,
-                "types": dict(job.types), "lineage": list(job.lineage)},
+                "types": dict(job.types), "lineage": list(job.lineage), "ancestry": lineage.plain(made), "license_of_result": verdict.result_license(made)},
         accepted_unread=list(described.accepted) if described else [], licenses={checkpoint.name: checkpoint.card.license_shown}, notes=job.notes)
     path = record_path(out, kind)
     record.save(path)

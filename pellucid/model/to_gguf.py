@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.catalog.ancestry import ANCESTRY, text_of
 from pellucid.errors import BadRequest, UnsupportedModel
 from pellucid.families._gguf_write import architecture_of, factors, metadata
 from pellucid.families._tokenizer import checkpoint_tokenizer
@@ -37,7 +38,7 @@ _RAMPS = ("grok", "laguna", "k2-horizon", "mistral3")
 def write(job: Job) -> tuple[Written, ...]:
     """Writes the file, or its parts."""
     metadata, tensors = _from_gguf(job, job.checkpoint.gguf) if job.checkpoint.gguf is not None else _from_safetensors(job)
-    metadata |= {VERSION: made_by(), LINEAGE: list(job.lineage)}
+    metadata |= {VERSION: made_by(), LINEAGE: list(job.lineage), ANCESTRY: text_of(job.ancestry)}
     for tensor in tensors:
         job.types[tensor.type] += tensor.n_bytes
     job.watch.started(sum(tensor.n_bytes for tensor in tensors))

@@ -3,11 +3,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pellucid.catalog.ancestry import ANCESTRY, text_of
+from pellucid.catalog.lineage import drawn
 from pellucid.families import family
 from pellucid.families._describe import describe
 from pellucid.families._tokenizer import checkpoint_tokenizer
@@ -64,7 +67,8 @@ def write(job: Job) -> tuple[Written, ...]:
     beside = [] if checkpoint.gguf is not None else _beside(job)
     packer = Nf4(job, dtypes) if job.quantize is not None else None
     return save_files(job.out, described.spec, table, like, config, read=read, pack=packer and packer.pack, packed=packer and packer.config,
-                      generation=generation, beside=beside, texts=texts, max_shard_bytes=job.max_bytes or MAX_SHARD_BYTES,
+                      generation=generation, metadata={ANCESTRY: text_of(job.ancestry)}, beside=beside,
+                      texts=texts, max_shard_bytes=job.max_bytes or MAX_SHARD_BYTES,
                       overwrite=job.overwrite, report=job.watch.report)
 
 
@@ -126,5 +130,5 @@ def _beside(job: Job) -> list[Any]:
 def _readme(job: Job) -> str:
     """The model card of a model that had none of its own: what its metadata says of license and lineage, and what it was made from."""
     lines = [f"# {job.out.name}", "", f"Converted from {job.checkpoint.name} by {made_by()}. What went into it, by content:", "",
-             "```", *job.lineage, "```", ""]
+             "```", *job.lineage, "```", "", "Where it comes from:", "", "```", *drawn(replace(job.ancestry, name=job.out.name)), "```", ""]
     return front_matter(job.checkpoint.card) + "\n".join(lines)

@@ -36,7 +36,8 @@ def save_checkpoint(folder: str | Path, spec: DecoderSpec, table: Table, ours: M
 
 def save_files(folder: str | Path, spec: DecoderSpec, table: Table, ours: Mapping[str, Tensor], config: Mapping[str, Any], *,
                read: Read | None = None, pack: Pack | None = None, packed: Mapping[str, Any] | None = None,
-               generation: Mapping[str, Any] | None = None, beside: Sequence[Path] = (), texts: Mapping[str, str | bytes] | None = None,
+               generation: Mapping[str, Any] | None = None, metadata: Mapping[str, str] | None = None, beside: Sequence[Path] = (),
+               texts: Mapping[str, str | bytes] | None = None,
                max_shard_bytes: int = MAX_SHARD_BYTES, overwrite: bool = False, report: Report = lambda n: None) -> tuple[Written, ...]:
     """Writes a checkpoint and returns its files with their hashes. `ours` are the decoder's tensors by our names, such as its state dict.
 
@@ -47,6 +48,7 @@ def save_files(folder: str | Path, spec: DecoderSpec, table: Table, ours: Mappin
         read: the tensors of these names, asked for when their turn comes, so that only those of one tensor of the files are in memory. `ours` then
             says sizes and dtypes only, and may be on the meta device.
         pack: what one tensor of the files becomes, where that is several; packed: config.json's quantization_config, which says so.
+        metadata: strings for the header of every file of tensors.
         beside: files to copy along, such as the tokenizer's. texts: name -> content of files to write along.
         max_shard_bytes: a file holds no more than that, unless one tensor does.
         overwrite: replace a folder that is there; otherwise one that is there and not empty is BadRequest.
@@ -72,7 +74,7 @@ def save_files(folder: str | Path, spec: DecoderSpec, table: Table, ours: Mappin
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         with room(folder.parent, total + sum(path.stat().st_size for path in beside)):
-            written = [_write_shard(draft / file, tensors, report) for file, tensors in shards.items()]
+            written = [_write_shard(draft / file, tensors, report, metadata) for file, tensors in shards.items()]
             for name, value in objects.items():
                 _write_json(draft / name, value)
             for name, text in (texts or {}).items():
@@ -90,10 +92,10 @@ def save_files(folder: str | Path, spec: DecoderSpec, table: Table, ours: Mappin
     return tuple(replace(file, path=folder / file.path.relative_to(draft)) for file in written)
 
 
-def _write_shard(path: Path, tensors: Sequence[Planned], report: Report) -> Written:
+def _write_shard(path: Path, tensors: Sequence[Planned], report: Report, metadata: Mapping[str, str] | None) -> Written:
     shard = Draft(path, report)
     try:
-        write_planned(shard, tensors)
+        write_planned(shard, tensors, metadata)
         written = shard.finish()
         shard.place()
         return written

@@ -31,7 +31,7 @@ def test_a_lineage_that_goes_round_is_an_error_that_names_the_circle() -> None:
     rows["llama-7b"] = dataclasses.replace(rows["llama-7b"], base="vicuna-7b-v1.1")
     with pytest.raises(BadLineage, match=r"goes round in a circle: vicuna-7b-v1.1 <- llama-7b <- vicuna-7b-v1.1"):
         lineage.of_row(rows["vicuna-7b-v1.1"], rows)
-    inner = lineage.plain(Node(name="a", said=()))
+    inner = lineage.plain(Node(name="a", said=(), files={"a.gguf": "0" * 64}))
     ring = {**inner, "parents": [{"role": "weights", **inner}]}
     with pytest.raises(BadLineage, match="goes round in a circle"):
         lineage.from_plain(ring, "record.json")
@@ -76,7 +76,7 @@ def test_a_record_speaks_for_the_files_it_was_written_with(tmp_path: Path) -> No
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"one")
     write_record(tmp_path, {f"/elsewhere/{weights.name}": {"sha256": sha256_of(weights), "bytes": 3}})
-    assert ancestry.of_path(tmp_path).name == "mine"
+    assert ancestry.of_path(tmp_path, "again") == Node(name="again", said=(Said(license="MIT", by="x"),))
     weights.write_bytes(b"two")
     with pytest.raises(BadLineage, match=r"model.safetensors was tampered with or replaced: record.json says sha256 [0-9a-f]{12}…, it has"):
         ancestry.of_path(tmp_path)

@@ -132,7 +132,7 @@ def test_the_options_of_quantize_are_these(say: Say) -> None:
     listed = say("quantize", "--help").out.split("Options:")[1]
     assert set(re.findall(r"^ +\*? *(?:-\w, )?(--[\w-]+)", listed, re.M)) == {
         "--to", "--auto", "--fit", "--formats", "--text", "--tokens", "--threads", "--imatrix", "--tensor-type", "--split-max-size", "--without-tokenizer",
-        "--accept-unread", "--force", "--quiet", "--json", "--debug", "--help"}
+        "--permission", "--accept-unread", "--force", "--quiet", "--json", "--debug", "--help"}
 
 
 @pytest.mark.parametrize(("make", "options", "message"), [
