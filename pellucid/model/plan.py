@@ -44,6 +44,7 @@ from pellucid.weights.packed_rows import PackedRows
 
 FEW = 16  # tokens: up to so many a plan of dense weights is no slower than the decoder; what a pass costs beside its products decides
 FEW_OF_LARGE = 4  # the same where products in 16 bits decide: torch rounds activations to 16 bits too, and multiplies twice as many in that time
+FEW_IN_TILES = 32  # the same where the processor multiplies bfloat16 in tiles: weights are read once, and for more torch is ahead (docs/LOG.md)
 LARGE = 1 << 26  # bytes of weights, more than most processors keep near
 
 # The facts that steps are written from. What is not named here must be as the spec's default has it.
@@ -136,6 +137,9 @@ def is_whole(decoder: Decoder) -> bool:
 def few(decoder: Decoder) -> int:
     """How many tokens a pass may have for a plan of these dense weights to be the faster way."""
     weights = [module.weight for module in decoder.blocks.modules() if isinstance(module, Project)]
+    assert isinstance(decoder.ops, Native)
+    if native.tiled(decoder.ops.variant) and all(weight.dtype == torch.bfloat16 for weight in weights if isinstance(weight, Tensor)):
+        return FEW_IN_TILES
     return FEW_OF_LARGE if sum(w.nbytes for w in weights if w.dtype != torch.float32) > LARGE else FEW
 
 

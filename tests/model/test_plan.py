@@ -262,10 +262,31 @@ def test_a_fact_that_no_step_knows_is_declined_by_name():
 
 
 def test_large_weights_of_16_bits_are_torchs_from_fewer_tokens_on(monkeypatch):
-    decoder, exact = random_decoder(small(), torch.bfloat16), random_decoder(small())
+    short, half, exact = (random_decoder(small(), dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32))
     monkeypatch.setattr("pellucid.model.plan.LARGE", 1000)
-    assert describe(decoder) == " · one native plan a pass of up to 4 tokens"
+    assert describe(half) == " · one native plan a pass of up to 4 tokens"
     assert describe(exact) == " · one native plan a pass of up to 16 tokens"
+    for variant in native.variants():  # tiles multiply bfloat16, where there are any
+        short.ops.variant = half.ops.variant = variant
+        assert describe(short) == f" · one native plan a pass of up to {32 if native.tiled(variant) else 4} tokens"
+        assert describe(half) == " · one native plan a pass of up to 4 tokens"
+    assert not any(map(native.tiled, native.variants()[1:]))
+
+
+@pytest.mark.parametrize("variant", native.variants() if native else [])
+def test_bfloat16_rows_are_the_same_bits_in_passes_of_any_length(variant):
+    """Few rows read weights where they lie, many of them laid out; widths that end inside of a tile, weights that begin between two lines."""
+    mixer = Attention(n_heads=5, n_kv_heads=5, d_head=14, scale=0.3)
+    layers = tuple(Layer(mixer=mixer, mlp=FeedForward(d_ff=width)) for width in (93, 128))
+    decoder = random_decoder(small(d_model=70, layers=layers), torch.bfloat16)
+    decoder.ops.variant = variant
+    for parameter in decoder.parameters():
+        moved = torch.empty(parameter.numel() + 4, dtype=parameter.dtype)[4:].view(parameter.shape)
+        parameter.data = moved.copy_(parameter)
+    tokens_T = torch.tensor(random_ids(150))
+    alone = in_passes(decoder, tokens_T)
+    for sizes in ((150,), (40, 17, 33), (16, 64, 65)):
+        assert torch.equal(in_passes(decoder, tokens_T, *sizes), alone)
 
 
 def test_a_later_field_is_declined_until_a_step_knows_it():

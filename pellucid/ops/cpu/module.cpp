@@ -12,6 +12,7 @@
 #include "kinds.h"
 #include "processor.h"
 #include "pool.h"
+#include "tiled.h"
 #include "variant.h"
 
 namespace nb = nanobind;
@@ -83,6 +84,8 @@ void matmul(const std::string& variant, const std::string& format, uintptr_t dat
 NB_MODULE(_native, m) {
   using namespace pellucid;
   m.def("formats", formats, "Formats of weights that there are products for.");
+  m.def("tiled", [](const std::string& variant) { return tiled_named(variant.c_str()) != nullptr; }, "variant"_a,
+        "Whether it multiplies dense bfloat16 weights in tiles.");
   m.def("variants", variant_names, "Kernels this processor runs, the best first.");
   m.def("usable_cores", usable_cores);
   m.def("set_threads", set_threads, "n"_a, "Threads that work from now on, the caller counted; returns how many there are.");

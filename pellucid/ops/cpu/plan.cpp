@@ -19,6 +19,10 @@ constexpr int64_t kColumnsAtOnce = 1024;  // of a row of numbers that are gated:
 constexpr int64_t kNumbersAtOnce = 4096;  // of the rows that are normalized, turned or quantized in one chunk
 constexpr int64_t kTokensAtOnce = 32;  // whose numbers stay in a core's second cache beside a chunk of a dense matrix
 constexpr int64_t kDenseBytes = 64 << 10;  // of a dense matrix in one chunk
+constexpr int64_t kTiledBytes = 704 << 10;  // the same where many rows of x are multiplied with it in tiles: a third of a core's second cache
+constexpr int64_t kTiledRows = 32;  // a chunk's rows are whole multiples of it, but for a matrix's last
+constexpr int64_t kTilesAtOnce = 16;  // of a group of rows of x in one chunk, while they are rounded
+constexpr int64_t kTiledChunks = 2;  // a thread, at least, of a matrix that is not small
 
 const Variant& named(const std::string& name) {
   for (const Variant* variant : variants())
@@ -33,6 +37,14 @@ T* scratch(int64_t n) {
   if (static_cast<int64_t>(held.size()) < n) held.resize(n);
   return held.data();
 }
+
+// Beginning on a line's boundary. Two kinds: what is read by all threads lies beside what each of them works in.
+struct alignas(64) Tile {
+  uint8_t bytes[kTileBytes];
+};
+struct alignas(64) Room {
+  uint8_t bytes[kTileBytes];
+};
 
 // f(token) for every token: several in one chunk where their rows are short.
 template <class Fn>
@@ -263,7 +275,7 @@ struct GateStep : Step {
 
 }  // namespace
 
-Plan::Plan(const std::string& name, int64_t page) : variant(named(name)), lanes(lanes_named(name.c_str())), page(page) {}
+Plan::Plan(const std::string& name, int64_t page) : variant(named(name)), lanes(lanes_named(name.c_str())), tiled(tiled_named(name.c_str())), page(page) {}
 
 Plan::~Plan() {
   for (Buffer& buffer : buffers_) std::free(buffer.data);
@@ -388,17 +400,26 @@ std::vector<std::pair<std::string, double>> Plan::seconds() {
   return {sums.begin(), sums.end()};
 }
 
+// Rows of a dense matrix in one chunk.
+int64_t Plan::rows_a_chunk(const Matrix& w, int64_t n) const {
+  const int64_t row_bytes = w.n_columns * (w.kind == Kind::f32 ? 4 : 2);
+  if (!in_tiles(w)) return std::max<int64_t>(1, kDenseBytes / row_bytes);
+  const int64_t most = (n > kTileRows ? kTiledBytes : kDenseBytes) / row_bytes, even = w.n_rows / (kTiledChunks * Pool::get().size());
+  return std::max(kTiledRows, std::min(most, even) / kTiledRows * kTiledRows);
+}
+
 // n rows of x times several matrices of as many columns, all in one go.
 void Plan::product(const float* x, int64_t x_stride, int64_t n, const std::vector<std::pair<int, float*>>& outs, const std::vector<int64_t>& strides) {
   const int64_t D = matrices[outs[0].first].n_columns;
-  uint8_t* quantized = nullptr;
+  uint8_t *quantized = nullptr, *packed = nullptr;
   std::vector<int64_t> ends;  // of each matrix's chunks
   for (const auto& [index, out] : outs) {
     const Matrix& w = matrices[index];
     const int64_t begin = ends.empty() ? 0 : ends.back();
     if (!w.panels) {
-      const int64_t row_bytes = D * (w.kind == Kind::f32 ? 4 : 2), rows = std::max<int64_t>(1, kDenseBytes / row_bytes);
+      const int64_t rows = rows_a_chunk(w, n);
       ends.push_back(begin + (w.n_rows + rows - 1) / rows);
+      if (in_tiles(w) && !packed) packed = in_tiles(x, x_stride, n, D);
       continue;
     }
     ends.push_back(begin + n_chunks(Packed{w.panels, w.format, w.n_rows, w.n_columns}, n));
@@ -416,13 +437,28 @@ void Plan::product(const float* x, int64_t x_stride, int64_t n, const std::vecto
     float* out = outs[i].second;
     if (w.panels)
       return multiply_chunk(variant, Packed{w.panels, w.format, w.n_rows, w.n_columns}, quantized, n, w.bias, out, strides[i], chunk);
-    const int64_t rows = std::max<int64_t>(1, kDenseBytes / (D * (w.kind == Kind::f32 ? 4 : 2))), first = chunk * rows, last = std::min(first + rows, w.n_rows);
-    for (int64_t t = 0; t < n; t += kTokensAtOnce)
-      lanes.multiply_dense(w.dense, w.kind, D, first, last, x + t * x_stride, x_stride, std::min(kTokensAtOnce, n - t), out + t * strides[i], strides[i]);
+    const int64_t rows = rows_a_chunk(w, n), first = chunk * rows, last = std::min(first + rows, w.n_rows);
+    if (in_tiles(w))
+      tiled->multiply(static_cast<const Bf16*>(w.dense), D, first, last, packed, n, out, strides[i],
+                      scratch<Room>(tiled_scratch_bytes(D) / kTileBytes)->bytes);
+    else
+      for (int64_t t = 0; t < n; t += kTokensAtOnce)
+        lanes.multiply_dense(w.dense, w.kind, D, first, last, x + t * x_stride, x_stride, std::min(kTokensAtOnce, n - t), out + t * strides[i], strides[i]);
     if (w.bias)
       for (int64_t t = 0; t < n; ++t)
         for (int64_t f = first; f < last; ++f) out[t * strides[i] + f] += w.bias[f];
   });
+}
+
+// n rows of x as tiles of bfloat16, in memory of this thread.
+uint8_t* Plan::in_tiles(const float* x, int64_t x_stride, int64_t n, int64_t D) const {
+  uint8_t* out = scratch<Tile>(tiled_bytes(n, D) / kTileBytes)->bytes;
+  const int64_t N = tiles(D), parts = (N + kTilesAtOnce - 1) / kTilesAtOnce;
+  parallel_for(row_tiles(n) * parts, [&](int64_t chunk) {
+    const int64_t group = chunk / parts, first = chunk % parts * kTilesAtOnce, rows = std::min(kTileRows, n - group * kTileRows);
+    tiled->pack(x + group * kTileRows * x_stride, x_stride, static_cast<int>(rows), D, first, std::min(first + kTilesAtOnce, N), out + (group * N + first) * kTileBytes);
+  });
+  return out;
 }
 
 // Of packed weights times x and what its rounding to 8 bits leaves over: model/decoder.py, Unembed.

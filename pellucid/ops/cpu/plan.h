@@ -13,6 +13,7 @@
 #include "attend.h"
 #include "lanes_table.h"
 #include "packed.h"
+#include "tiled.h"
 
 namespace pellucid {
 
@@ -128,6 +129,7 @@ class Plan {
 
   const Variant& variant;
   const Lanes& lanes;
+  const Tiled* const tiled;  // products with bfloat16 weights, or null: they are then multiplied as floats
   const int64_t page;
   Pass pass;
   std::vector<int64_t> positions, row_of;  // of each token
@@ -139,6 +141,9 @@ class Plan {
   std::vector<Buffer> buffers_;
 
  private:
+  bool in_tiles(const Matrix& w) const { return tiled && !w.panels && w.kind == Kind::bf16; }
+  uint8_t* in_tiles(const float* x, int64_t x_stride, int64_t n, int64_t D) const;
+  int64_t rows_a_chunk(const Matrix& w, int64_t n) const;
   void reserve(int64_t n_tokens);
   void turn();
   void leave_over(const float* x, int64_t D, float* out) const;  // what quantizing a row takes from it

@@ -21,10 +21,10 @@ namespace pellucid {
 namespace {
 
 #if defined(__x86_64__)
-// AMX-TILE and AMX-INT8: leaf 7, bits 24 and 25 of EDX. Not every compiler's own test knows them.
-bool has_amx_int8() {
+// AMX-BF16, AMX-TILE and AMX-INT8: leaf 7, bits 22, 24 and 25 of EDX. Not every compiler's own test knows them.
+bool has_amx(int bit) {
   unsigned a, b, c, d;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 3) == 3;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 1) && (d >> bit & 1);
 }
 #endif
 
@@ -39,7 +39,8 @@ Features find() {
 #ifdef __linux__
   // The system must be asked for the tiles' registers, once a process: ARCH_REQ_XCOMP_PERM of XFEATURE_XTILEDATA,
   // https://docs.kernel.org/arch/x86/xstate.html
-  found.amx_int8 = found.avx512_vnni && has_amx_int8() && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+  found.amx_int8 = found.avx512_vnni && has_amx(25) && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+  found.amx_bf16 = found.amx_int8 && has_amx(22);
 #endif
 #elif defined(__aarch64__) && defined(__linux__)
   found.neon_dot = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) && (getauxval(AT_HWCAP) & HWCAP_ASIMDHP);

@@ -9,12 +9,14 @@ function(pellucid_kernels target)
   target_compile_options(${target} PRIVATE -O3 -ffp-contract=off -Wall -Wextra -fno-math-errno)
   target_link_libraries(${target} PRIVATE Threads::Threads)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
-    target_sources(${target} PRIVATE ${here}/variant_avx2.cpp ${here}/variant_avx512.cpp ${here}/variant_amx.cpp ${here}/lanes_avx2.cpp ${here}/lanes_avx512.cpp)
+    target_sources(${target} PRIVATE ${here}/variant_avx2.cpp ${here}/variant_avx512.cpp ${here}/variant_amx.cpp ${here}/lanes_avx2.cpp ${here}/lanes_avx512.cpp
+                   ${here}/tiled_amx.cpp)
     set_source_files_properties(${here}/variant_avx2.cpp ${here}/lanes_avx2.cpp PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c")
     set(avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mprefer-vector-width=512
         -Wno-maybe-uninitialized -Wno-uninitialized)
     set_source_files_properties(${here}/variant_avx512.cpp ${here}/lanes_avx512.cpp PROPERTIES COMPILE_OPTIONS "${avx512}")
     set_source_files_properties(${here}/variant_amx.cpp PROPERTIES COMPILE_OPTIONS "${avx512};-mamx-tile;-mamx-int8")
+    set_source_files_properties(${here}/tiled_amx.cpp PROPERTIES COMPILE_OPTIONS "${avx512};-mamx-tile;-mamx-bf16")
     # gcc 12 warns of its own intrinsics there: https://gcc.gnu.org/bugzilla/show_bug.cgi?id=105593
   elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
     target_sources(${target} PRIVATE ${here}/variant_neon.cpp ${here}/lanes_neon.cpp)
