@@ -29,6 +29,7 @@ def command(
     drain: Annotated[float, typer.Option("--drain", metavar="SECONDS", min=0, help="How long a stopping server waits for what is under way.")] = 30.0,
     allow_unknown_fields: Annotated[bool, typer.Option("--allow-unknown-fields", help="Leave out fields nobody knows, and say so in a header.")] = False,
     tool_format: Annotated[str, typer.Option("--tool-format", help="How the model writes tool calls, where its template does not tell.")] = "auto",
+    permission: Annotated[str | None, typer.Option("--permission", metavar="REFERENCE", help="To serve what a license stops otherwise.")] = None,
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", metavar="FILE", help="Serve https with this certificate, in PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="And its key.")] = None,
     adapter: Annotated[list[str] | None, typer.Option("--adapter", metavar="NAME=PATH", help="A LoRA adapter of the model, asked for by its name; may be "
@@ -86,6 +87,9 @@ def command(
     named = [_named(each) for each in model or [o.SHIPPED]]
     if twice := [name for i, (name, _) in enumerate(named) if name in [other for other, _ in named[:i]]]:
         raise BadRequest(f"two models are called {twice[0]!r}. Give them names: one={named[0][1]} other=...", field="model")
+    if not _is_here(host):
+        for _, path in named:
+            _pass_gate(path, permission, quiet)
     adapters = dict(_adapter(text) for text in adapter or ())
     if len(adapters) < len(adapter or ()) or set(adapters) & {name for name, _ in named}:
         raise BadRequest("two models or adapters have the same name. Give each its own: --adapter NAME=PATH", field="adapter")
@@ -102,6 +106,16 @@ def command(
                                            ssl_certfile=tls_cert, ssl_keyfile=tls_key))
     _say_where(server, "http" if tls_cert is None else "https", [*models, *adapters], quiet=quiet, json=json)
     server.run()
+
+
+def _pass_gate(path: str, permission: str | None, quiet: bool) -> None:
+    """A model that others reach is hosted: what pellucid.toml declares is held against its license. Raises NotAllowed with the clause."""
+    from pellucid.catalog import ancestry, gate
+    from pellucid.weights.hub import resolve
+    place = resolve(path)
+    passed = gate.check(ancestry.of_path(place, None if place == Path(path).expanduser() else path), ("hosting",), Path.cwd(), permission)
+    if passed is not None and not quiet:
+        note("\n".join(passed.notes))
 
 
 def _adapter(text: str) -> tuple[str, str]:

@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from tests.api.scripted import scripted_model
+
 from .conftest import Said, environment
 
 
@@ -46,3 +48,14 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(say: Callable[..., Sai
     said = say("serve", *args)
     assert said.code == 2
     assert words in said.err
+
+
+def test_an_address_that_others_reach_passes_the_gate(say: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = scripted_model(tmp_path / "abc", [list("abc")])
+    (model / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    (tmp_path / "pellucid.toml").write_text("[use]\ncommercial = true\n")
+    monkeypatch.chdir(tmp_path)
+    said = say("serve", str(model), "--host", "0.0.0.0", "--open")
+    assert said.code != 0
+    assert "is not allowed with" in said.err
+    assert "--permission REFERENCE" in said.err
