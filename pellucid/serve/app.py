@@ -52,7 +52,8 @@ def app_of(served: Served, limits: Limits | None = None, keys: Checked | None = 
         async def endpoint(request: Request) -> Response:
             return exchange(request, partial(handler, served), **HOW.get(path, {}))
         schema = shape.model_json_schema(ref_template=f"#/components/schemas/{shape.__name__}/$defs/{{model}}")
-        app.add_api_route(path, endpoint, methods=["POST"], summary=about, response_class=JSONResponse, name=path, responses=_FAULTS, openapi_extra={
+        app.add_api_route(path, endpoint, methods=["POST"], summary=about, response_class=JSONResponse, name=path, responses={**_FAULTS, **_streams(shape)},
+                          openapi_extra={
             "requestBody": {"required": True, "content": {"application/json": {"schema": _inline(schema)}}}})
     for path, (handler, shape, about) in {**POSTS, "/tokenize": (_tokenize, TokenizeRequest, "Token ids of a text or a conversation"),
                                           "/detokenize": (_detokenize, DetokenizeRequest, "The text of token ids")}.items():
@@ -71,6 +72,11 @@ _WORDS = {400: "What was asked cannot be done", 401: "No key, or one that is not
           503: "The server is stopping"}
 _FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"description": words, "content": {"application/json": {"schema": _ERROR}}} for status, words in _WORDS.items()}
+
+
+def _streams(shape: type[Shape]) -> dict[int | str, dict[str, Any]]:
+    """An answer that may also come in pieces."""
+    return {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}} if "stream" in shape.model_fields else {}
 
 
 def _inline(schema: dict[str, Any]) -> dict[str, Any]:

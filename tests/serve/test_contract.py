@@ -27,6 +27,13 @@ def test_all_paths_are_in_the_document(document: Any) -> None:
     assert {(operation.ok().method.upper(), operation.ok().path) for operation in document.get_all_operations()} == set(PATHS)
 
 
+def test_what_may_be_streamed_says_so(document: Any) -> None:
+    answers = {path: document[path]["POST"].definition.raw["responses"]["200"]["content"] for method, path in PATHS if method == "POST"}
+    assert {path for path, content in answers.items() if "text/event-stream" in content} == {
+        "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"}
+    assert all("application/json" in content for content in answers.values())
+
+
 @pytest.mark.parametrize(("method", "path"), PATHS, ids=lambda value: value)
 def test_no_request_is_answered_by_a_failure_of_the_server(document: Any, method: str, path: str) -> None:
     operation = document[path][method]
