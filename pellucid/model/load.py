@@ -21,7 +21,7 @@ from pellucid import cost
 from pellucid.errors import BadConfig, BadRequest, BadTokenizer, UnsupportedModel
 from pellucid.families._describe import Description, describe_checkpoint
 from pellucid.model.decoder import Decoder, kept_in
-from pellucid.model.memory import available_bytes, check_memory, keep_freed_memory, page_dtype, room_to_copy
+from pellucid.model.memory import available_bytes, check_memory, keep_freed_memory, page_dtype
 from pellucid.model.on_demand import assembled
 from pellucid.model.parts import Embed, Project, hold
 from pellucid.model.placement import Sizes, check_asked, check_rest, layer_of, shown
@@ -38,7 +38,7 @@ from pellucid.weights.checkpoint import Checkpoint, open_checkpoint
 from pellucid.weights.names import LeftOut, Place, family_name
 from pellucid.weights.packed import METHODS
 from pellucid.weights.packed_rows import PackedRows, PackedWeight
-from pellucid.weights.room import ALIGNMENT, Room, aligned, taken
+from pellucid.weights.room import Room, aligned, taken
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 SHORT = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
@@ -106,7 +106,7 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
         if gpu_layers == "auto":
             room = "nobody says how much" if free is None else size(free)
             notes.append(f"--gpu-layers auto: {n} of {n_layers} layers and both ends are on {place}, where {room} was free")
-    _fill(decoder, ours, checkpoint, chosen, place, align=place.type == "cpu" and room_to_copy(described.spec, chosen, free))
+    _fill(decoder, ours, checkpoint, chosen, place)
     for native in {module.ops for module in decoder.modules() if isinstance(module, Project) and isinstance(module.ops, Native)}:
         native.beside_torch = not deterministic and not any(isinstance(weight, PackedWeight) for weight in decoder.weights().values())
     report = _report(checkpoint, described, decoder, n_parameters=sum(map(math.prod, shapes.values())), stored=stored, dtype=chosen,
@@ -156,15 +156,15 @@ def _pack(decoder: Decoder, ours: dict[str, Weight], checkpoint: Checkpoint, dty
         ours[name] = _packed(weight, matrix=_is_matrix(decoder, name), gguf=checkpoint.format == "gguf", dtype=kept_in(name, dtype))
 
 
-def _fill(decoder: Decoder, ours: dict[str, Weight], checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, align: bool) -> None:
+def _fill(decoder: Decoder, ours: dict[str, Weight], checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
     """Puts each tensor where its name says, emptying `ours`, so that a copy's original is let go before the next is made.
 
-    device: of the ends, and of the layers where the decoder says no other. align: copies what does not begin at a multiple of ALIGNMENT; packed rows stay
-    where they are.
+    device: of the ends, and of the layers where the decoder says no other. What has its dtype and is on the CPU stays where it is mapped: copying
+    what begins between two lines of the cache makes prompts a tenth faster, and loading four times as long (docs/LOG.md).
     """
     where = {name: device if decoder.devices is None or (i := layer_of(name)) is None else decoder.devices[i] for name in ours}
     copied = {name: taken(weight, kept_in(name, dtype)) for name, weight in ours.items() if where[name].type == "cpu" and isinstance(weight, Tensor)
-              and weight.numel() and (weight.dtype != kept_in(name, dtype) or (align and weight.data_ptr() % ALIGNMENT))}
+              and weight.numel() and weight.dtype != kept_in(name, dtype)}
     panels = {name: aligned(n) for name, weight in ours.items() if where[name].type == "cpu" and (ops := _multiplied(decoder, name)) is not None
               and (n := ops.prepared_bytes(weight))}
     room = Room(sum(copied.values()) + sum(panels.values())) if copied or panels else None

@@ -49,11 +49,6 @@ def check_memory(name: str, spec: DecoderSpec, dtype: torch.dtype, in_place: int
                             f"{device}. {smaller}{kept}, or close what holds memory.", needed_bytes=copied + cache, available_bytes=available)
 
 
-def room_to_copy(spec: DecoderSpec, dtype: torch.dtype, available: int | None) -> bool:
-    """Whether weights that could stay where they are mapped may be copied: half of what is free holds them."""
-    return available is None or 2 * cost.parameters(spec) * dtype.itemsize <= available
-
-
 def available_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
     """Memory that may still be taken, as CUDA says or Linux, the limit of a container included; None where nobody says."""
     if device.type != "cpu":

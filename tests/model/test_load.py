@@ -27,7 +27,6 @@ from pellucid.errors import (
 from pellucid.model.load import check_vocabulary, load_decoder
 from pellucid.model.report import LoadReport, binary, count, size
 from pellucid.weights.checkpoint import open_checkpoint
-from pellucid.weights.room import ALIGNMENT
 from tests.weights.build import CONFIG, llama, write, write_config, write_shards
 
 
@@ -70,16 +69,13 @@ def test_weights_are_views_of_the_file_frozen_and_in_evaluation(tmp_path: Path) 
 EVEN = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
 
 
-def test_weights_that_lie_badly_are_copied_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_stay_where_they_are_mapped_wherever_they_begin(tmp_path: Path) -> None:
     shift(write(tmp_path), 8)
     checkpoint = open_checkpoint(tmp_path)
     views = {tensor.data_ptr() for _, tensor in checkpoint.tensors()}
-    copied, _ = load_decoder(checkpoint, device="cpu")
-    assert {p.data_ptr() % ALIGNMENT for p in copied.parameters()} == {0}
-    monkeypatch.setattr("pellucid.model.load.room_to_copy", lambda *_: False)
-    mapped, _ = load_decoder(checkpoint, device="cpu")
-    assert {p.data_ptr() for p in mapped.parameters()} == views
-    assert all(map(torch.equal, copied.parameters(), mapped.parameters()))
+    assert any(pointer % 64 for pointer in views)
+    decoder, _ = load_decoder(checkpoint, device="cpu")
+    assert {p.data_ptr() for p in decoder.parameters()} == views
 
 
 def test_weights_are_frozen_and_in_evaluation(tmp_path: Path) -> None:
@@ -402,9 +398,9 @@ def test_loading_reads_nothing_and_running_holds_the_weights_once(big: Path, tmp
 
 
 @pytest.mark.linux
-def test_copies_of_what_lies_badly_take_the_place_of_what_was_read(big: Path, tmp_path: Path) -> None:
+def test_what_lies_between_two_lines_is_not_copied(big: Path, tmp_path: Path) -> None:
     peak, loaded, weights = measure(shift(big, 56), write(tmp_path), "auto", "run")
-    assert loaded > 0.9 * weights, "copied"
+    assert loaded < 0.05 * weights
     assert peak < 1.15 * weights, f"{peak / weights:.2f} times the weights"
 
 
