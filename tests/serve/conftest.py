@@ -21,6 +21,7 @@ from pellucid.serve.exchange import Limits
 from pellucid.serve.keys import Checked
 from pellucid.serve.openai import Served
 from tests.api.scripted import scripted_model
+from tests.conftest import SHARED
 from tests.families.conftest import one_thread  # noqa: F401, a fixture: tiny models
 
 ABC = list("abcdefghijkl")  # "a" goes on with "bcdefghijkl", then ends
@@ -83,9 +84,9 @@ def serve() -> Iterator[Callable[..., Running]]:
 
 
 @pytest.fixture(scope="session")
-def server(serve: Callable[..., Running], shipped: Model, abc: Model) -> Running:
-    """The shipped model and one whose words are known."""
-    return serve(shipped=shipped, abc=abc)
+def server(serve: Callable[..., Running], shipped: Model, abc: Model, stories: Model | None) -> Running:
+    """The shipped model, one whose words are known, and stories260k where it is."""
+    return serve(shipped=shipped, abc=abc, **({} if stories is None else {"stories": stories}))
 
 
 TOOLS_TEMPLATE = ("{% if tools %}<tool_call>{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
@@ -97,3 +98,27 @@ TOOLS_TEMPLATE = ("{% if tools %}<tool_call>{{ tools | tojson }}{% endif %}{% fo
 def caller(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """Its template reads tools, and it writes whatever a grammar lets it."""
     return pellucid.load(scripted_model(tmp_path_factory.mktemp("models") / "caller", [ABC], template=TOOLS_TEMPLATE, n_ctx=512))
+
+
+@pytest.fixture(scope="session", params=["shipped", pytest.param("stories", marks=pytest.mark.shared)])
+def name(request: pytest.FixtureRequest) -> str:
+    """The model that clients ask for: the one in the package, and a trained one of others."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def model(name: str, shipped: Model, stories: Model | None) -> Model:
+    found = shipped if name == "shipped" else stories
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="session")
+def stories(tmp_path_factory: pytest.TempPathFactory) -> Model | None:
+    """stories260k, which came without a chat template; None where the data folder is absent."""
+    if not SHARED.is_dir():
+        return None
+    template = tmp_path_factory.mktemp("template") / "chat.jinja"
+    template.write_text("{{ bos_token }}{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{% for m in messages %}{{ m.content }} "
+                        "{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}{% endfor %}")
+    return pellucid.load(SHARED / "stories260k", chat_template=template, deterministic=True)

@@ -15,12 +15,12 @@ from .conftest import Running
 
 
 @pytest.fixture
-def chat(server: Running) -> ChatOpenAI:
-    return ChatOpenAI(model="shipped", base_url=f"{server.url}/v1", api_key="none", temperature=0, max_tokens=10, max_retries=0)
+def chat(server: Running, name: str) -> ChatOpenAI:
+    return ChatOpenAI(model=name, base_url=f"{server.url}/v1", api_key="none", temperature=0, max_tokens=10, max_retries=0)
 
 
-def test_it_answers_whole_and_in_pieces(chat: ChatOpenAI, shipped: Model) -> None:
-    mine = shipped.chat([{"role": "user", "content": "Hello"}], max_tokens=10, temperature=0).text
+def test_it_answers_whole_and_in_pieces(chat: ChatOpenAI, model: Model) -> None:
+    mine = model.chat([{"role": "user", "content": "Hello"}], max_tokens=10, temperature=0).text
     assert chat.invoke("Hello").text == mine
     assert "".join(piece.text for piece in chat.stream([HumanMessage("Hello")])) == mine
 
@@ -38,7 +38,7 @@ def test_it_parses_into_a_class(chat: ChatOpenAI, method: str) -> None:
     assert isinstance(longer.with_structured_output(Weather, method=method).invoke("Hello"), Weather)
 
 
-def test_it_calls_a_tool(chat: ChatOpenAI) -> None:
+def test_it_calls_a_tool(chat: ChatOpenAI, name: str) -> None:
     @tool
     def now(zone: Literal["utc", "local"]) -> str:
         """The time."""

@@ -144,7 +144,7 @@ def test_tokens_come_and_go(server: Running, shipped: Model) -> None:
 
 
 def test_it_says_what_it_serves_and_how_it_is(server: Running) -> None:
-    assert [card["id"] for card in server.client.get("/v1/models").json()["data"]] == ["shipped", "abc"]
+    assert [card["id"] for card in server.client.get("/v1/models").json()["data"]][:2] == ["shipped", "abc"]
     assert server.client.get("/v1/models/abc").json()["id"] == "abc"
     assert server.client.get("/health").json() == {"status": "ok"}
     assert set(server.client.get("/version").json()) == {"version"}
