@@ -41,27 +41,30 @@ class Options(TypedDict, total=False):
     n: int
     best_of: int | None  # so many are written, of which the n with the highest mean log-probability are returned, the best first
     reuse: bool | None  # what the model computed for others that begin alike; None = where that is bitwise the same, in a deterministic model
-    schema: Mapping[str, Any] | str  # what the output has to be: a JSON Schema, as an object or as its JSON; one of these six at most
+    schema: Mapping[str, Any] | str  # what the output has to be: a JSON Schema, as an object or as its JSON; one of these seven at most
     compact: Mapping[str, Any] | str  # the same, written without white space, for machines to read
     regex: str  # that all of the output matches
     choice: Sequence[str]  # of which the output is one
     lark: str  # a grammar in llguidance's Lark
     gbnf: str  # a grammar in llama.cpp's notation
+    tags: Mapping[str, Any]  # free text in which what begins like one of these goes on by its schema, such as calls of tools: engine/source.py
     adapter: str | None  # the name of a loaded one; None or unsaid = the model as it is
 
 
 SAMPLING = tuple(f.name for f in fields(Sampling))
-HELD = ("schema", "compact", "regex", "choice", "lark", "gbnf")  # options that hold the output to something
+HELD = ("schema", "compact", "regex", "choice", "lark", "gbnf", "tags")  # options that hold the output to something
 OPTIONS = tuple(Options.__annotations__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Token counts. `reused_tokens` of the prompt were still in memory and were not computed again."""
+    """Token counts. `reused_tokens` of the prompt were still in memory and were not computed again; `thinking_tokens` of the completion are the
+    thinking, its marks included."""
 
     prompt_tokens: int
     completion_tokens: int
     reused_tokens: int = 0
+    thinking_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

@@ -144,9 +144,16 @@ class Model:
     def prepare_chat(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, documents: Sequence[Any] | None = None,
                      template_args: Mapping[str, Any] | None = None, marks: Sequence[str] = (), **options: Unpack[Options]) -> Callable[[], Stream]:
         """What begins a `stream_chat`, as above. marks: special tokens that are shown in the text, for a reader that looks for them."""
+        return self.prepare_chats(messages, [options], tools=tools, documents=documents, template_args=template_args, marks=marks)[1][0]
+
+    def prepare_chats(self, messages: Sequence[Message], wanted: Sequence[Options], *, tools: Sequence[Any] | None = None,
+                      documents: Sequence[Any] | None = None, template_args: Mapping[str, Any] | None = None,
+                      marks: Sequence[str] = ()) -> tuple[int, list[Callable[[], Stream]]]:
+        """The same for several answers to one conversation, which is rendered once; and how many ids it has."""
         ids, thinking = self._chat_prompt(messages, tools, documents, template_args)
         asked = {"messages": [dict(m) for m in messages], "tools": tools, "documents": documents, "template_args": dict(template_args or {})}
-        return self._prepared(ids, options, thinking=thinking, asked=asked, marks=marks)
+        own = [None if thinking is None else Thinking(thinking.opening, thinking.closing, opened=thinking.opened) for _ in wanted]  # each reads for itself
+        return len(ids), [self._prepared(ids, one, thinking=each, asked=asked, marks=marks) for one, each in zip(wanted, own, strict=True)]
 
     def check_chat(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, documents: Sequence[Any] | None = None,
                    template_args: Mapping[str, Any] | None = None, **options: Unpack[Options]) -> None:

@@ -32,6 +32,7 @@ class Stream(Iterator[str]):
         # No generator of its own is kept here: its frame would hold the stream, and a stream that is dropped would wait for the garbage collector.
         self._read: deque[tuple[Kind, str]] = deque()  # and not taken yet
         self._ended = self.interrupted = False
+        self._n_thinking = self._n_open = 0  # ids of the thinking, and those of which it is not known yet
 
     def __next__(self) -> str:
         return next(piece for kind, piece in self.parts() if kind == "text")
@@ -74,11 +75,12 @@ class Stream(Iterator[str]):
         for _ in self.parts():
             pass
         result = self.generation.result()
-        usage = Usage(prompt_tokens=result.n_prompt, completion_tokens=len(result.token_ids), reused_tokens=result.n_reused)
+        usage = Usage(prompt_tokens=result.n_prompt, completion_tokens=len(result.token_ids), reused_tokens=result.n_reused,
+                      thinking_tokens=self._n_thinking)
         thinking = "".join(self._said["thinking"])
         compiled, by = self.generation.request.constraint, self._stopped_by()
         verdict = None
-        if isinstance(compiled, Compiled):
+        if isinstance(compiled, Compiled) and compiled.source.kind != "tags":  # whose text is free
             verdict = judge(compiled.text(result.token_ids), compiled, result.finish_reason, by if isinstance(by, str) else None)
         return Completion(
             text="".join(self._said["text"]), token_ids=result.token_ids, finish_reason=result.finish_reason, usage=usage, seconds=result.seconds,
@@ -90,7 +92,9 @@ class Stream(Iterator[str]):
         """The next id as text, or what was held back after the last one."""
         for i in self.generation:
             if i not in self.generation.request.stop_ids:
+                before = self._thinking is not None and self._thinking.thought
                 self._show(self._stops.push(self._decoder.push(i) + self._marks.get(i, "")))
+                self._count(before)
             return
         self._ended = True
         self._show(self._stops.push(self._decoder.finish()))
@@ -103,6 +107,14 @@ class Stream(Iterator[str]):
             self.generation.stop()
         if text:
             self._note([("text", text)] if self._thinking is None else self._thinking.push(text))
+
+    def _count(self, before: bool | None) -> None:
+        """One id more, before which it was this that was thought: the id that ends the thinking belongs to it."""
+        if self._thinking is None or before is False:
+            return
+        self._n_open += 1
+        if before or self._thinking.thought:
+            self._n_thinking, self._n_open = self._n_thinking + self._n_open, 0
 
     def _note(self, parts: Sequence[tuple[Kind, str]]) -> None:
         for kind, piece in parts:

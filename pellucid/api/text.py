@@ -59,6 +59,11 @@ class Thinking:
         self._held = ""
         self._begun = False  # whether the thinking has shown anything
 
+    @property
+    def thought(self) -> bool | None:
+        """Whether what has come so far is thinking, its marks included; None while that is open."""
+        return None if self._state == "start" else self._state == "thinking"
+
     def push(self, piece: str) -> list[tuple[Kind, str]]:
         """The parts of what may be shown now, in order."""
         text, self._held = self._held + piece, ""

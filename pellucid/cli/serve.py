@@ -35,7 +35,7 @@ def command(
     adapter: Annotated[list[str] | None, typer.Option("--adapter", metavar="NAME=PATH", help="A LoRA adapter of the model, asked for by its name; may be "
                                                                                             "repeated.")] = None,
     cache: o.Cache = None,
-    cache_dtype: o.CacheDtype = "same",
+    cache_dtype: o.CacheDtype = "auto",
     draft: o.Draft = None,
     threads: o.Threads = None,
     device: o.Device = "auto",
@@ -120,16 +120,20 @@ def _pass_gate(path: str, permission: str | None, quiet: bool) -> None:
 
 def _adapter(text: str) -> tuple[str, str]:
     """NAME=PATH, or a path by its last part."""
-    name, mark, path = text.partition("=")
-    return (name, path) if mark and name and "/" not in name else (o.adapter_name(text) or "", text)
+    return _parted(text) or (o.adapter_name(text) or "", text)
 
 
 def _named(text: str) -> tuple[str, str]:
     """NAME=MODEL, or a model by its own name: the last part of its path."""
-    name, mark, path = text.partition("=")
-    if mark and name and "/" not in name:
-        return name, path
+    if named := _parted(text):
+        return named
     return (text if text == o.SHIPPED or ("/" in text and not Path(text).exists()) else Path(text).resolve().name.removesuffix(".gguf")), text
+
+
+def _parted(text: str) -> tuple[str, str] | None:
+    """The two sides of NAME=PATH; None where the text is a path that has such a mark in it, or none."""
+    name, mark, path = text.partition("=")
+    return (name, path) if mark and name and "/" not in name else None
 
 
 def _checked(database: str | None, host: str) -> Any:

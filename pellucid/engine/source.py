@@ -21,7 +21,7 @@ SPACING = {"x-guidance": {"whitespace_pattern": r"\x20|\n[\x20\t]{0,40}"}}
 COMPACT = {"x-guidance": {"whitespace_flexible": False}}  # none at all: what a machine reads
 MAX_RULES = 1000  # of a grammar in Lark or GBNF: from about 2,500 in a chain llguidance runs out of stack and takes the process along
 MAX_CHARACTERS = 1_000_000
-KINDS = ("schema", "compact", "json", "regex", "choice", "lark", "gbnf")
+KINDS = ("schema", "compact", "json", "regex", "choice", "lark", "gbnf", "tags")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,8 @@ class Source:
 def read_source(kind: str, value: Any) -> Source:
     """Raises BadRequest for a source that is not what its kind says."""
     check_names([kind], KINDS)
-    return {"schema": _schema, "compact": _compact, "json": _any_object, "regex": _regex, "choice": _choice, "lark": _lark, "gbnf": _gbnf}[kind](value)
+    readers = {"schema": _schema, "compact": _compact, "json": _any_object, "regex": _regex, "choice": _choice, "lark": _lark, "gbnf": _gbnf, "tags": _tags}
+    return readers[kind](value)
 
 
 def _compact(value: Any) -> Source:
@@ -147,6 +148,38 @@ def _plain_inside(lark: str, kind: str) -> str:
         parts += [lark[i : found.start()], _json(Schema(value, kind).plain)]
         i = end
     return "".join([*parts, lark[i:]])
+
+
+def _tags(value: Any) -> Source:
+    """Free text in which what begins as a tag does goes on as one: its beginning, JSON of its schema without white space, its end.
+
+    value: {"tags": [{"begin": parts, "schema": ..., "end": parts}], "separator": parts, "alone": bool}; parts are texts, and ids of special tokens. After
+    a separator another tag may follow. alone: tags stand where the output begins or nowhere, and text then begins like none of them.
+    """
+    try:
+        tags, separator, alone = value["tags"], _parts(value.get("separator", ())), value.get("alone", False)
+        rules = [f"{_parts(tag['begin'])} {_json(Schema(tag['schema'], 'tags').plain, COMPACT)} {_parts(tag['end'])}" for tag in tags]
+        first = [tag["begin"][0] for tag in tags]
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
+        raise BadRequest(f"tags are {{'tags': [{{'begin': [...], 'schema': ..., 'end': [...]}}]}}; in what came, {type(error).__name__}: {error}",
+                         field="tags") from None
+    one = " | ".join(f"tag_{i}" for i in range(len(tags)))
+    several = f"({one}) ({separator} ({one}))*" if separator else f"({one})"
+    lines = [f"tag_{i}: {rule}" for i, rule in enumerate(rules)]
+    if alone:
+        taken = "".join(sorted({re.escape(begin[0]) for begin in first if isinstance(begin, str)}))  # the first character of each
+        lines += [f"start: {several} | OTHER?", rf"OTHER: /[^\s{taken}](.|\n)*/"]
+    else:  # a lazy expression ends where the beginning first stands, so that no text runs past it
+        begins = {begin: f"begins_{i}" for i, begin in enumerate(dict.fromkeys(first))}
+        lines = [f"tag_{i}: {begins[begin]} {rule.removeprefix(_parts([begin]))}" for i, (begin, rule) in enumerate(zip(first, rules, strict=True))]
+        lines += [f"{name}[lazy]: TEXT {_parts([begin])}" if isinstance(begin, str) else f"{name}: TEXT {_parts([begin])}" for begin, name in begins.items()]
+        lines += [f"start: ({several})* end", "end: TEXT", r"TEXT: /(.|\n)*/"]
+    return Source("tags", "tags", "\n".join(lines) + TAIL)
+
+
+def _parts(parts: Any) -> str:
+    """Texts and token ids one after another, in Lark."""
+    return " ".join(f"<[{part}]>" if isinstance(part, int) else json.dumps(part) for part in parts)
 
 
 def _gbnf(value: Any) -> Source:

@@ -21,7 +21,9 @@ def usage(prompt_tokens: int, completions: Iterable[Completion]) -> Json:
     """A prompt of several outputs counts once, as OpenAI counts it."""
     told = list(completions)
     n, reused = sum(c.usage.completion_tokens for c in told), max((c.usage.reused_tokens for c in told), default=0)
-    return {"prompt_tokens": prompt_tokens, "completion_tokens": n, "total_tokens": prompt_tokens + n, "prompt_tokens_details": {"cached_tokens": reused}}
+    thought = sum(c.usage.thinking_tokens for c in told)
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": n, "total_tokens": prompt_tokens + n, "prompt_tokens_details": {"cached_tokens": reused},
+            "completion_tokens_details": {"reasoning_tokens": thought}}
 
 
 @dataclass(frozen=True)

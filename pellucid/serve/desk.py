@@ -148,7 +148,8 @@ class Desk:
 
     async def call(self, work: Callable[[], Any]) -> Any:
         """What `work` returns, called by the working thread between two steps: for what the engine does besides writing."""
-        loop, done = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
 
         def settle(result: Any, error: BaseException | None) -> None:
             if not done.cancelled():

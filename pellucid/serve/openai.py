@@ -82,7 +82,7 @@ async def completions(served: Served, exchange: Exchange) -> None:
         ids = [model.prompt_ids(prompt) for prompt in prompts]
         for each_ids in ids:
             check_room(model, len(each_ids), asked.max_tokens if "max_tokens" in asked.model_fields_set else None)
-        return [model.prepare(prompt, **one) for prompt in prompts for one in wanted], sum(map(len, ids))
+        return [model.prepare(each_ids, **one) for each_ids in ids for one in wanted], sum(map(len, ids))
     head, spelled = Head("cmpl", "text_completion", name), Spelled(model.tokenizer)
     echoes = [_echo(model, prompt) if asked.echo else None for prompt in prompts]
     async with asking(exchange, name, desk, prepare) as ticket:
@@ -154,6 +154,8 @@ class Chat:
                 raise BadRequest("parallel_tool_calls=false cannot be promised while the model chooses whether it calls. Say tool_choice='required', or "
                                  "name the function", field="parallel_tool_calls")
             self._format = served.tool_format(model, self._template())
+            if any(tool.function.strict for tool in asked.tools or ()):
+                self.options = checked({**self.options, "tags": self._tags(self._format)})
         self.shown = [tool.model_dump(exclude_none=True) for tool in asked.tools or ()] if choice != "none" else None
         if self._format is None and not self._forced and "<|channel|>" in self._template(missing=""):
             self._format = "harmony"  # its answers stand in channels, tools or not
@@ -166,6 +168,14 @@ class Chat:
                 raise
             return missing
 
+    def _tags(self, name: str) -> Json:
+        """What holds calls that the model may make to the schemas of tools that are strict."""
+        def spelled(mark: str) -> str | int:
+            token_id = self.model.tokenizer.id_of(mark)
+            return token_id if token_id is not None and token_id in self.model.tokenizer.special_ids else mark
+        strict = {tool.function.name for tool in self.asked.tools or () if tool.function.strict}
+        return calls.held(name, self.tools, strict, self._template(), spelled)
+
     def _no_such(self, name: str) -> list[Any]:
         raise BadRequest(f"tool_choice names {name!r}, which is not one of the tools: {', '.join(tool['name'] for tool in self.tools)}", field="tool_choice")
 
@@ -175,10 +185,9 @@ class Chat:
     def prepare(self, wanted: Sequence[Json]) -> tuple[list[Start], int]:
         marks = calls.marks(self._format) if self._format is not None else ()
         messages = [message.plain() for message in self.asked.messages]
-        ids = self.model.chat_prompt_ids(messages, tools=self.shown or None, template_args=self.asked.template_args())
-        check_room(self.model, len(ids), self.options["max_tokens"])
-        how: Json = dict(tools=self.shown or None, template_args=self.asked.template_args(), marks=marks)
-        return [self.model.prepare_chat(messages, **how, **one) for one in wanted], len(ids)
+        n, starts = self.model.prepare_chats(messages, wanted, tools=self.shown or None, template_args=self.asked.template_args(), marks=marks)
+        check_room(self.model, n, self.options["max_tokens"])
+        return starts, n
 
     def reader(self) -> calls.AnyReader | None:
         """What takes calls out of the text; None where there can be none."""

@@ -205,7 +205,7 @@ def _head(asked: ResponsesRequest, name: str) -> Json:
 def _done(head: Json, blocks: Blocks, whole: Completion, n_prompt: int) -> Json:
     cut = whole.finish_reason != "stop"
     usage = {"input_tokens": n_prompt, "input_tokens_details": {"cached_tokens": whole.usage.reused_tokens}, "output_tokens": len(whole.token_ids),
-             "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": n_prompt + len(whole.token_ids)}
+             "output_tokens_details": {"reasoning_tokens": whole.usage.thinking_tokens}, "total_tokens": n_prompt + len(whole.token_ids)}
     return {**head, "status": "incomplete" if cut else "completed", "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "output": [_item(block, "completed") for block in blocks.all], "usage": usage, **about(whole)}
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -312,3 +312,26 @@ def forced_schema(tools: Sequence[Mapping[str, Any]], *, parallel: bool) -> dict
              "required": ["name", "arguments"], "additionalProperties": False} for tool in tools]
     items = each[0] if len(each) == 1 else {"anyOf": each}
     return {"type": "array", "items": items, "minItems": 1, **({} if parallel else {"maxItems": 1})}
+
+
+def held(name: str, tools: Sequence[Mapping[str, Any]], strict: Collection[str], template: str, spell: Callable[[str], str | int]) -> dict[str, Any]:
+    """`tags` for the engine: text as the model likes, and calls of this format, of which those of strict tools follow their schemas.
+
+    spell: a mark as it comes from the model, the id of a special token or its text. Raises BadRequest for a format that cannot be held so.
+    """
+    if name not in _AROUND or "<function=" in template:
+        raise BadRequest(f"tool {min(strict)!r} is strict, and calls as this model writes them ({name}) are not held to a schema while it chooses whether it "
+                         f"calls. Say tool_choice='required', name the function, or leave strict out", field="tools")
+    before, after, between = _AROUND[name]
+    tags = [{"begin": [spell(before[0]) if before[0] in marks(name) else before[0].replace("NAME", tool["name"]),
+                       *(part.replace("NAME", tool["name"]) for part in before[1:])],
+             "schema": _closed(tool.get("parameters") or {"type": "object"}) if tool["name"] in strict else {"type": "object"},
+             "end": [spell(part) if part in marks(name) else part for part in after]} for tool in tools]
+    return {"tags": tags, "separator": between, "alone": name != "hermes"}
+
+
+# What stands before a call's arguments, after them, and between two calls. Those without marks fill the output.
+_AROUND: dict[str, tuple[list[str], list[str], list[str]]] = {
+    "hermes": (["<tool_call>", '\n{"name": "NAME", "arguments": '], ["}\n", "</tool_call>"], []),
+    "llama3": (['{"name": "NAME", "parameters": '], ["}"], ["; "]),
+    "json": (['{"name": "NAME", "arguments": '], ["}"], ["; "])}

@@ -449,6 +449,7 @@ def test_thinking_is_told_from_the_answer(tmp_path, think):
     stream = model.stream_chat([{"role": "user", "content": "?"}], temperature=0)
     assert list(stream.parts()) == [("thinking", "h"), ("thinking", "m"), ("text", "o"), ("text", "k")]
     assert (stream.result.thinking, stream.result.text) == ("hm", "ok")
+    assert stream.result.usage.thinking_tokens == 4  # the marks count with it
     assert list(model.stream_chat([{"role": "user", "content": "?"}], temperature=0)) == ["o", "k"]
 
 
@@ -457,6 +458,7 @@ def test_thinking_that_the_template_opened_is_thinking(tmp_path, think):
     model = pellucid.load(scripted_model(tmp_path / "m", [THOUGHT[1:]], think=think))
     done = model.chat([{"role": "user", "content": "?"}], temperature=0, template_args={"think_first": True})
     assert (done.thinking, done.text) == ("hm", "ok")
+    assert done.usage.thinking_tokens == 3  # h, m and the mark that ends it
 
 
 def test_thinking_that_never_ends_is_whole(tmp_path):
@@ -468,7 +470,7 @@ def test_thinking_that_never_ends_is_whole(tmp_path):
 def test_generate_leaves_thinking_in_the_text(tmp_path):
     model = pellucid.load(scripted_model(tmp_path / "m", [THOUGHT], think="plain"))
     done = model.generate("\n", temperature=0)
-    assert (done.thinking, done.text) == (None, "<think>hm</think>ok")
+    assert (done.thinking, done.text, done.usage.thinking_tokens) == (None, "<think>hm</think>ok", 0)
 
 
 # logits
@@ -623,7 +625,7 @@ def test_the_options_are_the_samplers_and_these():
     assert set(SAMPLING) < set(OPTIONS)
     assert set(OPTIONS) - set(SAMPLING) == {"max_tokens", "stop", "ignore_eos", "logprobs", "schema", "min_tokens", "bad_words", "prefix",
                                              "top_logprobs", "prompt_logprobs", "n", "best_of", "reuse", "compact", "regex", "choice", "lark", "gbnf",
-                                             "adapter"}
+                                             "tags", "adapter"}
     assert set(get_type_hints(Options)) == set(OPTIONS)
     assert set(Sampling.__slots__) == set(SAMPLING)
 

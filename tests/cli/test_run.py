@@ -84,7 +84,7 @@ def test_json_is_one_object(say: Say, abc: str) -> None:
     assert {k: said[k] for k in ("model", "text", "finish_reason", "stopped_by", "seed", "record")} == {
         "model": abc, "text": "bcd", "finish_reason": "length", "stopped_by": None, "seed": 4, "record": None}
     assert len(said["token_ids"]) == 3
-    assert said["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "reused_tokens": 0, "total_tokens": 5}
+    assert said["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "reused_tokens": 0, "thinking_tokens": 0, "total_tokens": 5}
     assert 0 < said["prefill_seconds"] < said["seconds"]
     assert said["tokens_per_second"] > 0
     assert said["load_seconds"] > 0

@@ -43,6 +43,46 @@ SCHEMA = {"type": "object", "properties": {"name": {"type": "string", "maxLength
           "required": ["name", "n"], "additionalProperties": False}
 
 
+CALL = [{"begin": ["<tool>", '{"name":"f","arguments":'], "schema": {"type": "object", "properties": {"x": {"const": 1}}, "required": ["x"],
+                                                                      "additionalProperties": False}, "end": ["}", "</tool>"]}]
+SPECIAL_CALL = [{**CALL[0], "begin": [THOUGHT, *CALL[0]["begin"][1:]], "end": ["}", THOUGHT]}]
+BARE_CALL = [{**CALL[0], "begin": ['{"name":"f","arguments":'], "end": ["}"]}]
+WHOLE = '{"name":"f","arguments":{"x":1}}'
+
+
+@pytest.mark.parametrize(("source", "parts", "stops_at"), [
+    ({"tags": CALL}, ["no call < at all"], None),
+    ({"tags": CALL}, [f"hi <tool>{WHOLE}</tool> and <tool>{WHOLE}</tool> more"], None),
+    ({"tags": CALL}, ["<tool>", "more"], "more"),
+    ({"tags": CALL}, [f"<tool>{WHOLE}</tool>", "<tool>", "{'"], "{'"),
+    ({"tags": SPECIAL_CALL}, ["hi", THOUGHT, WHOLE, THOUGHT, " more"], None),
+    ({"tags": SPECIAL_CALL}, ["hi", THOUGHT, "more"], "more"),
+    ({"tags": BARE_CALL, "separator": ["; "], "alone": True}, [f"{WHOLE}; {WHOLE}"], None),
+    ({"tags": BARE_CALL, "separator": ["; "], "alone": True}, ["see {'"], None),
+    ({"tags": BARE_CALL, "separator": ["; "], "alone": True}, ["{'"], "{'"),
+    ({"tags": BARE_CALL, "separator": ["; "], "alone": True}, [WHOLE, " more"], " more"),
+], ids=str)
+def test_what_begins_as_a_tag_goes_on_as_one_and_the_rest_is_free(source: dict[str, Any], parts: list[Any], stops_at: str | None) -> None:
+    constraint = compile_grammar("tags", source, BYTES).start()
+    for part in parts:
+        try:
+            for each in [part] if isinstance(part, int) else part.encode():
+                constraint.advance(each)
+        except ConstraintFailed:
+            assert part == stops_at
+            return
+    assert stops_at is None
+    assert constraint.can_end
+
+
+def test_tags_that_are_none_are_refused_and_so_is_a_keyword_that_cannot_be_enforced() -> None:
+    for source in (None, {}, {"tags": [{"begin": [], "schema": {}, "end": []}]}, {"tags": [{"begin": ["a"]}]}):
+        with pytest.raises(BadRequest, match="tags are"):
+            compile_grammar("tags", source, BYTES)
+    with pytest.raises(BadRequest, match="fromat"):
+        compile_grammar("tags", {"tags": [{**CALL[0], "schema": {"type": "string", "fromat": "date"}}]}, BYTES)
+
+
 def words_of(constraint: Constraint) -> torch.Tensor:
     words_W = torch.zeros(constraint.vocabulary.n_words, dtype=torch.int32)
     constraint.mask(words_W)

@@ -111,6 +111,19 @@ def test_a_forced_call_always_parses(server: Running, caller: Model, serve: Call
     assert reason == "tool_calls"
 
 
+def test_a_call_of_a_strict_tool_follows_its_schema_though_the_model_chose_it(server: Running, shipped: Model) -> None:
+    strict = {"type": "function", "function": {**TOOL["function"], "strict": True}}
+    [brace], words = shipped.tokenizer.encode("{"), shipped.tokenizer.words
+    once = {str(i): -100 for i in range(shipped.spec.n_vocab) if b";" in (words.bytes_of(i) or b"")}  # so small a model would call without end
+    asked = dict(messages=HELLO, max_tokens=80, seed=2, tools=[strict])
+    calling = server.post("/v1/chat/completions", **asked, logit_bias={**once, str(brace): 100})["choices"][0]
+    [call] = calling["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"])["city"] in ("Bern", "Rome")
+    talking = server.post("/v1/chat/completions", **asked, logit_bias={str(brace): -100})["choices"][0]
+    assert "tool_calls" not in talking["message"]
+    assert talking["message"]["content"]
+
+
 def test_tools_a_template_does_not_read_are_refused(server: Running) -> None:
     answer = server.post("/v1/chat/completions", model="abc", messages=HELLO, tools=[TOOL])
     assert "never reads 'tools'" in answer["error"]["message"]
