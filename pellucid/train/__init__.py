@@ -1,0 +1,1 @@
+"""A checkpoint and data -> a better checkpoint, through the decoder that also serves it."""
