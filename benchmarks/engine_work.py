@@ -180,13 +180,12 @@ def overhead(path: str, threads: int, batches: list[int], prompt: int, steps: in
     """
     import pellucid
     model = pellucid.load(path, threads=threads)
-    engine, decoder = model.engine, model.decoder
+    engine = model.engine
     parts = {name: Clocked() for name in ("pass", "unembed", "sampler", "pages")}
-    for name, module in (("pass", decoder), ("unembed", decoder.unembed)):
-        module.register_forward_pre_hook(parts[name].begin)
-        module.register_forward_hook(parts[name].end)
+    engine.passes.hidden = parts["pass"].around(engine.passes.hidden)  # hooks on modules would have the decoder compute what a plan does else
+    engine.passes.unembed = parts["unembed"].around(engine.passes.unembed)
     engine.sampler = parts["sampler"].around(engine.sampler)
-    engine.cache._places = parts["pages"].around(engine.cache._places)
+    engine.cache.places = parts["pages"].around(engine.cache.places)  # the plan's; the decoder asks by layer
     out = {}
     for n in batches:
         started = [engine.submit(request(random_ids(row, prompt, model.spec.n_vocab), steps + 8, temperature=temperature)) for row in range(n)]

@@ -1,6 +1,7 @@
 """What a caller of the engine holds: the ids of one request as they come, and what came of them."""
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,7 @@ class Generation(Iterator[int]):
             self._engine.give_up(self._sequence, reason)
 
     def __del__(self) -> None:
-        if not self._sequence.done:
+        if not self._sequence.done and not sys.is_finalizing():  # a process that ends has no pages to free, and its modules are gone
             self._engine.drop(self._sequence)
 
     @property

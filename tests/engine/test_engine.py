@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -359,6 +361,18 @@ def test_an_error_after_the_pass_leaves_nobody_waiting_for_ever(monkeypatch, err
             list(second)
     assert len(list(engine.submit(asked[0]))) == 6
     assert all_free(engine)
+
+
+def test_a_process_that_ends_with_requests_under_way_says_nothing():
+    code = """
+import pellucid
+from pellucid.cli._options import SHIPPED
+model = pellucid.load(SHIPPED)
+left = [model.stream("Once", max_tokens=50) for _ in range(3)]
+model.engine.step()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_what_is_dropped_while_a_step_runs_ends_after_it():
