@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from pellucid.engine.request import Alternatives, FinishReason, Request, Result
@@ -55,8 +55,8 @@ class Generation(Iterator[int]):
                 self._ended_at, self._reason = self._n_taken, reason
             self._engine.give_up(self._sequence, reason)
 
-    def __del__(self) -> None:
-        if not self._sequence.done and not sys.is_finalizing():  # a process that ends has no pages to free, and its modules are gone
+    def __del__(self, ends: Callable[[], bool] = sys.is_finalizing) -> None:  # a default stays when the module's own names are gone
+        if not self._sequence.done and not ends():  # a process that ends has no pages to free
             self._engine.drop(self._sequence)
 
     @property
