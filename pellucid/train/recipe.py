@@ -4,6 +4,7 @@
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -199,10 +200,8 @@ def _override(plain: dict[str, Any], text: str) -> None:
     except yaml.YAMLError:
         read = value
     if isinstance(read, str):  # YAML 1.1 takes 3e-4 for a text
-        try:
+        with contextlib.suppress(ValueError):
             read = float(read)
-        except ValueError:
-            pass
     if isinstance(at, list) and last.isdigit() and int(last) < len(at):
         at[int(last)] = read
     elif isinstance(at, dict):
