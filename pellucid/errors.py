@@ -22,6 +22,8 @@
     ├─ BadRecord               a run record that is not one, or whose inputs changed
     │  └─ BadLineage           a lineage that goes round in a circle, does not read, or whose files were replaced
     ├─ NotAllowed              a declared use that a license forbids or leaves open; carries the answer
+    ├─ BadData                 rows that cannot be learned from; carries where they were read
+    ├─ NotFinite               a loss or a gradient that is no number; carries the rows that caused it
     ├─ HubError                a download that cannot proceed
     │  ├─ GatedRepository      needs a login and an accepted licence
     │  └─ NotCached            offline, and not on this disk
@@ -147,6 +149,22 @@ class NotAllowed(PellucidError):
     def __init__(self, message: str, *, answer: str = "not allowed") -> None:
         super().__init__(message)
         self.answer = answer
+
+
+class BadData(PellucidError):
+    """Rows that cannot be learned from. `origins` says where they were read."""
+
+    def __init__(self, message: str, origins: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.origins = tuple(origins)
+
+
+class NotFinite(PellucidError):
+    """A loss or a gradient that is no number. `origins`: the rows of the batch that caused it."""
+
+    def __init__(self, message: str, origins: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.origins = tuple(origins)
 
 
 class HubError(PellucidError):

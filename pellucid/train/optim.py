@@ -66,8 +66,8 @@ class Optimizer:
                     master.copy_(state[f"master.{name}"])
         for optimizer in self.each:
             for name, kept in self._named(optimizer):
-                found = {key.removesuffix(f".{name}"): value.clone() for key, value in state.items() if key.endswith(f".{name}") and not key.startswith("master.")
-                         and "." not in key.removesuffix(f".{name}")}
+                found = {key.partition(".")[0]: value.clone() for key, value in state.items() if key.partition(".")[2] == name}
+                found.pop("master", None)
                 if found:
                     optimizer.state[kept] = found
 
@@ -82,7 +82,8 @@ class Optimizer:
 
 
 def _made(masters: Mapping[str, nn.Parameter], optim: OptimPart) -> Iterator[torch.optim.Optimizer]:
-    hidden = {name for name, p in masters.items() if p.ndim == 2 and not name.startswith(("embed.", "unembed.", "pos_embed."))} if optim.name == "muon" else set()
+    at_border = ("embed.", "unembed.", "pos_embed.")
+    hidden = {name for name, p in masters.items() if optim.name == "muon" and p.ndim == 2 and not name.startswith(at_border)}
     if hidden:  # the table of tokens and the head are no maps between hidden states: https://kellerjordan.github.io/posts/muon/
         yield torch.optim.Muon([masters[name] for name in masters if name in hidden], lr=optim.lr, weight_decay=optim.weight_decay, momentum=optim.momentum,
                                adjust_lr_fn="match_rms_adamw")  # one rate fits both: https://arxiv.org/abs/2502.16982, section 2.2
