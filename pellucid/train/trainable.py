@@ -88,7 +88,7 @@ def chosen(decoder: Decoder, targets: Sequence[str]) -> Mapping[str, Project]:
     out: set[str] = set()
     for target in targets:
         globs = PRESETS.get(target, (target, f"{target}.weight", f"*.{target}.weight"))
-        found = {name for name in matrices if any(fnmatch.fnmatchcase(name, glob if glob.endswith("*") or glob.endswith(".weight") else f"{glob}.weight")
+        found = {name for name in matrices if any(fnmatch.fnmatchcase(name, glob if glob.endswith(("*", ".weight")) else f"{glob}.weight")
                                                   for glob in globs)}
         if target in PRESETS:  # a router's choice is no map that adapters are made for; name it to train it
             found = {name for name in found if not name.endswith(".router.weight")}
