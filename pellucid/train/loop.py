@@ -116,6 +116,7 @@ def step(run: Run) -> Stepped:
     whole = sum(map(run.method.weight, items))
     sums: Counter[str] = Counter()
     run.decoder.train()
+    run.method.begin(run.decoder, items, run.trained.adapter, recipe.micro_tokens)
     for part in micro(items, recipe.micro_tokens):
         loss, told = _loss(run, part)
         (loss / whole).backward()  # type: ignore[no-untyped-call]
@@ -139,6 +140,7 @@ def evaluate(run: Run) -> dict[str, float | dict[str, float]]:
     run.decoder.eval()
     sums: Counter[str] = Counter()
     with torch.no_grad():
+        run.method.begin(run.decoder, run.held_out, run.trained.adapter, run.recipe.micro_tokens)
         for part in micro(run.held_out, run.recipe.micro_tokens):
             loss, told = _loss(run, part)
             sums.update({name: float(value) for name, value in {"loss": loss, **told}.items()})

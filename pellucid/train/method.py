@@ -1,19 +1,19 @@
 """What a way of training is: which rows it reads, what it divides by, and its loss."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pellucid.data.batch import Batch
-from pellucid.data.example import Item
+from pellucid.data.example import Example, Item
 from pellucid.model.decoder import Decoder
 from pellucid.model.parts import Rows
 
 
 class Method(Protocol):
-    """takes: the kind of item. name: of the recipe."""
+    """takes: the kind of item. name: of the recipe. What has a body here may be inherited."""
 
     name: str
     takes: type[Item] | tuple[type[Item], ...]
@@ -25,3 +25,17 @@ class Method(Protocol):
     def loss(self, decoder: Decoder, batch: Batch, rows: Rows) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The loss of a batch, summed, and other sums to be told, each divided like it."""
         ...
+
+    def begin(self, decoder: Decoder, items: Sequence[Item], adapter: str | None, max_tokens: int) -> None:
+        """Looks at all items of a step, or of an evaluation, before the first part of it: for losses that depend on more than their own item.
+
+        adapter: what rows ask for so that they pass through what is trained. max_tokens: how many to compute at a time.
+        """
+
+    def referred(self, items: Sequence[Item]) -> list[Example]:
+        """The rows whose log-probabilities by the untrained model a step of these items asks for."""
+        return []
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """What is trained beside the decoder: a head."""
+        return {}

@@ -10,9 +10,10 @@ from pellucid.data.example import Example, Item
 from pellucid.model.decoder import Decoder
 from pellucid.model.parts import Rows
 from pellucid.train.loss import cross_entropy
+from pellucid.train.method import Method
 
 
-class NextToken:
+class NextToken(Method):
     """The mean negative log-probability of all learned tokens of a step, each counting the same, whatever rows they stand in."""
 
     name = "sft"
