@@ -300,11 +300,14 @@ def _ops(decoder: Decoder) -> str:
 
 
 def _unpacked(decoder: Decoder, weights: list[Weight]) -> list[str]:
-    """A note on the matrices without a kernel, where others have one, and on those of other formats than GGUF's wherever there are kernels."""
+    """A note on the matrices that are not multiplied as whole numbers, where others are, and on those of other formats than GGUF's wherever activations are."""
     slow = Counter(w.format if isinstance(w, PackedRows) else "groups" for w in weights if isinstance(w, PackedWeight) and not is_whole(w))
     if not slow or decoder.ops.activations == "exact" or (_activations(decoder) == "exact" and "groups" not in slow):
         return []
-    return [f"matrices without kernels ({', '.join(f'{n:,} in {name}' for name, n in slow.most_common())}) are unpacked for every product, which is slow"]
+    which = ", ".join(f"{n:,} in {name}" for name, n in slow.most_common())
+    if decoder.ops.name == "native":
+        return [f"matrices not of whole numbers ({which}) are multiplied in float32, each as it is stored: slower than the others would be"]
+    return [f"matrices without kernels ({which}) are unpacked for every product, which is slow"]
 
 
 def _report(checkpoint: Checkpoint, described: Description, decoder: Decoder, *, n_parameters: int, stored: Mapping[str, int], dtype: torch.dtype,

@@ -8,8 +8,8 @@ from torch import Tensor
 
 
 def cut(b: Tensor, *lengths: int) -> Sequence[Tensor]:
-    """The parts of each block, (N, length) each, whole in memory."""
-    return [part.contiguous() for part in b.split(lengths, -1)]
+    """The parts of each block, (N, length) each, in memory of their own: a part of a single block is contiguous where it lies, and may begin at any byte."""
+    return [part.clone(memory_format=torch.contiguous_format) for part in b.split(lengths, -1)]
 
 
 def half(b: Tensor) -> Tensor:

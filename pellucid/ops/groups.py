@@ -2,6 +2,8 @@
 against."""
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,12 +55,19 @@ def _numbers(rows: GroupRows) -> Tensor:
     if rows.width == 8 and rows.book is None and rows.byte in (torch.uint8, torch.int8):
         return rows.codes.view(rows.byte).float()
     # One look into a table of what each byte holds takes a quarter of the time that torch takes to convert FP8 or to index by every code.
-    numbers = _table(rows).index_select(0, rows.codes.flatten().int())
+    numbers = table(rows).index_select(0, rows.codes.flatten().int())
     return numbers.view(rows.shape[0], -1)[:, : rows.n_columns]
 
 
-def _table(rows: GroupRows) -> Tensor:
-    """The numbers in each byte, the lowest bits first: (256, numbers of a byte), float32."""
-    every = torch.arange(256, dtype=torch.uint8, device=rows.device)[:, None]
-    codes = bits(every, rows.width).flatten(1) if rows.width < 8 else every
-    return rows.book[codes.int()] if rows.book is not None else codes.view(rows.byte).float()
+def table(rows: GroupRows) -> Tensor:
+    """The numbers in each byte, the lowest bits first: (256, numbers of a byte), float32. Nobody writes to it."""
+    return _table(rows.width, rows.byte, None if rows.book is None else tuple(rows.book.tolist()), rows.device)
+
+
+@lru_cache(64)  # a model has a few, and asks with every product
+def _table(width: int, byte: torch.dtype, book: tuple[float, ...] | None, device: torch.device) -> Tensor:
+    every = torch.arange(256, dtype=torch.uint8, device=device)[:, None]
+    codes = bits(every, width).flatten(1) if width < 8 else every
+    if book is None:
+        return codes.view(byte).float()
+    return torch.tensor(book, dtype=torch.float32, device=device)[codes.int()]

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,14 +13,15 @@ from pellucid.errors import BadRequest
 from pellucid.ops import attention
 from pellucid.ops.fused import Fused
 from pellucid.ops.interface import Activations, Pages, Weight
-from pellucid.ops.packed import is_rounded
+from pellucid.ops.packed import is_rounded, matmul_packed, rounded
 from pellucid.ops.panels import Panels, n_threads, native, why_not
+from pellucid.ops.stored import has_product, multiply
 from pellucid.weights.group_rows import Reordered
-from pellucid.weights.packed_rows import PackedRows
+from pellucid.weights.packed_rows import PackedRows, PackedWeight
 
 
 class Native(Fused):
-    """Products of rounded activations (`ops.packed.rounded`) with packed weights that `prepare` has put in panels.
+    """Products of rounded activations (`ops.packed.rounded`) with packed weights that `prepare` has put in panels, and of exact ones with any as stored.
 
     A row's result does not depend, bitwise, on the rows beside it or on the number of threads. variant: a set of instructions, where it is not to be
     the best one here. Raises BadRequest for one that this processor lacks, or where the kernels are not installed.
@@ -39,9 +41,9 @@ class Native(Fused):
         self.variant: str = variant or there[0]
 
     def describe(self) -> str:
-        own = [*(() if self._torch_attends() else ("attend",)), *(("matmul_packed",) if self.activations == "int8" else ())]
+        own = [*(() if self._torch_attends() else ("attend",)), "matmul_packed"]
         how = ", int8 activations" if self.activations == "int8" else ""
-        return f"{', '.join(own)} native ({self.variant}{how}) · the rest fused, reference" if own else super().describe()
+        return f"{', '.join(own)} native ({self.variant}{how}) · the rest fused, reference"
 
     def prepared_bytes(self, weight_FD: Weight) -> int:
         if isinstance(weight_FD, Reordered):
@@ -63,6 +65,10 @@ class Native(Fused):
         return Panels.of(weight_FD, take)
 
     def matmul(self, x_TD: Tensor, weight_FD: Weight, bias_F: Tensor | None = None) -> Tensor:
+        if has_product(weight_FD) and x_TD.dtype != torch.float64:
+            assert isinstance(weight_FD, PackedWeight)
+            wide_TD = rounded(x_TD) if self.activations == "int8" and is_rounded(x_TD, weight_FD) else x_TD
+            return matmul_packed(wide_TD, weight_FD, bias_F, partial(multiply, self.variant)).to(x_TD.dtype)
         if not isinstance(weight_FD, Panels) or not is_rounded(x_TD, weight_FD):
             return super().matmul(x_TD, weight_FD, bias_F)
         (T, D), (F, columns) = x_TD.shape, weight_FD.shape

@@ -5,6 +5,7 @@ which processors add up many times faster (ops/cpu). The weights mean the same n
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from pellucid.weights.packed_rows import PackedRows, PackedWeight
 if TYPE_CHECKING:
     from pellucid.ops.interface import Activations
 
+Product = Callable[[Tensor, PackedWeight], Tensor]  # x (T, D) of float32 or float64, weight (F, D) -> (T, F)
 BLOCK = 1 << 20  # numbers unpacked at once: 4 MB of float32
 GROUP = 32  # activations that share a scale
 # The formats that are small whole numbers times a scale, for which there are kernels: the others' products would be no faster for rounding.
@@ -56,9 +58,14 @@ def left_over(x_TD: Tensor, weight_FD: Tensor | PackedWeight, activations: Activ
     return x_TD.float() - rounded(x_TD)
 
 
-def matmul_packed(x_TD: Tensor, weight_FD: PackedWeight, bias_F: Tensor | None = None) -> Tensor:
+def in_parts(x_TD: Tensor, weight_FD: PackedWeight) -> Tensor:
+    """x @ weight.T in x's dtype, a few of the weight's rows at a time."""
+    return torch.cat([x_TD @ unpack(part).to(x_TD.dtype).T for part in weight_FD.parts(BLOCK)], -1)
+
+
+def matmul_packed(x_TD: Tensor, weight_FD: PackedWeight, bias_F: Tensor | None = None, product: Product = in_parts) -> Tensor:
     """x @ weight.T + bias, computed in float32 (float64 for such x) and rounded once to x's dtype. Gradients flow to x and the bias."""
-    out_TF: Tensor = _Product.apply(x_TD, weight_FD)
+    out_TF: Tensor = _Product.apply(x_TD, weight_FD, product)
     return (out_TF if bias_F is None else out_TF + bias_F.to(out_TF.dtype)).to(x_TD.dtype)
 
 
@@ -66,17 +73,15 @@ class _Product(torch.autograd.Function):
     """Keeps the packed weight for the backward pass, where the product of torch would keep it unpacked."""
 
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, weight_FD: PackedWeight) -> Tensor:
+    def forward(ctx: Any, x_TD: Tensor, weight_FD: PackedWeight, product: Product) -> Tensor:
         ctx.weight, ctx.dtype = weight_FD, x_TD.dtype
-        wide = torch.promote_types(x_TD.dtype, torch.float32)
-        x_TD = x_TD.to(wide)
-        return torch.cat([x_TD @ unpack(part).to(wide).T for part in weight_FD.parts(BLOCK)], -1)
+        return product(x_TD.to(torch.promote_types(x_TD.dtype, torch.float32)), weight_FD)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         [grad_TF] = grads
         grad_TD, start = grad_TF.new_zeros(grad_TF.shape[0], ctx.weight.shape[1]), 0
         for part in ctx.weight.parts(BLOCK):
             grad_TD += grad_TF[:, start : start + part.shape[0]] @ unpack(part).to(grad_TF.dtype)
             start += part.shape[0]
-        return grad_TD.to(ctx.dtype), None
+        return grad_TD.to(ctx.dtype), None, None

@@ -63,7 +63,8 @@ def test_a_familys_own_layout_runs_as_its_numbers(tmp_path: Path, name: str, met
         (tmp_path / folder / "config.json").write_text(json.dumps(built.raw | more))
         save_file(tensors, tmp_path / folder / "model.safetensors", metadata={"format": "pt"})
     theirs_TV, ours_TV = (logits(tmp_path / folder) for folder in ("plain", "packed"))
-    assert (ours_TV - theirs_TV).abs().max() < 2e-5 * theirs_TV.abs().max()
+    # Sums are added up in another order, and these weights amplify that: plain ones are off by 3e-5 from float64, packed ones by 1e-5 (qwen2-plain, int8).
+    assert (ours_TV - theirs_TV).abs().max() < 1e-4 * theirs_TV.abs().max()
     decoder, report = load_decoder(tmp_path / "packed", dtype="float32", activations="exact")
     expected, _ = load_decoder(tmp_path / "plain", dtype="float32")
     held = {path: module.weight for path, module in decoder.named_modules() if isinstance(getattr(module, "weight", None), PackedWeight)}
@@ -84,6 +85,8 @@ def test_what_has_kernels_is_multiplied_by_them_and_what_has_none_is_said(tmp_pa
     folder = write(tmp_path, files(packer)[0], **SIZES, quantization_config=quantization)
     decoder, report = load_decoder(folder, ops=backend, activations="int8")
     slow = "matrices without kernels (14 in groups) are unpacked for every product, which is slow"
+    if backend == "native":
+        slow = "matrices not of whole numbers (14 in groups) are multiplied in float32, each as it is stored: slower than the others would be"
     assert (slow in report.notes) == (declined == "in groups")
     if backend == "native":
         assert report.ops.endswith(f"layer by layer: no plan knows weights {declined}" if declined else "one native plan a pass")

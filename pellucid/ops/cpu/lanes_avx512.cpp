@@ -1,10 +1,11 @@
 // AVX-512 with VNNI: the kernels over vectors of floats.
 #include "attend_kernel.h"
 #include "rows_kernel.h"
+#include "stored_kernel.h"
 
 namespace pellucid {
 
 extern const Lanes kLanesAvx512;
-const Lanes kLanesAvx512{"avx512-vnni", attend, normalize, rotate, gate, scale, add, halve, quantize_row, multiply_dense};
+const Lanes kLanesAvx512{"avx512-vnni", attend, normalize, rotate, gate, scale, add, halve, quantize_row, multiply_dense, unpack_rows};
 
 }  // namespace pellucid

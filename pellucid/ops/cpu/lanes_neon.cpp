@@ -1,10 +1,11 @@
 // NEON: the kernels over vectors of floats.
 #include "attend_kernel.h"
 #include "rows_kernel.h"
+#include "stored_kernel.h"
 
 namespace pellucid {
 
 extern const Lanes kLanesNeon;
-const Lanes kLanesNeon{"neon", attend, normalize, rotate, gate, scale, add, halve, quantize_row, multiply_dense};
+const Lanes kLanesNeon{"neon", attend, normalize, rotate, gate, scale, add, halve, quantize_row, multiply_dense, unpack_rows};
 
 }  // namespace pellucid

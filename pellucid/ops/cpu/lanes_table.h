@@ -4,6 +4,7 @@
 
 #include "attend.h"
 #include "numbers.h"
+#include "stored.h"
 
 namespace pellucid {
 
@@ -41,6 +42,8 @@ struct Lanes {
   // Rows [first, last) of a dense matrix (F, D) times n rows of x -> out[row * out_stride + f]. Every number is one sum, whatever n is.
   void (*multiply_dense)(const void* weight, Kind kind, int64_t n_columns, int64_t first, int64_t last, const float* x, int64_t x_stride, int64_t n,
                          float* out, int64_t out_stride);
+  // Rows [first, last) of a matrix that is not plain numbers, one after another; up to kPast numbers more are written.
+  void (*unpack_rows)(const Stored& w, int64_t first, int64_t last, float* out);
 };
 
 const Lanes& lanes_named(const char* variant);  // the portable ones for a name that has none

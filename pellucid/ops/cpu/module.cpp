@@ -21,6 +21,7 @@ namespace pellucid {
 
 void bind_attend(nb::module_& m);  // module_attend.cpp
 void bind_plan(nb::module_& m);  // module_plan.cpp
+void bind_stored(nb::module_& m);  // module_stored.cpp
 
 namespace {
 
@@ -95,4 +96,5 @@ NB_MODULE(_native, m) {
   m.def("matmul", matmul, "variant"_a, "format"_a, "data"_a, "n_rows"_a, "n_columns"_a, "x"_a, "n"_a, "bias"_a, "out"_a);
   bind_attend(m);
   bind_plan(m);
+  bind_stored(m);
 }

@@ -189,9 +189,8 @@ void dense_tile(const T* w, int64_t D, const float* x, int64_t x_stride, float* 
 template <class T, int N>
 void dense_rows(const T* w, int64_t D, const float* x, int64_t x_stride, int64_t n, float* out, int64_t out_stride) {
   int64_t t = 0;
-  if constexpr (kLanes == 16 && N % 2 == 0)
-    for (; t + 8 <= n; t += 8)
-      for (int f = 0; f < N; f += 2) dense_tile<T, 2, 8>(w + f * D, D, x + t * x_stride, x_stride, out + t * out_stride + f, out_stride);
+  if constexpr (kLanes == 16 && N == 4)  // 24 sums and what is loaded for them are as much as the registers hold
+    for (; t + 6 <= n; t += 6) dense_tile<T, N, 6>(w, D, x + t * x_stride, x_stride, out + t * out_stride, out_stride);
   for (; t + 4 <= n; t += 4) dense_tile<T, N, 4>(w, D, x + t * x_stride, x_stride, out + t * out_stride, out_stride);
   for (; t + 2 <= n; t += 2) dense_tile<T, N, 2>(w, D, x + t * x_stride, x_stride, out + t * out_stride, out_stride);
   for (; t < n; ++t) dense_tile<T, N, 1>(w, D, x + t * x_stride, x_stride, out + t * out_stride, out_stride);

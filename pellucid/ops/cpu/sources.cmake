@@ -2,7 +2,7 @@
 function(pellucid_kernels target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR})
   target_sources(${target} PRIVATE ${here}/pool.cpp ${here}/processor.cpp ${here}/blocks.cpp ${here}/repack.cpp ${here}/product.cpp
-                 ${here}/attend.cpp ${here}/lanes.cpp ${here}/plan.cpp ${here}/variant_portable.cpp ${here}/lanes_portable.cpp)
+                 ${here}/attend.cpp ${here}/lanes.cpp ${here}/plan.cpp ${here}/stored.cpp ${here}/variant_portable.cpp ${here}/lanes_portable.cpp)
   target_include_directories(${target} PRIVATE ${here})
   target_compile_features(${target} PRIVATE cxx_std_20)
   # No contraction: where a product and a sum are one operation is written, so that every instance of a template rounds alike.

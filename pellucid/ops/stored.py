@@ -1,0 +1,56 @@
+"""Products with packed weights as files hold them, for the formats and the settings that panels are not for: a few rows are unpacked in a core's own cache,
+multiplied in float32 and forgotten (ops/cpu/stored.h). What is mapped stays mapped; nothing is put in another order."""
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from pellucid.ops.codebooks import grid
+from pellucid.ops.groups import table
+from pellucid.ops.panels import n_threads, native
+from pellucid.weights.group_rows import GroupRows
+from pellucid.weights.packed_rows import PackedRows, PackedWeight
+
+_GRIDS = {"IQ2_XXS": "IQ2_XXS", "IQ2_XS": "IQ2_XS", "IQ2_S": "IQ2_S", "IQ3_XXS": "IQ3_XXS", "IQ3_S": "IQ3_S", "IQ1_S": "IQ1_S", "IQ1_M": "IQ1_S"}
+
+
+@cache
+def formats() -> frozenset[str]:
+    """The formats of blocks there are products for."""
+    return frozenset(native.stored_formats()) - {"groups"} if native else frozenset()
+
+
+def has_product(weight_FD: object) -> bool:
+    """Whether this weight is multiplied as it is stored."""
+    there = isinstance(weight_FD, GroupRows) or (isinstance(weight_FD, PackedRows) and weight_FD.format in formats())
+    return there and native is not None and len(weight_FD.shape) == 2 and weight_FD.device.type == "cpu"  # type: ignore[attr-defined]
+
+
+def multiply(variant: str, x_TD: Tensor, weight_FD: PackedWeight) -> Tensor:
+    """x @ weight.T, float32. A row's result does not depend, bitwise, on the rows beside it or on the number of threads."""
+    (T, D), (F, columns) = x_TD.shape, weight_FD.shape
+    if columns != D:
+        raise ValueError(f"rows of {D} numbers times a matrix of {F} x {columns}")
+    if not T * D * F:
+        return torch.zeros(T, F)
+    x_TD, out_TF, no = x_TD.float().contiguous(), torch.empty(T, F), torch.empty(0)
+    points, scales, zeros, format, each, group, zero = no, no, no, "groups", 0, 0, 0.0
+    if isinstance(weight_FD, GroupRows):
+        rows, points, scales = weight_FD.codes, table(weight_FD), weight_FD.scales.float().contiguous()
+        each, group = 8 // weight_FD.width, weight_FD.group
+        if isinstance(weight_FD.zeros, Tensor):
+            zeros = weight_FD.zeros.float().contiguous()
+        else:
+            zero = float(weight_FD.zeros)
+    else:
+        assert isinstance(weight_FD, PackedRows)
+        rows, format = weight_FD.bytes, weight_FD.format
+        if format in _GRIDS:
+            points = grid(_GRIDS[format], rows.device)
+    rows = rows.contiguous()
+    native.set_threads(n_threads())
+    native.matmul_stored(variant, format, rows.data_ptr(), rows.shape[1], F, D, points.data_ptr(), each, group, scales.data_ptr(), zeros.data_ptr(), zero,
+                         x_TD.data_ptr(), T, 0, out_TF.data_ptr())
+    return out_TF
