@@ -80,6 +80,13 @@ def test_attend_with_slopes_is_the_same_in_blocks_of_queries(ops, q_lengths, k_l
         near(ops.attend(q, k, v, **how), REFERENCE.attend(q.float(), k.float(), v.float(), **how), dtype, 2)
 
 
+def test_attend_with_slopes_in_float64_is_the_reference(ops):
+    for T in (1, 5, 40, 70):
+        q, k, v = (random(T, heads, C, dtype=torch.float64, seed=i) for i, heads in enumerate((4, 2, 2)))
+        how = {"q_lengths": [T], "k_lengths": [T], "scale": 0.4, "window": None, "softcap": None, "slopes_H": torch.tensor([0.5, 0.01, 0.1, 0.004])}
+        assert (ops.attend(q, k, v, **how) - REFERENCE.attend(q, k, v, **how)).abs().max() < 1e-6  # biases are rounded to float32
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("H", "K"), [(6, 3), (4, 1), (5, 5)])
 def test_attend_in_chunks_with_sinks_and_with_slopes(ops, H, K, dtype):

@@ -134,6 +134,8 @@ def decode(q_BHC: Tensor, k_PNKC: Tensor, v_PNKC: Tensor, pages: Pages, scale: f
 def scaled_dot_product(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """torch's kernel, causal where there is no mask. The one query of a decoding row becomes G queries of each of K heads, up to 5 times as fast."""
     (B, H, T, C), K = q_BHTC.shape, k_BKSC.shape[1]
+    if mask is not None and mask.dtype != torch.bool and q_BHTC.dtype == torch.float64:
+        mask = mask.double()  # float32 beside float64 is read as something else, without an error: torch 2.13.0, 40 queries
     if T > 1 or H == K:
         return F.scaled_dot_product_attention(q_BHTC, k_BKSC, v_BKSC, attn_mask=mask, scale=scale, enable_gqa=H != K, is_causal=mask is None and T > 1)
     if mask is not None and mask.shape[1] == H:

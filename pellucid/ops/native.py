@@ -23,8 +23,9 @@ from pellucid.weights.packed_rows import PackedRows, PackedWeight
 class Native(Fused):
     """Products of rounded activations (`ops.packed.rounded`) with packed weights that `prepare` has put in panels, and of exact ones with any as stored.
 
-    A row's result does not depend, bitwise, on the rows beside it or on the number of threads. variant: a set of instructions, where it is not to be
-    the best one here. Raises BadRequest for one that this processor lacks, or where the kernels are not installed.
+    A row's result does not depend, bitwise, on the rows beside it or on the number of threads, but for long passes that torch is faster at
+    (`ops.stored`). variant: a set of instructions, where it is not to be the best one here. Raises BadRequest for one that this processor lacks, or
+    where the kernels are not installed.
     """
 
     name = "native"
@@ -65,7 +66,7 @@ class Native(Fused):
         return Panels.of(weight_FD, take)
 
     def matmul(self, x_TD: Tensor, weight_FD: Weight, bias_F: Tensor | None = None) -> Tensor:
-        if has_product(weight_FD) and x_TD.dtype != torch.float64:
+        if has_product(weight_FD, len(x_TD)) and x_TD.dtype != torch.float64:
             assert isinstance(weight_FD, PackedWeight)
             wide_TD = rounded(x_TD) if self.activations == "int8" and is_rounded(x_TD, weight_FD) else x_TD
             return matmul_packed(wide_TD, weight_FD, bias_F, partial(multiply, self.variant)).to(x_TD.dtype)

@@ -84,6 +84,18 @@ def test_nothing_is_unpacked_beside_the_kernels(monkeypatch: pytest.MonkeyPatch)
         ops.matmul(x_TD.double(), weights[0])  # float64 is the reference's
 
 
+@pytest.mark.parametrize(("kind", "few"), [("F16", stored.FEW_PLAIN), ("groups", stored.FEW_IN_GROUPS)])
+def test_many_rows_are_torchs_where_that_is_faster(kind: str, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = ragged(4, 256) if kind == "groups" else blocks(kind, 5, 256, monkeypatch)
+    exact, ops, unpacked = unpack(weight).double(), Native("exact"), []
+    monkeypatch.setattr(packed, "unpack", lambda part: unpacked.append(part.shape) or unpack(part))
+    for n, torchs in ((few, []), (few + 1, [tuple(weight.shape)])):
+        x_TD = random(n, 256)
+        expected = x_TD.double() @ exact.T
+        assert (ops.matmul(x_TD, weight) - expected).abs().max() < 2e-6 * expected.abs().max()
+        assert unpacked == torchs
+
+
 def test_the_number_of_threads_moves_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     ops, x_TD, weight, found = Native("exact"), random(40, 256), blocks("IQ3_S", 999, 256, monkeypatch), []
     for n in (1, 2, 5):

@@ -63,10 +63,11 @@ def files(packer: Packer, *, packed: Callable[[str], bool] = lambda module: "pro
     return theirs, plain
 
 
-def logits(folder: Path, dtype: str = "float32") -> Tensor:
-    decoder, _ = load_decoder(folder, dtype=dtype, activations="exact")
+def logits(folder: Path, dtype: str = "float32", *, wide: bool = False) -> Tensor:
+    """wide: computed in float64 by the reference operations."""
+    decoder, _ = load_decoder(folder, dtype=dtype, activations="exact", ops="reference" if wide else "auto")
     with torch.no_grad():
-        return decoder.unembed(decoder(IDS))
+        return (decoder.double() if wide else decoder).unembed(decoder(IDS))
 
 
 def weight(decoder: Decoder, name: str) -> PackedWeight:

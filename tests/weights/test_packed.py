@@ -62,9 +62,10 @@ def test_a_familys_own_layout_runs_as_its_numbers(tmp_path: Path, name: str, met
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "config.json").write_text(json.dumps(built.raw | more))
         save_file(tensors, tmp_path / folder / "model.safetensors", metadata={"format": "pt"})
-    theirs_TV, ours_TV = (logits(tmp_path / folder) for folder in ("plain", "packed"))
-    # Sums are added up in another order, and these weights amplify that: plain ones are off by 3e-5 from float64, packed ones by 1e-5 (qwen2-plain, int8).
-    assert (ours_TV - theirs_TV).abs().max() < 1e-4 * theirs_TV.abs().max()
+    exact_TV = logits(tmp_path / "plain", wide=True)
+    # Weights of 8 bits drawn evenly are large, and layers amplify what sums in another order round: plain float32 is off by up to 2e-4, packed by 1.4e-4.
+    plain_off, packed_off = ((logits(tmp_path / folder) - exact_TV).abs().max() for folder in ("plain", "packed"))
+    assert packed_off < max(4 * plain_off, 2e-5 * exact_TV.abs().max())
     decoder, report = load_decoder(tmp_path / "packed", dtype="float32", activations="exact")
     expected, _ = load_decoder(tmp_path / "plain", dtype="float32")
     held = {path: module.weight for path, module in decoder.named_modules() if isinstance(getattr(module, "weight", None), PackedWeight)}
