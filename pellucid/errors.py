@@ -29,6 +29,7 @@
     │  └─ NotCached            offline, and not on this disk
     ├─ DiskFull                carries needed and free bytes
     ├─ OutOfMemoryBudget       carries needed and available bytes
+    ├─ StaleKernels            the native module was built from other sources than those beside it
     └─ MissingExtra            an optional feature is not installed; carries the pip line
 """
 from __future__ import annotations
@@ -193,6 +194,10 @@ class OutOfMemoryBudget(PellucidError):
     def __init__(self, message: str, *, needed_bytes: int, available_bytes: int) -> None:
         super().__init__(message)
         self.needed_bytes, self.available_bytes = needed_bytes, available_bytes
+
+
+class StaleKernels(PellucidError):
+    """The native module was built from other sources than those beside it."""
 
 
 class MissingExtra(PellucidError):

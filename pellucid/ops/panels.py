@@ -3,11 +3,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pellucid.ops import built
 from pellucid.weights.packed_rows import PackedRows, PackedWeight
 
 try:
@@ -16,6 +18,7 @@ except ImportError as e:  # installed without a compiler
     native: Any = None
     why_not = str(e)
 else:
+    built.check(_native, Path(__file__).parent / "cpu")
     native, why_not = _native, ""
 
 

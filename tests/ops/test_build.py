@@ -6,9 +6,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from pellucid.errors import StaleKernels
+from pellucid.ops import built
 from pellucid.ops.panels import native
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +34,26 @@ def test_without_a_compiler_the_rest_is_installed_and_the_build_says_what_is_mis
     installed = cmake("--install", tmp_path / "build", "--prefix", tmp_path / "out")
     assert installed.returncode == 0, installed.stderr
     assert not list(tmp_path.rglob("_native*"))
+
+
+@pytest.mark.native
+def test_a_module_built_from_other_sources_is_refused(tmp_path: Path) -> None:
+    here = ROOT / "pellucid" / "ops" / "cpu"
+    built.check(native, here)
+    assert native.sources == built.digest(here)
+    with pytest.raises(StaleKernels, match=r"_native\S+ was built from other sources \(older ones\) than those beside it .*make native"):
+        built.check(SimpleNamespace(__file__=native.__file__), here)
+    for suffix in ("cpp", "h", "cmake"):
+        for path in here.glob(f"*.{suffix}"):
+            shutil.copy(path, tmp_path)
+    built.check(native, tmp_path)
+    (tmp_path / "pool.cpp").write_text("// another\n" + (tmp_path / "pool.cpp").read_text())
+    with pytest.raises(StaleKernels, match=native.sources[:12]):
+        built.check(native, tmp_path)
+
+
+def test_an_installed_package_has_no_sources_and_loads(tmp_path: Path) -> None:
+    built.check(SimpleNamespace(__file__="_native.so", sources="0"), tmp_path)
 
 
 def checked(build: Path, *options: str) -> str:

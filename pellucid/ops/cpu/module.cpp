@@ -82,8 +82,13 @@ void matmul(const std::string& variant, const std::string& format, uintptr_t dat
 }  // namespace
 }  // namespace pellucid
 
+namespace pellucid {
+extern const char* const kSources;  // written by digest.cmake
+}
+
 NB_MODULE(_native, m) {
   using namespace pellucid;
+  m.attr("sources") = kSources;
   m.def("formats", formats, "Formats of weights that there are products for.");
   m.def("tiled", [](const std::string& variant) { return tiled_named(variant.c_str()) != nullptr; }, "variant"_a,
         "Whether it multiplies dense bfloat16 weights in tiles.");

@@ -1,0 +1,10 @@
+# Writes ${OUT}: what the kernels are built from, as one number; ops/built.py computes the same when the module is loaded. Only what changed is compiled again.
+file(GLOB sources ${HERE}/*.cpp ${HERE}/*.h ${HERE}/*.cmake)
+list(SORT sources)
+foreach(source ${sources})
+  get_filename_component(name ${source} NAME)
+  file(SHA256 ${source} digest)
+  string(APPEND all "${name} ${digest}\n")
+endforeach()
+string(SHA256 digest "${all}")
+file(WRITE ${OUT} "namespace pellucid { extern const char* const kSources; const char* const kSources = \"${digest}\"; }\n")
