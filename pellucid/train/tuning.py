@@ -1,0 +1,182 @@
+"""A recipe -> a run that is ready -> a better checkpoint: what reads the data, loads the model, and puts the parts of the loop together."""
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pellucid
+from pellucid.api import Model
+from pellucid.data.example import Item
+from pellucid.data.render import Rendering
+from pellucid.data.rows import files_of, read_rows
+from pellucid.data.shapes import check_shape, detect, said
+from pellucid.data.stock import Source, Statistics, Stock, held_out
+from pellucid.errors import BadData, BadRequest, did_you_mean, nearest
+from pellucid.records import Input, input_file
+from pellucid.train import checkpoint
+from pellucid.train.loop import Event, Run
+from pellucid.train.method import Method
+from pellucid.train.optim import Optimizer
+from pellucid.train.recipe import DataPart, Recipe, SourcePart
+from pellucid.train.sft import NextToken
+from pellucid.train.trainable import Trained, trained
+
+METHODS: dict[str, Callable[..., Method]] = {"sft": NextToken, "text": NextToken}
+SMALL = 200_000_000  # parameters: up to so many a whole model is trained in float32 where the recipe does not say
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What is learned from and what is held out. shapes: of each source. files: that were read, by what the recipe calls them."""
+
+    stock: Stock
+    learned: Statistics
+    held_out: tuple[Item, ...]
+    held_statistics: Statistics
+    shapes: tuple[str, ...]
+    files: dict[str, Input]
+    too_long: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """A run that is ready to begin. facts: what has to be the same for a state of it to be gone on from."""
+
+    recipe: Recipe
+    model: Model
+    trained: Trained
+    data: Data
+    run: Run
+    facts: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.recipe.out.folder)
+
+
+def prepare(recipe: Recipe, *, observe: Callable[[Event], None] = lambda event: None, resume: bool = False,
+            asked_to_stop: Callable[[], bool] = lambda: False) -> Tuning:
+    """Loads the model and the data of a recipe, and everything that can be wrong with them is said here, before a step is made.
+
+    resume: go on from the newest state in the recipe's folder. Raises BadRequest, BadData, and what loading a model raises.
+    """
+    method = method_of(recipe)
+    states = checkpoint.states(Path(recipe.out.folder))
+    if states and not resume:
+        raise BadRequest(f"{recipe.out.folder} holds a run that was begun ({states[-1].name}). Go on with it (--resume), or give another folder "
+                         f"(out.folder=...)", field="out")
+    if resume and not states:
+        raise BadRequest(f"{recipe.out.folder} holds no state to go on from. Leave --resume out", field="resume")
+    torch.manual_seed(recipe.seed)
+    model = load_model(recipe)
+    what = trained(model.decoder, recipe.tune, recipe.seed)
+    data = read_data(recipe, model, method)
+    steps = recipe.steps or data.stock.steps(recipe.epochs)
+    run = Run(decoder=model.decoder, trained=what, method=method, optimizer=Optimizer(what.parameters, recipe.optim), recipe=recipe, steps=steps,
+              items=data.stock.step, held_out=data.held_out[: recipe.eval.rows], observe=observe, asked_to_stop=asked_to_stop)
+    facts = {"recipe": recipe.sha256, "steps": steps, "model": model.sha256, **{f"data {role}": file.sha256 for role, file in data.files.items()}}
+    run.save = partial(_save, recipe, run, facts)
+    if resume:
+        checkpoint.load(states[-1], run, facts)
+    return Tuning(recipe, model, what, data, run, facts)
+
+
+def _save(recipe: Recipe, run: Run, facts: dict[str, Any], best: bool) -> None:
+    checkpoint.save(Path(recipe.out.folder), run, facts, keep=recipe.save.keep, best=best)
+
+
+def method_of(recipe: Recipe) -> Method:
+    """Raises BadRequest for a name nobody knows, or settings that the method does not have."""
+    if recipe.method not in METHODS:
+        raise BadRequest(f"method={recipe.method!r} is not one.{did_you_mean(nearest(recipe.method, METHODS))} There are {', '.join(METHODS)}", field="method")
+    try:
+        return METHODS[recipe.method](**recipe.settings)
+    except TypeError as error:
+        raise BadRequest(f"settings of {recipe.method}: {error}", field="settings") from None
+
+
+def load_model(recipe: Recipe) -> Model:
+    """The model, computing exactly and by operations that have gradients."""
+    part = recipe.model
+    dtype = part.dtype
+    if dtype == "auto" and recipe.tune.kind == "full":
+        from pellucid import cost
+        from pellucid.families._describe import describe_checkpoint
+        from pellucid.weights.checkpoint import open_checkpoint
+        from pellucid.weights.hub import resolve
+        n = cost.parameters(describe_checkpoint(open_checkpoint(resolve(part.path)), part.accept_unread).spec)
+        dtype = "float32" if n <= SMALL else "auto"
+    return pellucid.load(part.path, dtype=dtype, ops="fused", activations="exact", accept_unread=part.accept_unread, chat_template=part.chat_template,
+                         threads=recipe.threads)
+
+
+def read_data(recipe: Recipe, model: Model, method: Method) -> Data:
+    """Every row of the recipe, as items. Raises BadData or BadRequest for the first that nothing can be learned from."""
+    part = recipe.data
+    how = rendering(recipe, model)
+    sources, shapes, files, apart = [], [], {}, list[Item]()
+    for i, source in enumerate(part.sources):
+        items, shape = _items(source, how, files, f"data {i}")
+        _check_kind(items, method, source)
+        if isinstance(part.held_out, int) and part.held_out:
+            share = max(1, round(part.held_out * source.weight / sum(each.weight for each in part.sources)))
+            items, kept = held_out(items, share, recipe.seed)
+            apart += kept
+            if not items:
+                raise BadData(f"data.held_out={part.held_out} leaves nothing of {source.path or source.hub} to learn from. Hold out fewer rows")
+        sources.append(Source(source.path or source.hub or "", items, source.weight))
+        shapes.append(shape)
+    if isinstance(part.held_out, str):
+        items, _ = _items(SourcePart(path=part.held_out, shape=part.sources[0].shape, columns=part.sources[0].columns), how, files, "held out")
+        _check_kind(items, method, part.sources[0])
+        apart = items
+    if how.too_long_rows and part.too_long == "error":
+        worst = sorted(how.too_long_rows.items(), key=lambda row: -row[1])
+        raise BadData(f"{len(worst)} rows are longer than {how.max_length:,} tokens, and what is cut would not be learned: "
+                      f"{', '.join(f'{origin} ({n:,})' for origin, n in worst[:5])}{', ...' * (len(worst) > 5)}. Say data.too_long: drop, or cut, or give a "
+                      f"larger data.max_length", [origin for origin, _ in worst])
+    stock = Stock(sources, batch=recipe.batch, seed=recipe.seed, shuffle=part.shuffle)
+    everything = [item for source in sources for item in source.items]
+    return Data(stock, Statistics.of(everything), tuple(apart), Statistics.of(apart), tuple(shapes), files, dict(how.too_long_rows))
+
+
+def rendering(recipe: Recipe, model: Model) -> Rendering:
+    part: DataPart = recipe.data
+    n_ctx = model.spec.n_ctx
+    if part.max_length is not None and part.max_length > n_ctx:
+        raise BadRequest(f"data.max_length={part.max_length:,} is more than this model's context of {n_ctx:,}. Give at most that", field="data.max_length")
+    return Rendering(tokenizer=model.tokenizer, stop_ids=model.stop_ids(), max_length=part.max_length or n_ctx, template=model.chat_template,
+                     train_on=part.train_on, too_long=part.too_long, reasoning=part.reasoning, tool_calls=part.tool_calls)
+
+
+def _items(source: SourcePart, how: Rendering, files: dict[str, Input], role: str) -> tuple[list[Item], str]:
+    check_shape(source.shape, source.columns)
+    if source.path is None:
+        raise BadRequest("data.hub is not read yet: bring the set to this disk and give its path", field="data.hub")
+    items: list[Item] = []
+    shape = source.shape
+    for file in files_of(source.path):
+        files[f"{role}/{file.name}"] = input_file(file)
+        for read in read_rows(file):
+            if shape == "auto":
+                shape = detect([*read.row, *source.columns], f"{file}")
+            for one in said(read, shape, source.columns):
+                items += how.items(one)
+    if not items:
+        raise BadData(f"nothing of {source.path} is left to learn from: {len(how.too_long_rows)} rows are longer than {how.max_length:,} tokens",
+                      how.too_long_rows)
+    return items, shape
+
+
+def _check_kind(items: Sequence[Item], method: Method, source: SourcePart) -> None:
+    wrong = next((item for item in items if not isinstance(item, method.takes)), None)
+    if wrong is not None:
+        names = [kind.__name__.lower() for kind in (method.takes if isinstance(method.takes, tuple) else (method.takes,))]
+        raise BadData(f"{wrong.origin} is a {type(wrong).__name__.lower()}, and method {method.name} learns from {' or '.join(names)}s. Give other data "
+                      f"({os.fspath(source.path or source.hub or '')}), or another method", [wrong.origin])
