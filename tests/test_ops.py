@@ -368,7 +368,7 @@ def test_choose_names_the_ways_to_multiply_there_are():
 
 
 def test_choose_names_the_backends_there_are():
-    with pytest.raises(BadRequest, match=r"ops='metal' is not a backend \(auto, native, triton, fused, reference\)"):
+    with pytest.raises(BadRequest, match=r"ops='metal' is not a backend \(auto, native, triton, fused, reference, training\)"):
         choose("metal")
 
 

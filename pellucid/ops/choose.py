@@ -12,10 +12,11 @@ from pellucid.ops.interface import Activations, Ops
 from pellucid.ops.native import Native
 from pellucid.ops.panels import native
 from pellucid.ops.reference import Reference
+from pellucid.ops.training import Training
 
 # By what they compute on: on a CPU, and on any other device. Triton's own is imported when it is asked for: it takes as long as a small model.
-BACKENDS: dict[str, type[Reference]] = {**({"native": Native} if native else {}), "fused": Fused, "reference": Reference}
-NAMES = ("auto", "native", "triton", "fused", "reference")
+BACKENDS: dict[str, type[Reference]] = {**({"native": Native} if native else {}), "fused": Fused, "reference": Reference, "training": Training}
+NAMES = ("auto", "native", "triton", "fused", "reference", "training")
 CPU = torch.device("cpu")
 
 

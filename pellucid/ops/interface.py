@@ -200,3 +200,7 @@ class Ops(Protocol):
     def route(self, logits_TX: Tensor, correction_X: Tensor | None, experts: Experts) -> tuple[Tensor, Tensor]:
         """The shares (T, A), float32, and indices (T, A), int64, of the experts chosen as `Experts` says, the highest score first."""
         ...
+
+    def surprise(self, logits_NV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
+        """-log p(target), (N,), float32, and its gradient by the logits, (N, V), in their dtype; that may be in their place. Takes no gradient itself."""
+        ...

@@ -129,6 +129,11 @@ class Reference:
             share_TA = share_TA / share_TA.sum(-1, keepdim=True)
         return share_TA * experts.share_scale, expert_TA
 
+    def surprise(self, logits_NV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
+        logp_NV, at_N1 = logits_NV.float().log_softmax(-1), target_N[:, None]
+        by_NV = logp_NV.exp().scatter_add(-1, at_N1, torch.full_like(at_N1, -1, dtype=torch.float32))
+        return -logp_NV.gather(-1, at_N1)[:, 0], by_NV.to(logits_NV.dtype)
+
 
 def best_of_each_group(choice_TX: Tensor, experts: Experts) -> Tensor:
     """The scores, -inf but for the n_active / n_groups best of every group. https://arxiv.org/abs/2505.21411"""

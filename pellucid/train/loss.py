@@ -63,15 +63,17 @@ class _WithGradient(torch.autograd.Function):
             stop = start + len(h_nD)
             with torch.enable_grad():
                 h_nD = h_nD.detach().requires_grad_(by_hidden_ND is not None)
-                loss = _summed(unembed, h_nD, target_n, choice_n)
+                logits_nV = unembed(h_nD, choice_n)
+            # The kernels write the gradient over the logits: the sums and products that end an unembedding keep what they make for nobody.
+            loss_n, by_logits_nV = unembed.ops.surprise(logits_nV.detach(), target_n)
             asked = [*([h_nD] if by_hidden_ND is not None else []), *trained]
             if asked:
-                found = list(torch.autograd.grad(loss, asked))
+                found = list(torch.autograd.grad(logits_nV, asked, by_logits_nV))
                 if by_hidden_ND is not None:
                     by_hidden_ND[start:stop] = found.pop(0)
                 for kept, one in zip(by_trained, found, strict=True):
                     kept += one
-            total += loss.detach()
+            total += loss_n.sum()
             start = stop
         ctx.by_hidden_ND = by_hidden_ND
         ctx.save_for_backward(*by_trained)

@@ -112,7 +112,7 @@ def load_model(recipe: Recipe) -> Model:
         from pellucid.weights.hub import resolve
         n = cost.parameters(describe_checkpoint(open_checkpoint(resolve(part.path)), part.accept_unread).spec)
         dtype = "float32" if n <= SMALL else "auto"
-    return pellucid.load(part.path, dtype=dtype, ops="fused", activations="exact", accept_unread=part.accept_unread, chat_template=part.chat_template,
+    return pellucid.load(part.path, dtype=dtype, ops="training", activations="exact", accept_unread=part.accept_unread, chat_template=part.chat_template,
                          threads=recipe.threads)
 
 

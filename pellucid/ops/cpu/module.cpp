@@ -22,6 +22,7 @@ namespace pellucid {
 void bind_attend(nb::module_& m);  // module_attend.cpp
 void bind_plan(nb::module_& m);  // module_plan.cpp
 void bind_stored(nb::module_& m);  // module_stored.cpp
+void bind_learn(nb::module_& m);  // module_learn.cpp
 
 namespace {
 
@@ -102,4 +103,5 @@ NB_MODULE(_native, m) {
   bind_attend(m);
   bind_plan(m);
   bind_stored(m);
+  bind_learn(m);
 }

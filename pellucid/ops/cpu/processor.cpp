@@ -36,6 +36,7 @@ Features find() {
   found.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   found.avx512_vnni = found.avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+  found.avx512_bf16 = found.avx512_vnni && __builtin_cpu_supports("avx512bf16");
 #ifdef __linux__
   // The system must be asked for the tiles' registers, once a process: ARCH_REQ_XCOMP_PERM of XFEATURE_XTILEDATA,
   // https://docs.kernel.org/arch/x86/xstate.html

@@ -4,7 +4,7 @@
 namespace pellucid {
 
 struct Features {
-  bool avx2, avx512_vnni, amx_int8, amx_bf16, neon_dot;
+  bool avx2, avx512_vnni, avx512_bf16, amx_int8, amx_bf16, neon_dot;
 };
 
 const Features& features();
