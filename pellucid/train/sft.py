@@ -16,8 +16,10 @@ from pellucid.train.method import Method
 class NextToken(Method):
     """The mean negative log-probability of all learned tokens of a step, each counting the same, whatever rows they stand in."""
 
-    name = "sft"
     takes = Example
+
+    def __init__(self, name: str = "sft") -> None:
+        self.name = name
 
     def weight(self, item: Item) -> float:
         assert isinstance(item, Example)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,16 @@ from pellucid.data.render import Rendering
 from pellucid.data.rows import files_of, read_rows
 from pellucid.data.shapes import check_shape, detect, said
 from pellucid.data.stock import Source, Statistics, Stock, held_out
-from pellucid.errors import BadData, BadRequest, did_you_mean, nearest
+from pellucid.errors import BadData, BadRequest
 from pellucid.records import Input, input_file
 from pellucid.train import checkpoint
 from pellucid.train.loop import Event, Run
 from pellucid.train.method import Method
+from pellucid.train.methods import method_of, method_settings, refer_ahead
 from pellucid.train.optim import Optimizer
 from pellucid.train.recipe import DataPart, Recipe, SourcePart
-from pellucid.train.sft import NextToken
 from pellucid.train.trainable import Trained, trained
 
-METHODS: dict[str, Callable[..., Method]] = {"sft": NextToken, "text": NextToken}
 SMALL = 200_000_000  # parameters: up to so many a whole model is trained in float32 where the recipe does not say
 
 
@@ -66,7 +66,7 @@ def prepare(recipe: Recipe, *, observe: Callable[[Event], None] = lambda event: 
 
     resume: go on from the newest state in the recipe's folder. Raises BadRequest, BadData, and what loading a model raises.
     """
-    method = method_of(recipe)
+    method_settings(recipe)
     states = checkpoint.states(Path(recipe.out.folder))
     if states and not resume:
         raise BadRequest(f"{recipe.out.folder} holds a run that was begun ({states[-1].name}). Go on with it (--resume), or give another folder "
@@ -76,10 +76,14 @@ def prepare(recipe: Recipe, *, observe: Callable[[Event], None] = lambda event: 
     torch.manual_seed(recipe.seed)
     model = load_model(recipe)
     what = trained(model.decoder, recipe.tune, recipe.seed)
+    method = method_of(recipe, model, what, lambda: load_model(recipe).decoder)
+    what.parameters.update(method.parameters())
     data = read_data(recipe, model, method)
     steps = recipe.steps or data.stock.steps(recipe.epochs)
+    held = data.held_out[: recipe.eval.rows]
+    refer_ahead(method, model, chain([held] if held else [], map(data.stock.step, range(steps))), Path(recipe.out.folder), recipe.micro_tokens)
     run = Run(decoder=model.decoder, trained=what, method=method, optimizer=Optimizer(what.parameters, recipe.optim), recipe=recipe, steps=steps,
-              items=data.stock.step, held_out=data.held_out[: recipe.eval.rows], observe=observe, asked_to_stop=asked_to_stop)
+              items=data.stock.step, held_out=held, observe=observe, asked_to_stop=asked_to_stop)
     facts = {"recipe": recipe.sha256, "steps": steps, "model": model.sha256, **{f"data {role}": file.sha256 for role, file in data.files.items()}}
     run.save = partial(_save, recipe, run, facts)
     if resume:
@@ -89,16 +93,6 @@ def prepare(recipe: Recipe, *, observe: Callable[[Event], None] = lambda event: 
 
 def _save(recipe: Recipe, run: Run, facts: dict[str, Any], best: bool) -> None:
     checkpoint.save(Path(recipe.out.folder), run, facts, keep=recipe.save.keep, best=best)
-
-
-def method_of(recipe: Recipe) -> Method:
-    """Raises BadRequest for a name nobody knows, or settings that the method does not have."""
-    if recipe.method not in METHODS:
-        raise BadRequest(f"method={recipe.method!r} is not one.{did_you_mean(nearest(recipe.method, METHODS))} There are {', '.join(METHODS)}", field="method")
-    try:
-        return METHODS[recipe.method](**recipe.settings)
-    except TypeError as error:
-        raise BadRequest(f"settings of {recipe.method}: {error}", field="settings") from None
 
 
 def load_model(recipe: Recipe) -> Model:
