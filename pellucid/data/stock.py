@@ -1,13 +1,16 @@
 """Items in the order they are learned in: a pure function of a seed and the step, so that a run that goes on sees what it would have seen."""
 from __future__ import annotations
 
-import hashlib
 import random
-from collections import Counter
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
-from pellucid.data.example import Item, examples, n_tokens
+from pellucid.data.example import Item
+from pellucid.data.kept import Some, content
+
+_MARK = 1024  # places between two counts that are kept of how a mixture was drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,8 @@ class Stock:
         self.sources, self.batch, self.seed, self.shuffle = tuple(sources), batch, seed, shuffle
         total = sum(source.weight for source in sources)
         self.shares = [source.weight / total for source in sources]
-        self._orders: dict[tuple[int, int], list[int]] = {}
-        self._drawn, self._sets = [0] * len(sources), list[tuple[int, int]]()  # each place's set, and how many of it came before
+        self._orders: dict[tuple[int, int], Sequence[int]] = {}
+        self._marks = [[0] * len(sources)]  # how many of each set came before place 0, _MARK, 2 * _MARK...
 
     @property
     def n_epoch(self) -> int:
@@ -44,14 +47,26 @@ class Stock:
 
     def step(self, n: int) -> list[Item]:
         """The items of step n, counted from 0."""
-        return [self._at(place) for place in range(n * self.batch, (n + 1) * self.batch)]
+        return [self._item(s, k) for s, k in self._drawn(n * self.batch, self.batch)]
 
-    def _at(self, place: int) -> Item:
-        while len(self._sets) <= place:  # the rule is a walk: cheap, and the same however far a run has come
-            s = min(range(len(self.sources)), key=lambda s: ((self._drawn[s] + 1) / self.shares[s], s))
-            self._sets.append((s, self._drawn[s]))
-            self._drawn[s] += 1
-        s, k = self._sets[place]
+    def _drawn(self, begin: int, n: int) -> list[tuple[int, int]]:
+        """For n places of the order: the set, and how many of it came before. The rule is a walk: cheap, and the same however far a run has come."""
+        if len(self.sources) == 1:
+            return [(0, begin + i) for i in range(n)]
+        while len(self._marks) <= begin // _MARK:
+            counts = self._marks[-1].copy()
+            for _ in range(_MARK):
+                self._draw(counts)
+            self._marks.append(counts)
+        counts = self._marks[begin // _MARK].copy()
+        return [self._draw(counts) for _ in range(begin % _MARK + n)][begin % _MARK :]
+
+    def _draw(self, counts: list[int]) -> tuple[int, int]:
+        s = min(range(len(counts)), key=lambda s: ((counts[s] + 1) / self.shares[s], s))
+        counts[s] += 1
+        return s, counts[s] - 1
+
+    def _item(self, s: int, k: int) -> Item:
         items = self.sources[s].items
         return items[self._order(s, k // len(items))[k % len(items)]]
 
@@ -60,58 +75,39 @@ class Stock:
         if not self.shuffle:
             return range(n)
         if (s, epoch) not in self._orders:
-            order = list(range(n))
-            random.Random(f"{self.seed} {s} {epoch}").shuffle(order)  # a text as seed goes through SHA-512: the same on every machine
+            order = array("Q", range(n))
+            random.Random(f"{self.seed} {s} {epoch}").shuffle(order)  # type: ignore[arg-type]  # a text goes through SHA-512: the same on every machine
             self._orders = {key: kept for key, kept in self._orders.items() if key[0] != s or key[1] >= epoch - 1} | {(s, epoch): order}
         return self._orders[s, epoch]
 
 
-def held_out(items: Sequence[Item], n: int, seed: int) -> tuple[list[Item], list[Item]]:
-    """(to learn from, kept apart): n items, the same for a seed, and none of a row that is learned from."""
-    origins = list(dict.fromkeys(item.origin for item in items))
-    random.Random(f"{seed} held out").shuffle(origins)
-    apart: set[str] = set()
-    count = Counter(item.origin for item in items)
+def held_out(items: Sequence[Item], n: int, seed: int) -> tuple[Sequence[Item], Sequence[Item]]:
+    """(to learn from, kept apart): n items or a few more, the same for a seed. None of them is of a row that is learned from, or says what such a row says."""
+    rows = array("Q")  # of each item: the number of its row, whose items follow one another
+    origin = None
+    for item in items:
+        rows.append((rows[-1] if rows else 0) + (origin is not None and item.origin != origin))
+        origin = item.origin
+    order = list(range(rows[-1] + 1)) if rows else []
+    random.Random(f"{seed} held out").shuffle(order)
+    count = array("Q", bytes(8 * len(order)))
+    for row in rows:
+        count[row] += 1
+    apart: set[int] = set()
     taken = 0
-    for origin in origins:
+    for row in order:
         if taken >= n:
             break
-        apart.add(origin)
-        taken += count[origin]
-    return [item for item in items if item.origin not in apart], [item for item in items if item.origin in apart]
+        apart.add(row)
+        taken += count[row]
+    found = -1
+    while apart and len(apart) > found:  # rows that say the same go along, until none is left
+        found = len(apart)
+        told = {digest(item) for item, row in zip(items, rows, strict=True) if row in apart}
+        apart |= {row for item, row in zip(items, rows, strict=True) if digest(item) in told}
+    return Some(items, (i for i, row in enumerate(rows) if row not in apart)), Some(items, (i for i, row in enumerate(rows) if row in apart))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Statistics:
-    """Of items: for the report and before the first step. lengths: tokens of each sequence, sorted."""
-
-    n_items: int
-    n_tokens: int
-    n_learned: int
-    lengths: tuple[int, ...]
-    duplicates: tuple[tuple[str, str], ...]  # origins of rows that are the same
-    conflicting: tuple[tuple[str, str], ...]  # of rows that ask the same and answer otherwise
-
-    @classmethod
-    def of(cls, items: Sequence[Item]) -> Statistics:
-        sequences = [each for item in items for each in examples(item)]
-        whole: dict[bytes, str] = {}
-        asked: dict[bytes, tuple[str, bytes]] = {}
-        twice, otherwise = [], []
-        for item in items:
-            key = _hash(repr([(each.ids, each.learned) for each in examples(item)]))
-            first = next(iter(examples(item)))
-            begin = next((i for i, flag in enumerate(first.learned) if flag), 0)
-            prompt = _hash(repr(first.ids[:begin]))
-            if key in whole:
-                twice.append((whole[key], item.origin))
-            elif begin > 1 and prompt in asked and asked[prompt][0] != item.origin:
-                otherwise.append((asked[prompt][0], item.origin))
-            whole.setdefault(key, item.origin)
-            asked.setdefault(prompt, (item.origin, key))
-        return cls(n_items=len(items), n_tokens=sum(map(n_tokens, items)), n_learned=sum(each.n_learned for each in sequences),
-                   lengths=tuple(sorted(len(each.ids) for each in sequences)), duplicates=tuple(twice), conflicting=tuple(otherwise))
-
-
-def _hash(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+def digest(item: Item) -> bytes:
+    """Of all that an item says: equal for rows that say the same."""
+    return blake2b(content(item), digest_size=16).digest()

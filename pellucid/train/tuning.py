@@ -14,10 +14,12 @@ import torch
 import pellucid
 from pellucid.api import Model
 from pellucid.data.example import Item
+from pellucid.data.kept import Some
 from pellucid.data.render import Rendering
-from pellucid.data.rows import files_of, read_rows
-from pellucid.data.shapes import check_shape, detect, said
-from pellucid.data.stock import Source, Statistics, Stock, held_out
+from pellucid.data.rows import files_of
+from pellucid.data.source import items_of
+from pellucid.data.statistics import Statistics
+from pellucid.data.stock import Source, Stock, digest, held_out
 from pellucid.errors import BadData, BadRequest
 from pellucid.records import Input, input_file
 from pellucid.train import checkpoint
@@ -117,7 +119,7 @@ def read_data(recipe: Recipe, model: Model, method: Method) -> Data:
     sources, shapes, files, apart = [], [], {}, list[Item]()
     for i, source in enumerate(part.sources):
         items, shape = _items(source, how, files, f"data {i}")
-        _check_kind(items, method, source)
+        _check_kind(items[0], method, source)
         if isinstance(part.held_out, int) and part.held_out:
             share = max(1, round(part.held_out * source.weight / sum(each.weight for each in part.sources)))
             items, kept = held_out(items, share, recipe.seed)
@@ -128,16 +130,35 @@ def read_data(recipe: Recipe, model: Model, method: Method) -> Data:
         shapes.append(shape)
     if isinstance(part.held_out, str):
         items, _ = _items(SourcePart(path=part.held_out, shape=part.sources[0].shape, columns=part.sources[0].columns), how, files, "held out")
-        _check_kind(items, method, part.sources[0])
-        apart = items
+        _check_kind(items[0], method, part.sources[0])
+        apart = list(items)
     if how.too_long_rows and part.too_long == "error":
         worst = sorted(how.too_long_rows.items(), key=lambda row: -row[1])
         raise BadData(f"{len(worst)} rows are longer than {how.max_length:,} tokens, and what is cut would not be learned: "
                       f"{', '.join(f'{origin} ({n:,})' for origin, n in worst[:5])}{', ...' * (len(worst) > 5)}. Say data.too_long: drop, or cut, or give a "
                       f"larger data.max_length", [origin for origin, _ in worst])
+    if apart:
+        sources = _disjoint(sources, apart, part.held_out)
     stock = Stock(sources, batch=recipe.batch, seed=recipe.seed, shuffle=part.shuffle)
-    everything = [item for source in sources for item in source.items]
-    return Data(stock, Statistics.of(everything), tuple(apart), Statistics.of(apart), tuple(shapes), files, dict(how.too_long_rows))
+    everything = Statistics.of(chain.from_iterable(source.items for source in sources))
+    return Data(stock, everything, tuple(apart), Statistics.of(apart), tuple(shapes), files, dict(how.too_long_rows))
+
+
+def _disjoint(sources: Sequence[Source], apart: Sequence[Item], asked: int | str) -> list[Source]:
+    """The sets without what is held out of another of them. Raises BadData where a file of held-out rows says what is learned: its loss would tell nothing."""
+    held = {digest(item): item.origin for item in apart}
+    out = []
+    for source in sources:
+        both = {i: held[told] for i, item in enumerate(source.items) if (told := digest(item)) in held}
+        if both and isinstance(asked, str):
+            i, theirs = next(iter(both.items()))
+            raise BadData(f"{len(both):,} rows of {source.name} say what rows of data.held_out={asked} say, first {source.items[i].origin} and {theirs}: their "
+                          f"loss would tell nothing about what is new. Take them out of one of the two", [source.items[i].origin for i in both])
+        left = Some(source.items, (i for i in range(len(source.items)) if i not in both)) if both else source.items
+        if not left:
+            raise BadData(f"all rows of {source.name} are held out of another set. Hold out fewer (data.held_out), or take one of the two out")
+        out.append(Source(source.name, left, source.weight))
+    return out
 
 
 def rendering(recipe: Recipe, model: Model) -> Rendering:
@@ -149,28 +170,19 @@ def rendering(recipe: Recipe, model: Model) -> Rendering:
                      train_on=part.train_on, too_long=part.too_long, reasoning=part.reasoning, tool_calls=part.tool_calls)
 
 
-def _items(source: SourcePart, how: Rendering, files: dict[str, Input], role: str) -> tuple[list[Item], str]:
-    check_shape(source.shape, source.columns)
+def _items(source: SourcePart, how: Rendering, files: dict[str, Input], role: str) -> tuple[Sequence[Item], str]:
     if source.path is None:
         raise BadRequest("data.hub is not read yet: bring the set to this disk and give its path", field="data.hub")
-    items: list[Item] = []
-    shape = source.shape
-    for file in files_of(source.path):
-        files[f"{role}/{file.name}"] = input_file(file)
-        for read in read_rows(file):
-            if shape == "auto":
-                shape = detect([*read.row, *source.columns], f"{file}")
-            for one in said(read, shape, source.columns):
-                items += how.items(one)
-    if not items:
-        raise BadData(f"nothing of {source.path} is left to learn from: {len(how.too_long_rows)} rows are longer than {how.max_length:,} tokens",
-                      how.too_long_rows)
-    return items, shape
+    here = files_of(source.path)
+    root = os.path.commonpath([file.parent for file in here])
+    files.update({f"{role}/{os.path.relpath(file, root)}": input_file(file) for file in here})
+    found = items_of(here, how, shape=source.shape, columns=source.columns)
+    return found.items, found.shape
 
 
-def _check_kind(items: Sequence[Item], method: Method, source: SourcePart) -> None:
-    wrong = next((item for item in items if not isinstance(item, method.takes)), None)
-    if wrong is not None:
+def _check_kind(first: Item, method: Method, source: SourcePart) -> None:
+    """One item tells: a set has one shape, and a shape one kind of item."""
+    if not isinstance(first, method.takes):
         names = [kind.__name__.lower() for kind in (method.takes if isinstance(method.takes, tuple) else (method.takes,))]
-        raise BadData(f"{wrong.origin} is a {type(wrong).__name__.lower()}, and method {method.name} learns from {' or '.join(names)}s. Give other data "
-                      f"({os.fspath(source.path or source.hub or '')}), or another method", [wrong.origin])
+        raise BadData(f"{first.origin} is a {type(first).__name__.lower()}, and method {method.name} learns from {' or '.join(names)}s. Give other data "
+                      f"({os.fspath(source.path or source.hub or '')}), or another method", [first.origin])

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from pellucid.data.example import Example
-from pellucid.data.stock import Source, Statistics, Stock, held_out
+from pellucid.data.stock import Source, Stock, held_out
 
 
 def items(name: str, n: int) -> list[Example]:
@@ -48,19 +48,30 @@ def test_an_epoch_of_several_sets_ends_when_all_have_been_seen() -> None:
     assert {o for o in origins(stock, range(10)) if o[0] == "b"} == {f"b:{i}" for i in range(40)}
 
 
+@pytest.mark.parametrize("begin", [1020, 5000])
+def test_a_mixture_far_into_a_run_is_the_walk_from_its_beginning(begin: int) -> None:
+    def made() -> Stock:
+        return Stock([Source("a", items("a", 7), 0.3), Source("b", items("b", 5), 2.1), Source("c", items("c", 3), 1)], batch=10, seed=1)
+    walked = made()
+    whole = [walked.step(n) for n in range(begin // 10 + 3)]
+    assert [made().step(n) for n in range(begin // 10, begin // 10 + 3)] == whole[-3:]
+    shares = Counter(item.origin[0] for step in whole for item in step)
+    assert {name: shares[name] / sum(shares.values()) for name in "abc"} == pytest.approx({"a": 0.3 / 3.4, "b": 2.1 / 3.4, "c": 1 / 3.4}, abs=2e-3)
+
+
 def test_what_is_held_out_is_the_same_for_a_seed_and_shares_no_row() -> None:
-    all_items = [*items("a", 20), *items("a", 5)]  # rows of several items
+    all_items = [item for item in items("a", 20) for _ in range(1 + (item.ids[-1] < 5))]  # rows of several items
     learn, apart = held_out(all_items, 6, seed=4)
-    assert held_out(all_items, 6, seed=4) == (learn, apart)
+    assert list(held_out(all_items, 6, seed=4)[1]) == list(apart)
     assert len(apart) >= 6
     assert not {i.origin for i in learn} & {i.origin for i in apart}
     assert len(learn) + len(apart) == len(all_items)
-    assert held_out(all_items, 0, seed=4) == (all_items, [])
+    assert [len(part) for part in held_out(all_items, 0, seed=4)] == [25, 0]
 
 
-def test_rows_that_are_the_same_or_answer_otherwise_are_told() -> None:
-    rows = [Example((1, 2, 3), (False, False, True), "r:1"), Example((1, 2, 3), (False, False, True), "r:2"), Example((1, 2, 4), (False, False, True), "r:3")]
-    told = Statistics.of(rows)
-    assert (told.n_items, told.n_tokens, told.n_learned, told.lengths) == (3, 9, 3, (3, 3, 3))
-    assert told.duplicates == (("r:1", "r:2"),)
-    assert told.conflicting == (("r:1", "r:3"),)
+def test_rows_that_say_what_a_held_out_row_says_are_held_out_too() -> None:
+    said = [Example((1, 2, i % 10), (False, True, True), f"r:{i}") for i in range(30)]
+    for seed in range(5):
+        learn, apart = held_out(said, 4, seed)
+        assert not {item.ids for item in learn} & {item.ids for item in apart}
+        assert len(apart) % 3 == 0
