@@ -5,15 +5,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pellucid
 from pellucid.api import Model
 from pellucid.data.example import Example, Item
 from pellucid.errors import BadRequest, did_you_mean, nearest
 from pellucid.model.decoder import Decoder
+from pellucid.train.distill import Distill, Imitation, check_teacher
 from pellucid.train.kto import Kto, Verdicts
 from pellucid.train.method import Method
 from pellucid.train.preference import Dpo, Ipo, Orpo, Preference, SimPo
 from pellucid.train.recipe import Recipe, part, settings_of
 from pellucid.train.reference import Reference
+from pellucid.train.reward import BradleyTerry, Reward, new_head
 from pellucid.train.sft import NextToken
 from pellucid.train.trainable import Trained
 
@@ -25,7 +28,8 @@ class Nothing:
     """Methods that have no settings."""
 
 
-SETTINGS: dict[str, type] = {"sft": Nothing, "text": Nothing, "dpo": Dpo, "ipo": Ipo, "kto": Kto, "orpo": Orpo, "simpo": SimPo}
+SETTINGS: dict[str, type] = {"sft": Nothing, "text": Nothing, "dpo": Dpo, "ipo": Ipo, "kto": Kto, "orpo": Orpo, "simpo": SimPo,
+                             "reward": Reward, "distill": Distill}
 
 
 def method_settings(recipe: Recipe) -> Any:
@@ -36,7 +40,11 @@ def method_settings(recipe: Recipe) -> Any:
     kind = SETTINGS[recipe.method]
     if kind is Nothing and recipe.settings:
         raise BadRequest(f"method {recipe.method} has no settings, and the recipe gives it {', '.join(recipe.settings)}", field="settings")
-    return settings_of(kind, recipe.settings, f"settings of {recipe.method}")
+    settings = settings_of(kind, recipe.settings, f"settings of {recipe.method}")
+    if isinstance(settings, Reward) and recipe.out.format not in (None, "merged"):
+        raise BadRequest(f"out.format={recipe.out.format}: a reward model is written merged, since its head is part of it. Say merged, or leave it out",
+                         field="out.format")
+    return settings
 
 
 def method_of(recipe: Recipe, model: Model, what: Trained, again: Callable[[], Decoder]) -> Method:
@@ -44,11 +52,22 @@ def method_of(recipe: Recipe, model: Model, what: Trained, again: Callable[[], D
     settings = method_settings(recipe)
     if isinstance(settings, Nothing):
         return NextToken(recipe.method)
+    if isinstance(settings, Distill):
+        return Imitation(settings, _teacher(settings, model))
+    if isinstance(settings, Reward):
+        return BradleyTerry(settings, new_head(model.decoder, recipe.seed))
     reference = _reference(settings.reference, model.decoder, what, again) if hasattr(settings, "reference") else None
     if isinstance(settings, Kto):
         assert reference is not None
         return Verdicts(settings, reference, model.spec.n_ctx)
     return Preference(recipe.method, settings, reference)
+
+
+def _teacher(settings: Distill, model: Model) -> Decoder:
+    """Where the model is, as its files have it."""
+    teacher = pellucid.load(settings.teacher, device=str(model.decoder.embed.weight.device), ops="fused", activations="exact")
+    check_teacher(model.tokenizer, teacher)
+    return teacher.decoder.requires_grad_(False)
 
 
 def _reference(how: str, decoder: Decoder, what: Trained, again: Callable[[], Decoder]) -> Reference:

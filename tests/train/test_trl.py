@@ -15,13 +15,16 @@ from torch import Tensor
 from pellucid.data.example import Comparison, Example, Item, Verdict
 from pellucid.model.decoder import Decoder
 from pellucid.model.load import load_decoder
+from pellucid.train.distill import Distill, divergence
 from pellucid.train.kto import Kto, Verdicts
-from pellucid.train.loop import Run, step
+from pellucid.train.loop import Run, step, train
 from pellucid.train.method import Method
 from pellucid.train.optim import Optimizer
 from pellucid.train.preference import Dpo, Ipo, Orpo, Preference, SimPo
 from pellucid.train.recipe import read_recipe
 from pellucid.train.reference import Reference
+from pellucid.train.reward import BradleyTerry, Reward, RewardModel
+from pellucid.train.sft import NextToken
 from pellucid.train.trainable import trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # trl asks transformers by a name that it will drop
@@ -170,3 +173,59 @@ def test_orpo_is_that_of_trl_where_it_learns_prompts(theirs: Any, tokenizer: Any
     check(our_loss(decoder, Preference("orpo", Orpo(beta=0.3, learn_prompt=True)), list(PAIRS)), loss, policy, tmp_path / "c")
 
 
+
+
+@pytest.mark.parametrize("center", [0.0, 0.2])
+def test_a_reward_models_loss_is_that_of_trl(tokenizer: Any, tmp_path: Path, center: float) -> None:
+    from trl import RewardConfig, RewardTrainer
+    model = llama(0, transformers.LlamaForSequenceClassification, num_labels=1)
+    model.save_pretrained(tmp_path / "a")
+    ours = RewardModel.load(tmp_path / "a", device="cpu", dtype="float32")
+    rows = Dataset.from_dict({side: [text([*p, *a]) for p, a in zip(PROMPTS, answers, strict=True)] for side, answers in (("chosen", GOOD), ("rejected", BAD))})
+    trainer = RewardTrainer(model=model, args=arguments(RewardConfig, tmp_path, center_rewards_coefficient=center or None), train_dataset=rows,
+                            processing_class=tokenizer)
+    loss = their_loss(trainer, model)
+    ours.head.requires_grad_(True)
+    found, run = our_loss(ours.decoder, BradleyTerry(Reward(center=center), ours.head), list(PAIRS))
+    assert found == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(ours.head.weight.grad, model.score.weight.grad, **EXACT)
+    theirs = dict(model.model.named_parameters())
+    torch.testing.assert_close(run.trained.parameters["embed.weight"].grad, theirs["embed_tokens.weight"].grad, **EXACT)
+    torch.testing.assert_close(run.trained.parameters["blocks.0.mlp.down.weight"].grad, theirs["layers.0.mlp.down_proj.weight"].grad, **EXACT)
+
+
+@pytest.mark.parametrize("how", [Distill(teacher="t", divergence="forward"), Distill(teacher="t", divergence="reverse", temperature=1.7),
+                                 Distill(teacher="t", divergence="js", beta=0.3)], ids=lambda how: how.divergence)
+def test_divergences_are_those_of_trl(how: Distill) -> None:
+    from trl.experimental.gkd import GKDTrainer
+    student, teacher = torch.randn(2, 6, N_VOCAB, generator=torch.Generator().manual_seed(0)) * 3
+    beta = {"forward": 0.0, "reverse": 1.0, "js": how.beta}[how.divergence]
+    expected = GKDTrainer.generalized_jsd_loss(student[None], teacher[None], beta=beta, temperature=how.temperature, reduction="none")[0].sum(-1)
+    torch.testing.assert_close(divergence(student, teacher, how), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_fine_tuning_is_that_of_trl_at_each_of_50_steps(tokenizer: Any, tmp_path: Path) -> None:
+    """Same rows in the same order, AdamW, cosine, clipping; learned are the answers. No warm-up: theirs spends its first step at a rate of zero."""
+    from trl import SFTConfig, SFTTrainer
+    n, batch = 50, 2
+    prompts, answers = ([[2 + (7 * i + k * (3 + i % 4)) % 21 for k in range(2 + i % (4 + side))] for i in range(n * batch)] for side in (0, 1))
+    theirs = llama(0)
+    decoder = ours(theirs, tmp_path / "a")
+    rows = Dataset.from_dict({"prompt": list(map(text, prompts)), "completion": [" " + text(a) for a in answers]})
+    args = arguments(SFTConfig, tmp_path, learning_rate=5e-3, weight_decay=0.01, lr_scheduler_type="cosine", warmup_steps=0, max_grad_norm=1.0,
+                     num_train_epochs=1, logging_steps=1, save_strategy="no", train_sampling_strategy="sequential", logging_strategy="steps",
+                     completion_only_loss=True)
+    args.per_device_train_batch_size = batch
+    trainer = SFTTrainer(model=theirs, args=args, train_dataset=rows, processing_class=tokenizer)
+    trainer.train()
+    expected = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    recipe = read_recipe({"model": {"path": "m"}, "data": {"sources": [{"path": "d"}]}, "out": {"folder": "o"}, "tune": {"kind": "full"}, "micro_tokens": 9,
+                          "optim": {"lr": 5e-3, "weight_decay": 0.01, "schedule": "cosine", "warmup": 0, "clip": 1.0}})
+    what, events = trained(decoder, recipe.tune, 0), []
+    items = [example(p, a) for p, a in zip(prompts, answers, strict=True)]
+    train(Run(decoder=decoder, trained=what, method=NextToken(), optimizer=Optimizer(what.parameters, recipe.optim), recipe=recipe, steps=n,
+              items=lambda i: items[batch * i : batch * (i + 1)], observe=events.append))
+    found = [event.loss for event in events]
+    assert len(found) == len(expected) == n
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert found[-1] < 0.7 * found[0]
