@@ -14,7 +14,8 @@ from pellucid.engine.sequence import Sequence
 from pellucid.model.decoder import Decoder
 from pellucid.model.low_rank import Choice
 from pellucid.model.parts import Rows
-from pellucid.model.plan import Declined, Plan
+from pellucid.model.plan import Plan
+from pellucid.model.plan_scope import Declined
 
 
 class Passes:

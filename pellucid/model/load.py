@@ -26,7 +26,7 @@ from pellucid.model.on_demand import assembled
 from pellucid.model.parts import Embed, Project, hold
 from pellucid.model.placement import Sizes, check_asked, check_rest, layer_of, shown
 from pellucid.model.placement import chosen as chosen_layers
-from pellucid.model.plan import describe
+from pellucid.model.plan_scope import describe
 from pellucid.model.report import LoadReport, size
 from pellucid.ops.choose import CPU, choose
 from pellucid.ops.interface import Activations, Ops, Weight

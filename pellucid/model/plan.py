@@ -1,69 +1,28 @@
 """A whole pass of a decoder as a flat list of native steps, written from the spec when an engine is made: one Python call runs it.
 
-The decoder stays the definition. A plan says which facts of a spec it understands and declines any other by name; hooks, training and whatever
+The decoder stays the definition. Facts that no step is written from are declined by name (plan_scope.py); hooks, training and whatever
 wants to see inside use the decoder. The stream is float32 whatever the weights are in, and no result depends, bitwise, on what is computed beside it.
 """
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
 from pellucid.model.decoder import Block, Decoder, SoftmaxAttention
+from pellucid.model.experts import Beside, MixtureOfExperts
 from pellucid.model.mlp import Mlp
-from pellucid.model.parts import Embed, Normalize, Project, Rows
+from pellucid.model.parts import Normalize, Project, Rows
+from pellucid.model.plan_scope import check, few, is_dense, is_plain, is_whole
 from pellucid.model.rope import by_length
 from pellucid.ops.attention import KINDS
 from pellucid.ops.interface import Weight
-from pellucid.ops.native import Native
 from pellucid.ops.panels import Panels, n_threads, native
-from pellucid.spec import (
-    Alibi,
-    Attention,
-    DecoderSpec,
-    Dynamic,
-    FeedForward,
-    Layer,
-    Linear,
-    Llama3,
-    LogTemperature,
-    LongRope,
-    Norm,
-    Ntk,
-    Proportional,
-    Rope,
-    Temperature,
-    Yarn,
-)
-from pellucid.weights.group_rows import Affine, GroupRows, Reordered
+from pellucid.spec import Attention, FeedForward, LogTemperature, Rope, Temperature
 from pellucid.weights.packed_rows import PackedRows
-
-FEW = 16  # tokens: up to so many a plan of dense weights is no slower than the decoder; what a pass costs beside its products decides
-FEW_OF_LARGE = 4  # the same where products in 16 bits decide: torch rounds activations to 16 bits too, and multiplies twice as many in that time
-FEW_IN_TILES = 32  # the same where the processor multiplies bfloat16 in tiles: weights are read once, and for more torch is ahead (docs/LOG.md)
-LARGE = 1 << 26  # bytes of weights, more than most processors keep near
-
-# The facts that steps are written from. What is not named here must be as the spec's default has it.
-UNDERSTOOD: dict[type, set[str]] = {
-    DecoderSpec: {"family", "n_vocab", "n_ctx", "d_model", "layers", "norm", "parallel", "shared_norm", "norm_in", "norm_out", "norm_stream",
-                  "residual_scale", "d_embed", "learned_positions", "position_offset", "embed_scale", "embed_norm", "final_norm", "logit_scale",
-                  "logit_softcap", "tied", "unembed_bias"},
-    Layer: {"mixer", "mlp", "scaled"},
-    Attention: {"n_heads", "n_kv_heads", "d_head", "scale", "rope", "alibi", "window", "chunk", "sinks", "softcap", "qkv_bias", "out_bias", "clip",
-                "qk_norm", "qk_norm_over", "value_norm", "values_from_keys", "shares", "qk_norm_late", "temperature"},
-    FeedForward: {"d_ff", "act", "gated", "bias", "slope", "limit", "up_offset"},
-    **{kind: {field.name for field in fields(kind)}  # type: ignore[arg-type]
-       for kind in (Norm, Rope, Linear, Dynamic, Llama3, Yarn, LongRope, Ntk, Proportional, Temperature, LogTemperature, Alibi)},
-}
-ACTS = ("silu", "gelu", "gelu_tanh", "gelu_quick", "relu", "relu2", "linear")
-
-
-class Declined(Exception):
-    """There is no plan for this decoder. It runs all the same; the message says what a plan would not do."""
 
 
 class Kept(Protocol):
@@ -83,75 +42,6 @@ class Kept(Protocol):
     def planned_lengths(self, rows: Sequence[int], q_lengths: Sequence[int]) -> Sequence[int]: ...
 
     def advance(self, rows: Sequence[int], q_lengths: Sequence[int]) -> None: ...
-
-
-def understood(fact: Any) -> None:
-    """Raises Declined for the first fact of a spec, or of a part of it, that no step is written from."""
-    if isinstance(fact, tuple):
-        for part in fact:
-            understood(part)
-    if not is_dataclass(fact):
-        return
-    kind = type(fact)
-    if kind not in UNDERSTOOD:
-        raise Declined(kind.__name__)
-    for field in fields(fact):
-        value = getattr(fact, field.name)
-        if field.name in UNDERSTOOD[kind]:
-            understood(value)
-        elif field.default is MISSING or value != field.default:
-            raise Declined(f"{kind.__name__}.{field.name}={value!r}")
-    if isinstance(fact, FeedForward) and fact.act not in ACTS:
-        raise Declined(f"FeedForward.act={fact.act!r}")
-    if isinstance(fact, Rope) and fact.d_rotary % 2:
-        raise Declined(f"Rope.d_rotary={fact.d_rotary}, which is odd")
-
-
-def check(decoder: Decoder) -> None:
-    """Raises Declined where there is no plan for this decoder."""
-    understood(decoder.spec)
-    if decoder.devices is not None:
-        raise Declined("layers on two devices")
-    if not isinstance(decoder.ops, Native) or not all(parameter.is_cpu for parameter in decoder.parameters()):
-        raise Declined(f"the backend {decoder.ops.name}")
-    looked_up = decoder.embed if not decoder.spec.tied else None  # by the decoder's own operations, if the plan has none
-    for module in decoder.modules():
-        if isinstance(module, Project | Embed) and module is not looked_up and not (isinstance(module.weight, Panels) or _dense(module.weight)):
-            raise Declined(f"weights {_held(module.weight)}")
-
-
-def _held(weight: Weight) -> str:
-    """How a weight that no plan multiplies with is held."""
-    if isinstance(weight, Tensor) and weight.dtype in KINDS:
-        return "column by column"  # as GPT-2's files have them
-    if isinstance(weight, Reordered | Affine):
-        return "in another order of columns" if isinstance(weight, Reordered) else "with zeros or scales beside their blocks"
-    return "in groups" if isinstance(weight, GroupRows) else f"in {getattr(weight, 'format', None) or weight.dtype}"
-
-
-def is_whole(decoder: Decoder) -> bool:
-    """Whether a plan is the faster way for passes of any length: all of its matrices are packed."""
-    return all(isinstance(module.weight, Panels) for module in decoder.blocks.modules() if isinstance(module, Project))
-
-
-def few(decoder: Decoder) -> int:
-    """How many tokens a pass may have for a plan of these dense weights to be the faster way."""
-    weights = [module.weight for module in decoder.blocks.modules() if isinstance(module, Project)]
-    assert isinstance(decoder.ops, Native)
-    if native.tiled(decoder.ops.variant) and all(weight.dtype == torch.bfloat16 for weight in weights if isinstance(weight, Tensor)):
-        return FEW_IN_TILES
-    return FEW_OF_LARGE if sum(w.nbytes for w in weights if w.dtype != torch.float32) > LARGE else FEW
-
-
-def describe(decoder: Decoder) -> str:
-    """What runs a pass of the engine, for the load report; nothing where no plan could be expected."""
-    if not isinstance(decoder.ops, Native):
-        return ""
-    try:
-        check(decoder)
-    except Declined as why:
-        return f" · layer by layer: no plan knows {why}"
-    return f" · one native plan a pass{'' if is_whole(decoder) else f' of up to {few(decoder)} tokens'}"
 
 
 class Plan:
@@ -239,7 +129,7 @@ class Plan:
         spec, decoder, plan = self.spec, self.decoder, self._plan
         self.whole, self.few = is_whole(decoder), few(decoder)
         embed, d_embed = decoder.embed.weight, spec.d_embed or spec.d_model
-        self._looks_up = isinstance(embed, Panels) or _dense(embed) or _in_rows(embed)
+        self._looks_up = isinstance(embed, Panels) or is_dense(embed) or _in_rows(embed)
         x, last = self._buffer("x", spec.d_model), self._buffer("embed", d_embed)
         # Rounded to the stream's dtype first, as the decoder does.
         factor = float(torch.tensor(spec.embed_scale, dtype=embed.dtype))
@@ -281,6 +171,8 @@ class Plan:
         if block.layer.mlp is not None and not spec.parallel:
             read = self._normalize(block.attn_norm if spec.norm_stream == "after" else block.mlp_norm, x, h if spec.norm_stream is None else x)
             self._write_mlp(block.mlp, read, y)  # type: ignore[arg-type]
+            if block.beside is not None:
+                self._write_beside(block.beside, x, y)
             self._normalize(block.mlp_out_norm, y, y)
             plan.add(x, y, add)
             if spec.norm_stream == "after":
@@ -311,13 +203,46 @@ class Plan:
         plan.attend(q, out, kept, group, mixer.scale, mixer.softcap or 0.0, self._floats(attn.sinks), self._floats(slopes))
         self._multiply(out, (attn.o, y))
 
-    def _write_mlp(self, mlp: Mlp, x: int, y: int) -> None:
+    def _write_mlp(self, mlp: Mlp | MixtureOfExperts, x: int, y: int) -> None:
+        if isinstance(mlp, MixtureOfExperts):
+            return self._write_experts(mlp, x, y)
         plan, facts = self._plan, mlp.mlp
         up = self._buffer("up", facts.d_ff)
         gate = up if mlp.gate is None else self._buffer("gate", facts.d_ff)
         self._multiply(x, (mlp.up, up), *([] if mlp.gate is None else [(mlp.gate, gate)]))
-        plan.gate(gate, -1 if mlp.gate is None else up, up, facts.act, facts.slope, facts.limit or 0.0, facts.up_offset)
+        plan.gate(gate, -1 if mlp.gate is None else up, up, *_gate(facts))
         self._multiply(up, (mlp.down, y))
+        return None
+
+    def _write_beside(self, beside: Beside, x: int, y: int) -> None:
+        """The line of `Beside.forward`; y: what the feed-forward wrote."""
+        h, out = (self._buffer(name, self.spec.d_model) for name in ("beside_h", "beside"))
+        self._normalize(beside.mlp_norm, y, y)
+        self._write_experts(beside.mixture, self._normalize(beside.norm, x, h), out, x)
+        self._normalize(beside.out_norm, out, out)
+        self._plan.add(y, out, 1.0)
+
+    def _write_experts(self, mixture: MixtureOfExperts, x: int, y: int, read: int | None = None) -> None:
+        """The lines of `MixtureOfExperts.forward`. Routers compute in float32 with unpacked weights there: they do here."""
+        plan, facts, router = self._plan, mixture.spec, mixture.router
+        logits, read = self._buffer("logits", facts.n_experts), x if read is None else read
+        if router.norm is not None:
+            read = self._normalize(router.norm, read, self._buffer("routed", self.spec.d_model))
+        plan.multiply(read, [(self._matrix(self.decoder.ops.unpack(router.weight, torch.float32), router.bias), logits)])
+        plan.route(logits, facts.n_experts, facts.n_active, facts.n_groups, facts.n_active_groups, facts.scoring == "sigmoid", facts.group_score == "best_two",
+                   facts.spread, facts.renormalize, facts.router_scale, facts.share_scale, self._floats(router.correction), self._floats(router.gain))
+        experts = [[-1 if part is None else self._matrix(part.weight, part.bias) for part in (each.up, each.gate, each.down)]  # type: ignore[union-attr,arg-type]
+                   for each in mixture.experts]
+        plan.experts(x, y, experts, facts.n_active, facts.each.d_ff, facts.scale_input, *_gate(facts.each))
+        if mixture.shared is None:
+            return
+        shared = self._buffer("shared", self.spec.d_model)
+        self._write_mlp(mixture.shared, x, shared)
+        if mixture.shared_gate is None:
+            plan.add(y, shared, 1.0)
+        else:
+            self._multiply(x, (mixture.shared_gate, gate := self._buffer("shared_gate", 1)))
+            plan.add_shared(y, shared, gate)
 
     def _multiply(self, x: int, *outs: tuple[Project, int]) -> None:
         self._plan.multiply(x, [(self._matrix(project.weight, project.bias), out) for project, out in outs])
@@ -359,6 +284,8 @@ class Plan:
         self._held.append(weight.detach() if isinstance(weight, Tensor) else weight)  # a parameter itself may be given other memory
         if isinstance(weight, Panels):
             return self._plan.packed(weight.format, weight.bytes.data_ptr(), n_rows, n_columns, self._floats(bias))
+        if is_plain(weight):
+            return self._plan.dense("float32", weight.bytes.data_ptr(), n_rows, n_columns, self._floats(bias))  # type: ignore[union-attr]
         if isinstance(weight, PackedRows):
             return self._plan.rows(weight.format, weight.bytes.data_ptr(), n_rows, n_columns)
         return self._plan.dense(KINDS[weight.dtype], weight.data_ptr(), n_rows, n_columns, self._floats(bias))  # type: ignore[union-attr]
@@ -371,8 +298,8 @@ class Plan:
         return floats.data_ptr()
 
 
-def _dense(weight: Weight) -> bool:
-    return isinstance(weight, Tensor) and weight.dtype in KINDS and weight.is_contiguous()
+def _gate(facts: FeedForward) -> tuple[str, float, float, float]:
+    return facts.act, facts.slope, facts.limit or 0.0, facts.up_offset
 
 
 def _in_rows(weight: Weight) -> bool:

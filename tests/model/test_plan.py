@@ -12,7 +12,8 @@ from pellucid.engine.group import PAGE
 from pellucid.engine.pages import CacheDtype, PagedCache, pack16
 from pellucid.model.decoder import Decoder
 from pellucid.model.parts import Rows, hold
-from pellucid.model.plan import ACTS, UNDERSTOOD, Declined, Plan, check, describe, understood
+from pellucid.model.plan import Plan
+from pellucid.model.plan_scope import ACTS, UNDERSTOOD, Declined, check, describe, understood
 from pellucid.ops.choose import choose
 from pellucid.ops.panels import native
 from pellucid.spec import Attention, DecoderSpec, FeedForward, Layer, Norm, Rope
@@ -25,9 +26,10 @@ from tests.families.mutants import Refused, mutants
 
 pytestmark = pytest.mark.native
 
-DECLINED = ("Experts", "LatentAttention", "Matrix", "Attention.causal", "DecoderSpec.unembed_unit", "DecoderSpec.sinusoidal_positions",
-            "DecoderSpec.layer_inputs", "Layer.beside", "FeedForward.act", "FeedForward.xielu")
-FOLLOWED = ("llama-yarn_ramp", "gemma2-caps", "olmo2-biases", "cohere2-mixed", "gpt_neox-redpajama", "qwen-logn", "opt-unnormalized", "gemma4_text-plain")
+DECLINED = ("LatentAttention", "Matrix", "Attention.causal", "DecoderSpec.unembed_unit", "DecoderSpec.sinusoidal_positions",
+            "DecoderSpec.layer_inputs", "FeedForward.act", "FeedForward.xielu")
+FOLLOWED = ("llama-yarn_ramp", "gemma2-caps", "olmo2-biases", "cohere2-mixed", "gpt_neox-redpajama", "qwen-logn", "opt-unnormalized", "gemma4_text-plain",
+            "qwen2_moe-released", "dots1-groups", "llama4_text-mixed", "gpt_oss-released", "pangu_pro_moe-released", "gemma4_text-26b")
 
 
 def cache_of(spec: DecoderSpec, dtype: torch.dtype = torch.float32, store: CacheDtype = "same") -> PagedCache:
@@ -263,7 +265,7 @@ def test_a_fact_that_no_step_knows_is_declined_by_name():
 
 def test_large_weights_of_16_bits_are_torchs_from_fewer_tokens_on(monkeypatch):
     short, half, exact = (random_decoder(small(), dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32))
-    monkeypatch.setattr("pellucid.model.plan.LARGE", 1000)
+    monkeypatch.setattr("pellucid.model.plan_scope.LARGE", 1000)
     assert describe(half) == " · one native plan a pass of up to 4 tokens"
     assert describe(exact) == " · one native plan a pass of up to 16 tokens"
     for variant in native.variants():  # tiles multiply bfloat16, where there are any

@@ -21,6 +21,10 @@ Act act_named(const std::string& name) {
   throw nb::value_error(("no kernels for the activation " + name).c_str());
 }
 
+Gate gate_of(const std::string& act, float slope, float limit, float up_offset) {
+  return {act_named(act), slope, limit ? limit : std::numeric_limits<float>::infinity(), up_offset};
+}
+
 Norm norm_of(nb::dict d) {
   return {nb::cast<bool>(d["layer"]), nb::cast<float>(d["eps"]), nb::cast<float>(d["offset"]), at<const float>(nb::cast<uintptr_t>(d["weight"])),
           at<const float>(nb::cast<uintptr_t>(d["bias"]))};
@@ -67,6 +71,19 @@ void bind_plan(nb::module_& m) {
       .def("embed", &Plan::embed, "matrix"_a, "out"_a, "factor"_a)
       .def("place", &Plan::place, "matrix"_a, "x"_a, "offset"_a)
       .def("add", &Plan::add, "to"_a, "x"_a, "factor"_a)
+      .def("add_shared", &Plan::add_shared, "to"_a, "x"_a, "gate"_a)
+      .def("route", [](Plan& plan, int logits, int64_t n_experts, int64_t n_active, int64_t n_groups, int64_t n_active_groups, bool sigmoid, bool best_two,
+                       bool spread, bool renormalize, float router_scale, float share_scale, uintptr_t correction, uintptr_t gain) {
+             plan.route(logits, {n_experts, n_active, n_groups, n_active_groups, sigmoid, best_two, spread, renormalize, router_scale, share_scale,
+                                 at<const float>(correction), at<const float>(gain)});
+           }, "logits"_a, "n_experts"_a, "n_active"_a, "n_groups"_a, "n_active_groups"_a, "sigmoid"_a, "best_two"_a, "spread"_a, "renormalize"_a,
+           "router_scale"_a, "share_scale"_a, "correction"_a, "gain"_a)
+      .def("experts", [](Plan& plan, int x, int out, const std::vector<std::vector<int>>& experts, int64_t n_active, int64_t d_ff, bool scale_input,
+                         const std::string& act, float slope, float limit, float up_offset) {
+             std::vector<Expert> each;
+             for (const auto& of : experts) each.push_back({of.at(0), of.at(1), of.at(2)});
+             plan.experts(x, out, std::move(each), n_active, d_ff, scale_input, gate_of(act, slope, limit, up_offset));
+           }, "x"_a, "out"_a, "experts"_a, "n_active"_a, "d_ff"_a, "scale_input"_a, "act"_a, "slope"_a, "limit"_a, "up_offset"_a)
       .def("scale", [](Plan& plan, int x, uintptr_t factor) { plan.scale(x, at<const float>(factor)); }, "x"_a, "factor"_a)
       .def("normalize", [](Plan& plan, int x, int out, nb::dict norm) { plan.normalize(x, out, norm_of(norm)); }, "x"_a, "out"_a, "norm"_a)
       .def("multiply", &Plan::multiply, "x"_a, "matrices_and_outs"_a)
@@ -84,7 +101,7 @@ void bind_plan(nb::module_& m) {
              plan.attend(q, out, kept, group, how);
            }, "q"_a, "out"_a, "kept"_a, "group"_a, "scale"_a, "softcap"_a, "sinks"_a, "slopes"_a)
       .def("gate", [](Plan& plan, int gate, int up, int out, const std::string& act, float slope, float limit, float up_offset) {
-             plan.gate(gate, up, out, {act_named(act), slope, limit ? limit : std::numeric_limits<float>::infinity(), up_offset});
+             plan.gate(gate, up, out, gate_of(act, slope, limit, up_offset));
            }, "gate"_a, "up"_a, "out"_a, "act"_a, "slope"_a, "limit"_a, "up_offset"_a)
       .def("run", run, "n_tokens"_a, "ids"_a, "embeddings"_a, "rows"_a, "tables"_a, "bases"_a, "frequencies"_a, "pools"_a, "kept"_a, "last"_a, "out"_a)
       .def("unembed", [](Plan& plan, int matrix, uintptr_t x, int64_t n, float factor, float cap, uintptr_t out) {

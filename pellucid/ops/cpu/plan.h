@@ -3,6 +3,7 @@
 // Every step reads and writes buffers of floats, a row a token. It is cut into chunks that whoever is free takes next, and the next step begins when
 // all are done. Nothing depends, bitwise, on how many tokens or rows there are, or on how many threads work.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -83,6 +84,36 @@ struct Pass {
   Kind kept;
 };
 
+// How a router's numbers for the experts become choices: spec.py, Experts.
+struct Routing {
+  int64_t n_experts, n_active, n_groups, n_active_groups;
+  bool sigmoid, best_two, spread, renormalize;
+  float router_scale, share_scale;
+  const float *correction, *gain;  // (n_experts,) or null
+};
+
+// The matrices of one expert; gate < 0 where there is none.
+struct Expert {
+  int up, gate, down;
+};
+
+// The pairs of a token and one of its experts, those of an expert together: what it reads, computes and writes.
+struct Visits {
+  std::vector<int64_t> begin, place;  // where an expert's pairs begin; where each pair is, of the tokens in their order
+  std::array<std::vector<float>, 4> rows;  // read, up, gate, down
+};
+
+// Rows of activations, and what becomes of them: out = x @ matrix.T, rows `stride` floats apart.
+struct Read {
+  const float* x;
+  int64_t stride, n;
+};
+struct Job {
+  int matrix, read;
+  float* out;
+  int64_t stride;
+};
+
 class Plan;
 
 struct Step {
@@ -107,6 +138,7 @@ class Plan {
   void embed(int matrix, int out, float factor);
   void place(int matrix, int x, int64_t offset);  // x += row (position + offset) of the matrix
   void add(int to, int from, float factor);
+  void add_shared(int to, int from, int gate);  // to += from * sigmoid(gate)
   void scale(int x, const float* factor);
   void normalize(int x, int out, const Norm& norm);
   void multiply(int x, std::vector<std::pair<int, int>> matrices_and_outs);
@@ -114,6 +146,8 @@ class Plan {
              const HeadNorm& k_norm, const HeadNorm& v_norm, int rope, const Sharpen& sharpen);
   void attend(int q, int out, int kept, int group, const Attend& how);
   void gate(int gate, int up, int out, const Gate& how);
+  void route(int logits, const Routing& how);  // every token's experts and shares, for the next step
+  void experts(int x, int out, std::vector<Expert> experts, int64_t n_active, int64_t d_ff, bool scale_input, const Gate& how);
 
   // Runs all steps, and writes rows (T, width) of the last buffer to out. False where some of them are not numbers.
   bool run(Pass pass, int last, float* out);
@@ -124,7 +158,7 @@ class Plan {
   bool measured = false;
 
   // For the steps.
-  void product(const float* x, int64_t x_stride, int64_t n, const std::vector<std::pair<int, float*>>& outs, const std::vector<int64_t>& strides);
+  void product(const std::vector<Read>& reads, const std::vector<Job>& jobs);
   float* at(int buffer, int64_t token) const { return buffers_[buffer].data + token * buffers_[buffer].stride; }
 
   const Variant& variant;
@@ -135,6 +169,9 @@ class Plan {
   std::vector<int64_t> positions, row_of;  // of each token
   std::vector<std::unique_ptr<Pieces>> pieces;  // of each group
   std::vector<std::vector<float>> cos, sin;  // of each rope, (T, R)
+  std::vector<int> chosen;  // of each token its experts, the lowest first, and their shares: (T, A)
+  std::vector<float> shares;
+  Visits visits;
   std::vector<Matrix> matrices;
   std::vector<Rope> ropes;
   std::vector<Group> groups;
@@ -142,7 +179,8 @@ class Plan {
 
  private:
   bool in_tiles(const Matrix& w) const { return tiled && !w.panels && w.kind == Kind::bf16; }
-  uint8_t* in_tiles(const float* x, int64_t x_stride, int64_t n, int64_t D) const;
+  const uint8_t* in_bytes(const std::vector<Read>& reads, const std::vector<int64_t>& before, int64_t D) const;
+  const uint8_t* in_tiles(const std::vector<Read>& reads, const std::vector<int64_t>& before, int64_t D) const;
   int64_t rows_a_chunk(const Matrix& w, int64_t n) const;
   void reserve(int64_t n_tokens);
   void turn();

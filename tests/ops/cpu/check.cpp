@@ -17,6 +17,7 @@
 using namespace pellucid;
 
 int check_lanes();  // check_lanes.cpp: how many facts failed
+int check_stored();  // check_stored.cpp
 
 namespace {
 
@@ -114,7 +115,7 @@ int main() {
     check_product(format, 1, 256, 3, noise);
     check_product(format, 21, 512, 31, noise);
   }
-  n_failed += check_lanes();
+  n_failed += check_lanes() + check_stored();
   std::printf("%d formats, variants", kFormats);
   for (const Variant* variant : variants()) std::printf(" %s", variant->name);
   std::printf(": %d failed\n", n_failed);

@@ -17,7 +17,7 @@ using namespace pellucid;
 
 namespace {
 
-constexpr int64_t kPage = 4, kHeads = 6, kKvHeads = 3, kWidth = 19, kValue = 21;
+constexpr int64_t kPage = 4, kHeads = 6, kKvHeads = 3, kWidth = 19, kValue = 21, kExperts = 6, kInner = 23;
 
 int n_failed = 0;
 
@@ -130,11 +130,12 @@ void check_rows(const Variant& variant, std::mt19937& noise) {
   }
 }
 
-// One layer of attention: two rows together and alone, token by token.
+// One layer of attention and one of experts: two rows together and alone, token by token.
 void check_plan(const char* variant, std::mt19937& noise) {
   const int64_t D = 20, E = kHeads * kWidth, K = kKvHeads * kWidth, V = 11;
   const std::vector<float> embed = random(V * D, noise), q = random(E * D, noise), k = random(K * D, noise), v = random(K * D, noise), o = random(D * E, noise);
-  const std::vector<float> turning = random(kWidth / 2, noise);
+  const std::vector<float> turning = random(kWidth / 2, noise), router = random(kExperts * D, noise), correction = random(kExperts, noise);
+  std::vector<std::vector<float>> parts;
   Plan plan(variant, kPage);
   const auto dense = [&](const std::vector<float>& w, int64_t rows, int64_t columns) {
     return plan.matrix({nullptr, 0, w.data(), Kind::f32, rows, columns, nullptr});
@@ -147,6 +148,14 @@ void check_plan(const char* variant, std::mt19937& noise) {
   plan.attend(qs, out, 0, group, {nullptr, nullptr, Kind::f32, 0, 0, {}, {nullptr, nullptr, Kind::f32, kWidth}, kHeads, kKvHeads, kWidth, kPage, 0.2f, 0.0f,
                                   {0, 0, false, true}, nullptr, nullptr});
   plan.multiply(out, {{dense(o, D, E), x}});
+  const int logits = plan.buffer(kExperts), h = plan.buffer(D);
+  const auto part = [&](int64_t rows, int64_t columns) { return dense(parts.emplace_back(random(rows * columns, noise)), rows, columns); };
+  std::vector<Expert> experts;
+  for (int e = 0; e < kExperts; ++e) experts.push_back({part(kInner, D), part(kInner, D), part(D, kInner)});
+  plan.multiply(x, {{dense(router, kExperts, D), logits}});
+  plan.route(logits, {kExperts, 2, 3, 2, true, true, false, true, 1.0f, 2.0f, correction.data(), nullptr});
+  plan.experts(x, h, experts, 2, kInner, false, {Act::silu, 1.0f, std::numeric_limits<float>::infinity(), 0.0f});
+  plan.add(x, h, 1.0f);
   const int64_t n_pages = 6, ids[] = {3, 1, 4, 1, 5, 9, 2, 6, 5, 3};
   std::vector<float> ks_pool(n_pages * kPage * K), vs_pool(n_pages * kPage * K), together(10 * D), alone(10 * D);
   const Pools pools{ks_pool.data(), vs_pool.data(), nullptr, nullptr};
