@@ -156,3 +156,4 @@ def _documents(path: Path) -> Iterator[Read]:
 
 _READERS: dict[str, Callable[[Path], Iterator[Read]]] = {
     ".jsonl": _lines, ".ndjson": _lines, ".json": _whole, ".csv": _table, ".tsv": _table, ".parquet": _parquet, ".txt": _documents, ".md": _documents}
+READ = tuple(_READERS)  # how the names of files end that are read, each also with .gz

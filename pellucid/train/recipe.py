@@ -43,8 +43,9 @@ class SourcePart:
     """One set of rows: a file, a folder or a glob, or a data set of the hub. weight: how often it is drawn beside the others."""
 
     path: str | None = None
-    hub: str | None = None
+    hub: str | None = None  # owner/name, or owner/name@revision
     split: str = "train"
+    config: str | None = None  # of a hub set that has several
     shape: str = "auto"
     columns: Mapping[str, str] = field(default_factory=dict)  # what the shape calls a column -> what the rows call it
     weight: float = Field(default=1.0, gt=0)

@@ -14,6 +14,7 @@ import torch
 import pellucid
 from pellucid.api import Model
 from pellucid.data.example import Item
+from pellucid.data.hub_files import files_of_hub
 from pellucid.data.kept import Some
 from pellucid.data.render import Rendering
 from pellucid.data.rows import files_of
@@ -171,9 +172,7 @@ def rendering(recipe: Recipe, model: Model) -> Rendering:
 
 
 def _items(source: SourcePart, how: Rendering, files: dict[str, Input], role: str) -> tuple[Sequence[Item], str]:
-    if source.path is None:
-        raise BadRequest("data.hub is not read yet: bring the set to this disk and give its path", field="data.hub")
-    here = files_of(source.path)
+    here = files_of_hub(source.hub, split=source.split, config=source.config).files if source.hub else files_of(source.path or "")
     root = os.path.commonpath([file.parent for file in here])
     files.update({f"{role}/{os.path.relpath(file, root)}": input_file(file) for file in here})
     found = items_of(here, how, shape=source.shape, columns=source.columns)

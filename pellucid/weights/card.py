@@ -77,6 +77,11 @@ def front_matter(card: Card) -> str:
     return f"---\n{text}---\n" if card.license or card.base_models or card.datasets or card.tags or card.languages else ""
 
 
+def front_matter_of(readme: Path) -> dict[str, object]:
+    """What stands at the head of a README: strings, lists and mappings; nothing where it says nothing that parses."""
+    return _front_matter(readme)[0]
+
+
 def _front_matter(readme: Path) -> tuple[dict[str, object], list[str]]:
     """The YAML between the first two lines `---`, every value a string, a list or a mapping."""
     if not readme.is_file():

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalModel", "Plan", "Pulled", "local_models", "plan", "pull", "remove", "resolve"]
 
+DATASETS = "datasets/"  # datasets/owner/name is a data set, here and in the addresses of the hub
 _SMALL = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt", "README.md", "LICENSE*", "NOTICE*", "USE_POLICY*")
 _SAFETENSORS = ("model.safetensors", "model-*-of-*.safetensors")  # a whole file wins over shards: some repositories hold both
 _PICKLES = ("pytorch_model.bin", "pytorch_model-*-of-*.bin")
@@ -117,7 +118,8 @@ def plan(name: str, *, revision: str | None = None, files: Sequence[str] = (), e
     api = HfApi(endpoint=endpoint, library_name="pellucid", library_version=__version__)
     revision = revision or constants.DEFAULT_REVISION
     with _in_words(repo, revision, api, cache):
-        info = api.model_info(repo, revision=revision, files_metadata=True, timeout=10)
+        ask, bare = (api.dataset_info, repo.removeprefix(DATASETS)) if hub_cache.is_dataset(repo) else (api.model_info, repo)
+        info = ask(bare, revision=revision, files_metadata=True, timeout=10)
     listed = [_remote_file(sibling, repo) for sibling in info.siblings or ()]
     if not hub_cache.COMMIT.fullmatch(info.sha or ""):
         raise HubError(f"{endpoint} names no commit for {repo}@{revision}: {info.sha!r}. Is it a Hugging Face hub?")
@@ -158,12 +160,13 @@ def pull(name: str, *, revision: str | None = None, files: Sequence[str] = (), e
 
 
 def _named(name: str, revision: str | None) -> tuple[str, str | None]:
-    parsed = hub_cache.parse(name)
+    prefix = DATASETS if hub_cache.is_dataset(name) else ""
+    parsed = hub_cache.parse(name.removeprefix(prefix))
     if parsed is None:
         raise BadRequest(f"{name!r} is not a repository: expected owner/name or owner/name@revision", "model")
     if revision and parsed[1] and revision != parsed[1]:
         raise BadRequest(f"two revisions: {name!r} and {revision!r}. Give one", "revision")
-    return parsed[0], revision or parsed[1]
+    return prefix + parsed[0], revision or parsed[1]
 
 
 def _remote_file(sibling: Any, repo: str) -> RemoteFile:
@@ -340,14 +343,15 @@ def _no_repository(repo: str, api: HfApi, cache: Path) -> ModelNotFound:
 def _search(repo: str, api: HfApi) -> list[str]:
     """Names on the hub like this one. Only for a suggestion: where the search fails there is none, and the error itself is unchanged."""
     try:
-        return [model.id for model in api.list_models(search=repo.rsplit("/", 1)[-1], limit=20)]
+        ask, prefix = (api.list_datasets, DATASETS) if hub_cache.is_dataset(repo) else (api.list_models, "")
+        return [prefix + found.id for found in ask(search=repo.rsplit("/", 1)[-1], limit=20)]
     except Exception:
         return []
 
 
 def _no_revision(repo: str, revision: str, api: HfApi) -> PellucidError:
     try:
-        refs = api.list_repo_refs(repo)
+        refs = api.list_repo_refs(repo.removeprefix(DATASETS), repo_type="dataset") if hub_cache.is_dataset(repo) else api.list_repo_refs(repo)
         names = [ref.name for ref in (*refs.branches, *refs.tags)]
     except Exception:  # only for a suggestion
         names = []

@@ -53,7 +53,12 @@ def cache_folder() -> Path:
 
 
 def storage(repo: str, cache: Path) -> Path:
-    return cache / f"models--{repo.replace('/', '--')}"
+    return cache / f"{'' if is_dataset(repo) else 'models--'}{repo.replace('/', '--')}"
+
+
+def is_dataset(name: str) -> bool:
+    """Whether the name is that of a data set: datasets/owner/name."""
+    return name.startswith("datasets/") and name.partition("@")[0].count("/") == 2
 
 
 def parse(name: str) -> tuple[str, str | None] | None:

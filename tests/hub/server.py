@@ -106,21 +106,24 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(Request("GET", self.role, path, self.headers.get("Range"), self.headers.get("Authorization")))
         try:
             if self.role == "storage":
-                _, _, owner, name, file = path.split("/", 4)
-                self._bytes(self.hub.repos[f"{owner}/{name}"], file)
-            elif path == "/api/models":
-                query = urllib.parse.parse_qs(parsed.query).get("search", [""])[0]
-                self._json([{"id": name, "modelId": name} for name in self.hub.repos if query[:4].lower() in name.lower()])
+                name = next(name for name in self.hub.repos if path.startswith(f"/cdn/{name}/"))
+                self._bytes(self.hub.repos[name], path.removeprefix(f"/cdn/{name}/"))
+            elif path in ("/api/models", "/api/datasets"):
+                query, prefix = urllib.parse.parse_qs(parsed.query).get("search", [""])[0], "datasets/" * path.endswith("datasets")
+                names = [name.removeprefix(prefix) for name in self.hub.repos if name.startswith(prefix) and query[-4:].lower() in name.lower()]
+                self._json([{"id": name, "modelId": name} for name in names])
             elif path.startswith("/api/models/"):
                 self._api(path.removeprefix("/api/models/").split("/"))
+            elif path.startswith("/api/datasets/"):
+                self._api(path.removeprefix("/api/datasets/").split("/"), "datasets/")
             else:
                 repo, _, rest = path[1:].partition("/resolve/")
                 self._file(repo, *rest.split("/", 1))
         except ConnectionError:
             self.close_connection = True
 
-    def _api(self, parts: list[str]) -> None:
-        repo = self.hub.repos.get("/".join(parts[:2]))
+    def _api(self, parts: list[str], prefix: str = "") -> None:
+        repo = self.hub.repos.get(prefix + "/".join(parts[:2]))
         if self._bad_token():
             return
         if repo is None:

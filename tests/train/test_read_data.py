@@ -15,6 +15,10 @@ from pellucid.errors import BadData
 from pellucid.train.recipe import read_recipe
 from pellucid.train.sft import NextToken
 from pellucid.train.tuning import Data, read_data
+from tests.hub.fixtures import hub
+from tests.hub.server import Hub, Repo
+
+__all__ = ["hub"]
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +69,13 @@ def test_files_of_one_name_in_two_folders_are_both_recorded(shipped: Model, here
     data = data_of(shipped, ["."])
     assert sorted(data.files) == ["data 0/x/rows.jsonl", "data 0/y/rows.jsonl"]
     assert len({file.sha256 for file in data.files.values()}) == 2
+
+
+def test_a_set_of_the_hub_is_read_like_one_of_this_disk(shipped: Model, hub: Hub) -> None:
+    hub.repos["datasets/acme/words"] = Repo({"README.md": b"# Words", "train.jsonl": rows(["one", "two"]).encode(), "test.jsonl": rows(["three"]).encode()})
+    recipe = read_recipe({"model": {"path": SHIPPED}, "data": {"sources": [{"hub": "acme/words", "split": "test"}]}, "out": {"folder": "out"}})
+    data = read_data(recipe, shipped, NextToken())
+    assert (data.learned.n_items, list(data.files)) == (1, ["data 0/test.jsonl"])
 
 
 def test_a_set_of_another_kind_than_the_method_learns_from_is_an_error(shipped: Model, here: Path) -> None:
