@@ -24,6 +24,7 @@
     ├─ NotAllowed              a declared use that a license forbids or leaves open; carries the answer
     ├─ BadData                 rows that cannot be learned from; carries where they were read
     ├─ NotFinite               a loss or a gradient that is no number; carries the rows that caused it
+    ├─ LostTuning              a merge or an export in which the fine-tune is no longer found; carries the share that is
     ├─ HubError                a download that cannot proceed
     │  ├─ GatedRepository      needs a login and an accepted licence
     │  └─ NotCached            offline, and not on this disk
@@ -166,6 +167,14 @@ class NotFinite(PellucidError):
     def __init__(self, message: str, origins: Iterable[str] = ()) -> None:
         super().__init__(message)
         self.origins = tuple(origins)
+
+
+class LostTuning(PellucidError):
+    """A merge or an export in which the fine-tune is no longer found. `share`: how much of it is."""
+
+    def __init__(self, message: str, *, share: float) -> None:
+        super().__init__(message)
+        self.share = share
 
 
 class HubError(PellucidError):

@@ -18,6 +18,7 @@ COMMANDS = {
     "chat": ("pellucid.cli.chat", "a conversation in the terminal"),
     "serve": ("pellucid.cli.serve", "OpenAI's API over models of this machine"),
     "keys": ("pellucid.cli.keys", "who may use a server, and what they have used"),
+    "tune": ("pellucid.cli.tune", "train a model, or an adapter for it, on data of your own"),
     "imatrix": ("pellucid.cli.imatrix", "which columns of the matrices count, measured on text"),
     "show": ("pellucid.cli.show", "what a checkpoint is: family, sizes, license, hashes, chat template"),
     "pull": ("pellucid.cli.pull", "download a model: pinned, resumed, verified"),

@@ -1,6 +1,7 @@
 """One checkpoint -> another: safetensors and GGUF, both ways, one tensor in memory at a time; what became of the numbers is said and recorded."""
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections import Counter
@@ -8,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from torch import Tensor
 
 from pellucid import __version__
 from pellucid.catalog import ancestry, gate, lineage, verdict
@@ -42,6 +45,24 @@ class Watch:
     note: Callable[[str], None] = lambda text: None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What becomes of some matrices on the way, such as a fine-tune.
+
+    of: our name -> a function of the weight as numbers, float32 or wider, whose result is rounded once, to what is written. kind: of the run record.
+    inputs, settings, parents, licenses: what that adds to the record and the lineage; parents are (what they gave, node).
+    """
+
+    of: Mapping[str, Callable[[Tensor], Tensor]]
+    kind: str
+    inputs: Mapping[str, Input] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    parents: tuple[tuple[str, Node], ...] = ()
+    licenses: Mapping[str, str | None] = field(default_factory=dict)
+    measured: Mapping[str, float] = field(default_factory=dict)
+    seed: int | None = None
+
+
 @dataclass(kw_only=True)
 class Job:
     """What is converted, and how. dtype: F32, F16 or BF16, None for what the files hold. quantize: a mix of weights/mixes.py."""
@@ -59,6 +80,7 @@ class Job:
     lineage: tuple[str, ...]
     ancestry: Node
     watch: Watch
+    change: Change | None = None
     cast: Cast = field(default_factory=Cast)
     notes: list[str] = field(default_factory=list)
     types: Counter[str] = field(default_factory=Counter)
@@ -90,7 +112,7 @@ class Conversion:
 def convert(source: str | Path, out: str | Path, *, name: str | None = None, to: str | None = None, dtype: str | None = None, quantize: str | None = None,
             overrides: Sequence[tuple[str, str]] = (), imatrix: str | Path | None = None, tokenizer: bool = True, max_bytes: int | None = None,
             overwrite: bool = False, accept_unread: Sequence[str] = (), base: str | None = None, permission: str | None = None,
-            watch: Watch = Watch()) -> Conversion:
+            change: Change | None = None, watch: Watch = Watch()) -> Conversion:
     """Writes the model at `source` to `out`: a .gguf file, or a folder of safetensors; or an adapter, see `convert_adapter`.
 
     Args:
@@ -104,6 +126,7 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
         max_bytes: split into files of no more.
         permission: a reference to one, where a license does not allow what pellucid.toml declares; it is recorded.
         base: of an adapter, the model it is for.
+        change: what becomes of some matrices on the way. A GGUF file to GGUF takes none: its matrices stay packed.
 
     Raises what opening and describing a checkpoint raises, BadRequest for what cannot be asked, DiskFull before the first byte; OUT is whole or as it was.
     """
@@ -125,6 +148,9 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
     parent = ancestry.of_path(Path(source) if checkpoint.gguf else checkpoint.folder, checkpoint.name)
     passed = gate.check(parent, ("modify",), Path.cwd(), permission)
     described = None
+    if change is not None and checkpoint.gguf and kind == "gguf":
+        raise BadRequest(f"{out} cannot be made from {checkpoint.name} in one step: matrices of a GGUF file stay packed on their way to another. Write a "
+                         f"folder of safetensors, and convert that", field="out")
     if not (checkpoint.gguf and kind == "gguf" and quantize is None):  # a copy may be of an architecture that nobody here runs
         described = describe_checkpoint(checkpoint, accept_unread)
     if checkpoint.n_bytes > SLOW_BYTES:
@@ -133,11 +159,15 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
     lines = (*_ancestors(checkpoint), *_lines(checkpoint, inputs))
     weights = {role: file.sha256 for role, file in inputs.items() if role in {each.name for each in checkpoint.files}}
     made = ancestry.child(parent, weights)
+    if change is not None:
+        inputs |= change.inputs
+        made = dataclasses.replace(made, parents=(*made.parents, *change.parents))
+        lines = (*lines, *(f"{file.sha256}  {role}" for role, file in change.inputs.items()))
     if imatrix is not None:
         inputs["imatrix"] = input_file(imatrix)
     job = Job(checkpoint=checkpoint, out=out, described=described, dtype=None if dtype is None else _DTYPES[dtype.lower()], quantize=quantize,
               overrides=overrides, imatrix=measured, tokenizer=tokenizer, max_bytes=max_bytes, overwrite=overwrite,
-              lineage=lines, ancestry=made, watch=watch, notes=passed.notes if passed else [])
+              lineage=lines, ancestry=made, watch=watch, change=change, notes=passed.notes if passed else [])
     if kind == "safetensors":
         from pellucid.model.to_safetensors import write
     else:
@@ -148,12 +178,14 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
     rounded = {f"{before} -> {after}": n for (before, after), n in job.cast.pairs.most_common()}
     settings = {"source": os.path.abspath(source), "name": checkpoint.name, "out": os.path.abspath(out), "to": kind, "dtype": dtype, "quantize": quantize,
                 "overrides": [list(each) for each in overrides], "imatrix": None if imatrix is None else os.path.abspath(imatrix), "tokenizer": tokenizer,
-                "max_bytes": max_bytes}
+                "max_bytes": max_bytes, **({} if change is None else change.settings)}
     record = Record(
-        kind="convert", settings=settings, seed=None, inputs=inputs, measured={"seconds": seconds, "bytes": float(sum(file.n_bytes for file in files))},
+        kind="convert" if change is None else change.kind, settings=settings, seed=None if change is None else change.seed, inputs=inputs,
+        measured={"seconds": seconds, "bytes": float(sum(file.n_bytes for file in files)), **({} if change is None else change.measured)},
         output={"files": {str(file.path): {"sha256": file.sha256, "bytes": file.n_bytes} for file in files}, "kept": kept, "rounded": rounded,
                 "types": dict(job.types), "lineage": list(job.lineage), "ancestry": lineage.plain(made), "license_of_result": verdict.result_license(made)},
-        accepted_unread=list(described.accepted) if described else [], licenses={checkpoint.name: checkpoint.card.license_shown}, notes=job.notes)
+        accepted_unread=list(described.accepted) if described else [], notes=job.notes,
+        licenses={checkpoint.name: checkpoint.card.license_shown, **({} if change is None else change.licenses)})
     path = record_path(out, kind)
     record.save(path)
     return Conversion(out=files[0].path if kind == "gguf" else out, to=kind, files=files, kept=kept, rounded=rounded, types=dict(job.types),

@@ -78,7 +78,7 @@ def convert_adapter(source: str | Path, out: str | Path, *, base: str | None = N
     halves = placed(file, projects(decoder), spec, [] if file.format == "gguf" else [described.names])
     like = {name: p for name, p in decoder.named_parameters() if not (spec.tied and name == "unembed.weight")}
     table = NameTable(family(spec.family).WEIGHTS if to == "safetensors" else architecture_of(spec).table)
-    changes = _joined(file, halves, like, table, spec, to)
+    changes = _joined(file.name, halves, like, table, spec, to)
     notes = [f"{n} tensor{'s were' if n > 1 else ' was'} packed in {format}, and {'are' if n > 1 else 'is'} F32 now" for format, n in Counter(
         half.format for pair in file.pairs.values() for half in (pair.a, pair.b) if isinstance(half, PackedRows)).items()]
     lineage = [f"{sha256_of(path)}  {file.name}/{path.name}" for path in file.files]
@@ -88,7 +88,7 @@ def convert_adapter(source: str | Path, out: str | Path, *, base: str | None = N
     if to == "gguf":
         files = _write_gguf(out, changes, card, architecture_of(spec).name, file.name, lineage, notes, overwrite, watch)
     else:
-        files = _write_peft(out, changes, card, like, table, spec, made_for, lineage, notes)
+        files = _write_peft(out, changes, card, like, table, spec, made_for, lineage, "converted")
     types = Counter[str]()
     for change in changes.values():
         for half in (change.a, change.b):
@@ -102,6 +102,15 @@ def convert_adapter(source: str | Path, out: str | Path, *, base: str | None = N
     record.save(path)
     return Conversion(out=out, to=to, files=files, kept={"copied": 2 * len(changes), "exact": 0, "rounded": 0}, rounded={}, types=dict(types),
                       notes=tuple(notes), seconds=seconds, record=path, base=base or file.base)
+
+
+def save_adapter(out: Path, halves: Halves, spec: DecoderSpec, *, base: str, card: Card, lineage: list[str]) -> tuple[Written, ...]:
+    """Writes a trained adapter as peft saves one: `halves` are by our names. Raises UnknownTensors for what peft's files have no place for."""
+    with torch.device("meta"):
+        decoder = Decoder(spec, choose("reference"))
+    like = {name: p for name, p in decoder.named_parameters() if not (spec.tied and name == "unembed.weight")}
+    table = NameTable(family(spec.family).WEIGHTS)
+    return _write_peft(out, _joined(out.name, halves, like, table, spec, "safetensors"), card, like, table, spec, base, lineage, "trained")
 
 
 def _base(file: AdapterFile, base: str | None) -> tuple[Description, str]:
@@ -132,7 +141,7 @@ def _check(file: AdapterFile, source: Path, out: Path, to: Kind, overwrite: bool
             raise BadRequest(f"{out} is there and is no adapter (it has no {ADAPTER_CONFIG}); it is left alone, --force or not. Give another name", field="out")
 
 
-def _joined(file: AdapterFile, halves: Halves, like: Mapping[str, Tensor], table: NameTable, spec: DecoderSpec, to: Kind) -> dict[str, _Change]:
+def _joined(name: str, halves: Halves, like: Mapping[str, Tensor], table: NameTable, spec: DecoderSpec, to: Kind) -> dict[str, _Change]:
     """What is written, by the names of the tensors that it changes. Raises UnknownTensors for what has no place there."""
     out: dict[str, _Change] = {}
     for theirs, place in layout(table, like, spec).items():
@@ -145,7 +154,7 @@ def _joined(file: AdapterFile, halves: Halves, like: Mapping[str, Tensor], table
         a, b = joined_low_rank(theirs, {name: halves[name][:2] for name in place.names if name in halves}, place, spec)
         out[theirs] = _Change(a.contiguous(), b.contiguous(), scales.pop(), place)
     if lost := sorted(set(halves) - {name for change in out.values() for name in change.place.names}):
-        raise UnknownTensors(f"{len(lost)} of {len(halves)} matrices that adapter {file.name!r} changes have no place in {to}, first: {', '.join(lost[:3])}")
+        raise UnknownTensors(f"{len(lost)} of {len(halves)} matrices that adapter {name!r} changes have no place in {to}, first: {', '.join(lost[:3])}")
     return out
 
 
@@ -173,10 +182,10 @@ def _write_gguf(out: Path, changes: dict[str, _Change], card: Card, architecture
 
 
 def _write_peft(out: Path, changes: dict[str, _Change], card: Card, like: Mapping[str, Tensor], table: NameTable, spec: DecoderSpec, base: str,
-                lineage: list[str], notes: list[str]) -> tuple[Written, ...]:
+                lineage: list[str], how: str) -> tuple[Written, ...]:
     tensors = {f"{PREFIX}{theirs.removesuffix('.weight')}.lora_{x}.weight": half for theirs, change in changes.items()
                for x, half in (("A", change.a), ("B", change.b))}
-    lines = [f"# {out.name}", "", f"A LoRA adapter for {base}, converted by {made_by()}. What went into it, by content:", "", "```", *lineage, "```", ""]
+    lines = [f"# {out.name}", "", f"A LoRA adapter for {base}, {how} by {made_by()}. What went into it, by content:", "", "```", *lineage, "```", ""]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         draft = Path(folder) / out.name

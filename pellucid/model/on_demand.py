@@ -1,7 +1,7 @@
 """A checkpoint's tensors by our names, read when they are asked for: what streams through, one tensor at a time, comes from here."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -12,6 +12,7 @@ from pellucid.errors import BadCheckpoint
 from pellucid.families._describe import Description
 from pellucid.model.decoder import Decoder
 from pellucid.ops.choose import choose
+from pellucid.ops.unpack import unpack
 from pellucid.spec import DecoderSpec
 from pellucid.weights import gguf_file, safetensors
 from pellucid.weights.assemble import assemble, holders
@@ -24,12 +25,12 @@ from pellucid.weights.packed_rows import PackedRows, PackedWeight
 class Tensors:
     """What a decoder of this description takes from a checkpoint: `shapes` and `stored` (the format in the files) by our names, the rest on demand.
 
-    left_out: reason -> names in the files of what no decoder takes.
+    left_out: reason -> names in the files of what no decoder takes. change: what becomes of a tensor's numbers when it is read.
     Raises what `assemble` raises for a checkpoint that does not fit, with none of its data read but that of tied tables.
     """
 
-    def __init__(self, checkpoint: Checkpoint, described: Description) -> None:
-        self.checkpoint, self.spec, self._names = checkpoint, described.spec, described.names
+    def __init__(self, checkpoint: Checkpoint, described: Description, change: Mapping[str, Callable[[Tensor], Tensor]] | None = None) -> None:
+        self.checkpoint, self.spec, self._names, self._change = checkpoint, described.spec, described.names, change or {}
         self.shapes = parameter_shapes(self.spec)
         used = [name for name in checkpoint.unpacked if not isinstance(self._names.place(name), LeftOut)]
         self._numbers = {name: torch.tensor(number) for name, number in described.numbers.items()}  # which the metadata has in place of tensors
@@ -51,7 +52,7 @@ class Tensors:
         held = {ours: self.shapes[ours] for each in theirs for ours in self.held[each] if theirs.keys() >= set(self._holders[ours])}
         stored = ((each, self._numbers[each] if each in self._numbers else self.checkpoint.tensor(each)) for each in theirs)
         ours, _ = assemble(self._names, stored, held, self.spec)
-        return {name: ours[name] for name in names}
+        return {name: self._change[name](numbers(ours[name])) if name in self._change else ours[name] for name in names}
 
     def offset(self, name: str) -> float:
         """What was added to the numbers of this tensor where they are stored: see `To.offset`."""
@@ -61,6 +62,12 @@ class Tensors:
     def release(self) -> None:
         """Gives back the memory of what was read."""
         self.checkpoint.release()
+
+
+def numbers(weight: Tensor | PackedWeight) -> Tensor:
+    """What a weight means, in float32 or wider."""
+    plain = unpack(weight) if isinstance(weight, PackedWeight) else weight
+    return plain.to(torch.promote_types(plain.dtype, torch.float32))
 
 
 def parameter_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:

@@ -78,7 +78,7 @@ def _from_safetensors(job: Job) -> tuple[dict[str, Value], list[Planned]]:
     assert job.described is not None
     spec = job.described.spec
     architecture = architecture_of(spec)
-    source = Tensors(job.checkpoint, job.described)
+    source = Tensors(job.checkpoint, job.described, job.change and job.change.of)
     like = {name: torch.empty(shape, dtype=PLAIN.get(source.stored[name], torch.float32), device="meta") for name, shape in source.shapes.items()}
     places = layout(NameTable(architecture.table), like, spec)
     said = {theirs: place for theirs, place in places.items() if theirs.rpartition(".")[0] in architecture.numbers}

@@ -36,7 +36,7 @@ def write(job: Job) -> tuple[Written, ...]:
     """Writes the folder; its files."""
     checkpoint, described = job.checkpoint, job.described
     assert described is not None
-    tensors = Tensors(checkpoint, described)
+    tensors = Tensors(checkpoint, described, job.change and job.change.of)
     table = family(described.spec.family).WEIGHTS
     dtypes = _dtypes(job, tensors)
     if job.dtype is None:

@@ -44,6 +44,11 @@ class Trained:
     def n_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters.values())
 
+    def parts(self, decoder: Decoder) -> dict[str, LowRank]:
+        """The adapter's parts by the names of their matrices, without .weight."""
+        names = dict.fromkeys(name.rpartition(".")[0] for name in self.parameters) if self.adapter is not None else {}
+        return {name: decoder.get_submodule(name).adapters.get(NAME) for name in names}  # type: ignore[misc,union-attr]
+
 
 def trained(decoder: Decoder, tune: TunePart, seed: int) -> Trained:
     """Puts what the recipe trains in place, and asks for its gradients alone. Raises BadRequest for what cannot be trained so."""

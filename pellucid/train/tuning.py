@@ -24,7 +24,7 @@ from pellucid.data.stock import Source, Stock, digest, held_out
 from pellucid.errors import BadData, BadRequest
 from pellucid.records import Input, input_file
 from pellucid.train import checkpoint
-from pellucid.train.loop import Event, Run
+from pellucid.train.loop import Event, Run, train
 from pellucid.train.method import Method
 from pellucid.train.methods import method_of, method_settings, refer_ahead
 from pellucid.train.optim import Optimizer
@@ -57,6 +57,18 @@ class Tuning:
     data: Data
     run: Run
     facts: dict[str, Any]
+
+    def train(self) -> None:
+        """Makes the steps that are left."""
+        train(self.run)
+
+    def described(self) -> dict[str, Any]:
+        """What is about to happen, for machines."""
+        data = self.data.learned
+        return {"steps": self.run.steps, "from_step": self.run.progress.step, "parameters": self.trained.n_parameters, "trained": self.trained.table(),
+                "items": data.n_items, "tokens": data.n_tokens, "learned": data.n_learned, "shapes": list(self.data.shapes),
+                "duplicates": len(data.duplicates), "conflicting": len(data.conflicting), "too_long": len(self.data.too_long),
+                "held_out": len(self.data.held_out), "recipe": self.recipe.plain()}
 
     @property
     def folder(self) -> Path:

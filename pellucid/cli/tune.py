@@ -1,0 +1,175 @@
+"""`pellucid tune`: a recipe and data -> a better checkpoint."""
+from __future__ import annotations
+
+import contextlib
+import json as jsons
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pellucid.cli import _options as o
+from pellucid.cli._frame import Json, emit, next_step, note
+from pellucid.cli._shown import harmless
+from pellucid.model.report import count, size
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="On top of it, such as optim.lr=3e-4 steps=200.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest state in the recipe's folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read the data, load the model, say what would be done, and stop.")] = False,
+    permission: Annotated[str | None, typer.Option("--permission", metavar="REFERENCE", help="To one, where a license stops what pellucid.toml declares; it "
+                                                                                            "is recorded.")] = None,
+    quiet: o.Quiet = False,
+    json: Json = False,
+) -> None:
+    """Train a model, or an adapter for it, on data of your own. Ctrl-C saves where it is and says how to go on.
+
+    Everything goes into the recipe's folder: the result, states to go on from, log.jsonl with every step, and the run record.
+
+    \b
+    pellucid tune recipe.yaml
+    pellucid tune recipe.yaml steps=20 batch=4 --dry-run
+    pellucid tune recipe.yaml --resume
+    """
+    from pellucid.train.outcome import finish
+    from pellucid.train.recipe import read_recipe
+    from pellucid.train.tuning import prepare
+    asked = read_recipe(recipe, overrides or ())
+    with _interrupts() as asked_to_stop, _Watch(quiet, Path(asked.out.folder)) as watch:
+        tuning = prepare(asked, observe=watch, resume=resume, asked_to_stop=asked_to_stop)
+        if not quiet:
+            note("\n".join(tuning.model.report.lines()))
+            note(_plan(tuning))
+        if dry_run:
+            if json:
+                emit(tuning.described())
+            return
+        watch.begin(tuning)
+        tuning.train()
+        if tuning.run.progress.step < tuning.run.steps and watch.stopped == "asked":
+            note(f"stopped after step {tuning.run.progress.step:,} of {tuning.run.steps:,}; the state is saved")
+            next_step("pellucid", "tune", recipe, *(overrides or ()), "--resume")
+            return
+        done = finish(tuning, permission=permission, seconds=watch.seconds)
+    if json:
+        emit(done.plain())
+    if quiet:
+        return
+    note(done.text)
+    next_step(*done.next)
+
+
+def _plan(tuning: Any) -> str:
+    """What is about to happen, before the first step."""
+    lines = ["", f"trained     {count(tuning.trained.n_parameters)} parameters"
+             + (f" of {count(tuning.model.report.n_parameters)}, {tuning.trained.n_parameters / tuning.model.report.n_parameters:.2%}"
+                if tuning.trained.adapter else "")]
+    width = max(len(kind) for kind, _, _ in tuning.trained.table())
+    lines += [f"            {harmless(kind):<{width}}  {n:>4} x  {count(numbers // n)}" for kind, n, numbers in tuning.trained.table()]
+    data = tuning.data.learned
+    lines += [f"data        {data.n_items:,} items ({', '.join(tuning.data.shapes)}) · {data.n_tokens:,} tokens, {data.n_learned / data.n_tokens:.0%} learned · "
+              f"longest {data.lengths[-1]:,}, median {data.lengths[len(data.lengths) // 2]:,}"]
+    if tuning.data.held_out:
+        lines.append(f"held out    {len(tuning.data.held_out):,} items")
+    for name, pairs in (("the same", data.duplicates), ("asked alike and answered otherwise", data.conflicting)):
+        if pairs:
+            lines.append(f"note        {len(pairs):,} rows are {name}, first {pairs[0][0]} and {pairs[0][1]}")
+    if tuning.data.too_long:
+        lines.append(f"note        {len(tuning.data.too_long):,} rows were too long and {'cut' if tuning.recipe.data.too_long == 'cut' else 'left out'}")
+    run = tuning.run
+    lines.append(f"plan        {run.steps:,} steps of {tuning.recipe.batch} items ({run.steps * tuning.recipe.batch / data.n_items:.1f} epochs) · "
+                 f"{tuning.recipe.optim.name}, rate {tuning.recipe.optim.lr:g}, {tuning.recipe.optim.schedule}"
+                 + (f" · from step {run.progress.step:,}" if run.progress.step else ""))
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C asks to stop after the step; a second one stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+    try:
+        before = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # not the main thread: whoever called this handles it
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Watch:
+    """A bar with loss, rate and time left on a terminal, a line now and then into a pipe; every event goes to log.jsonl."""
+
+    def __init__(self, quiet: bool, folder: Path) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        self._live = not quiet and sys.stderr.isatty()
+        self._bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn(),
+                             console=Console(stderr=True), disable=not self._live)
+        self._quiet, self._folder, self._task, self._log = quiet, folder, None, None
+        self._told_at = self._began = time.monotonic()
+        self._tokens = 0
+        self.stopped = ""
+
+    def __enter__(self) -> _Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+        if self._log is not None:
+            self._log.close()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def begin(self, tuning: Any) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._log = (self._folder / "log.jsonl").open("a", encoding="utf-8")
+        self._task = self._bar.add_task("training", total=tuning.run.steps, completed=tuning.run.progress.step, told="")
+        self._bar.start()
+        self._began = self._told_at = time.monotonic()
+
+    def __call__(self, event: Any) -> None:
+        from pellucid.train.loop import Evaluated, Stepped, Stopped
+        kind = type(event).__name__.lower()
+        if self._log is not None:
+            told = {name: getattr(event, name) for name in event.__slots__}
+            self._log.write(jsons.dumps({"event": kind, **told}) + "\n")
+            self._log.flush()
+        if isinstance(event, Stepped):
+            self._tokens += event.tokens
+            words = f"loss {event.loss:.4f} · {self._tokens / max(1e-9, self.seconds):,.0f} tokens/s · {size(_resident())}"
+            if self._task is not None:
+                self._bar.update(self._task, completed=event.step, told=words)
+            if not self._live and not self._quiet and (time.monotonic() - self._told_at > 10 or event.step == event.steps):
+                self._told_at = time.monotonic()
+                note(f"step {event.step:,}/{event.steps:,} · {words}")
+        elif isinstance(event, Evaluated) and not self._quiet:
+            more = "".join(f" · {name} {value:.4f}" for name, value in event.told.items())
+            (self._bar.console.print if self._live else note)(f"held out, after step {event.step:,}: loss {event.loss:.4f}{more}{' (best)' * event.best}")
+        elif isinstance(event, Stopped):
+            self.stopped = event.why
+            if event.why == "patience" and not self._quiet:
+                note(f"stopped after step {event.step:,}: what is held out got no better")
+
+
+def _resident() -> int:
+    """Bytes of memory this process holds."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    except OSError:
+        import resource
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

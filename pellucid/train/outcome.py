@@ -1,0 +1,122 @@
+"""The end of a tuning: what was trained is written, held against the model in training, and recorded."""
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pellucid
+from pellucid.api import Model
+from pellucid.catalog import ancestry, gate, lineage, verdict
+from pellucid.catalog.lineage import Node, Said
+from pellucid.model.convert import Change
+from pellucid.model.convert_adapter import save_adapter
+from pellucid.records import Record, sha256_of
+from pellucid.train import checkpoint
+from pellucid.train.export import Survived, change_of, held_against, write_merged
+from pellucid.train.tuning import Tuning
+from pellucid.weights.card import Card
+from pellucid.weights.hub import resolve
+
+ADAPTER, MERGED, GGUF = "adapter", "model", "model.gguf"
+BASE = "base_sha256"  # in an adapter's record: what it was made for, by content
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """out: what was written. losses: of what is held out, before and after, where something is."""
+
+    out: Path
+    kind: str
+    steps: int
+    tokens: int
+    seconds: float
+    best: float | None
+    survived: Survived | None
+    record: Path
+    model: str
+
+    def plain(self) -> dict[str, Any]:
+        told = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        survived = None if self.survived is None else dataclasses.asdict(self.survived) | {"share": self.survived.share}
+        return told | {"out": str(self.out), "record": str(self.record), "survived": survived}
+
+    @property
+    def text(self) -> str:
+        rate = self.tokens / max(1e-9, self.seconds)
+        lines = [f"{self.steps:,} steps, {self.tokens:,} tokens in {self.seconds:,.0f} s ({rate:,.0f} tokens/s)"
+                 + ("" if self.best is None else f" · held out: loss {self.best:.4f}"), f"{self.kind:<10}  {self.out} · record {self.record}"]
+        if self.survived is not None:
+            lines.append(f"checked     {self.survived.share:.1%} of the change is in it, top-1 agreement {self.survived.top1:.1%} on "
+                         f"{self.survived.tokens:,} tokens")
+        return "\n".join(lines)
+
+    @property
+    def next(self) -> list[str]:
+        return ["pellucid", "run", self.model, "--adapter", str(self.out), "-p", "..."] if self.kind == ADAPTER else \
+            ["pellucid", "run", str(self.out), "-p", "..."]
+
+
+def finish(tuning: Tuning, *, permission: str | None = None, seconds: float = 0.0) -> Outcome:
+    """Writes the best of the run in the recipe's format. Raises LostTuning, NotAllowed; the state stays, so that it can be written otherwise."""
+    recipe, run, folder = tuning.recipe, tuning.run, tuning.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    best = folder / checkpoint.FOLDER / checkpoint.BEST
+    if recipe.eval.patience is not None and best.is_dir():
+        checkpoint.put(best, tuning.trained.parameters)
+    kind = recipe.out.format or ("adapter" if tuning.trained.adapter else "merged")
+    source = str(resolve(recipe.model.path))
+    facts = _facts(tuning, seconds)
+    survived = None
+    if kind == "adapter":
+        out = folder / ADAPTER
+        record = _write_adapter(tuning, out, source, facts, permission)
+    else:
+        out = folder / (GGUF if kind == "gguf" else MERGED)
+        change = Change(of=change_of(tuning.trained, tuning.model.decoder), kind="tune", inputs=tuning.data.files, settings=facts["settings"],
+                        parents=data_parents(tuning), measured=facts["measured"], seed=recipe.seed)
+        base = None if tuning.trained.adapter else lambda: _base(tuning)
+        rows = tuning.data.held_out or run.items(0)
+        survived = write_merged(source, out, change, quantize=recipe.out.quantize, accept_unread=recipe.model.accept_unread, permission=permission,
+                                overwrite=True, check=held_against(tuning.model, rows, tuning.trained.adapter, base))
+        record = out / "record.json" if out.is_dir() else out.with_suffix(".record.json")
+    return Outcome(out=out, kind=kind, steps=run.progress.step, tokens=run.progress.tokens, seconds=seconds,
+                   best=None if run.progress.best == float("inf") else run.progress.best, survived=survived, record=record, model=recipe.model.path)
+
+
+def data_parents(tuning: Tuning) -> tuple[tuple[str, Node], ...]:
+    """The data sets as ancestors: what their licenses demand travels with the model."""
+    return tuple(("data", Node(name=source.path or source.hub or "", said=(Said(license=source.license, by="the recipe"),)))
+                 for source in tuning.recipe.data.sources)
+
+
+def _base(tuning: Tuning) -> Model:
+    part = tuning.recipe.model
+    return pellucid.load(part.path, ops="fused", activations="exact", accept_unread=part.accept_unread)
+
+
+def _facts(tuning: Tuning, seconds: float) -> dict[str, Any]:
+    progress = tuning.run.progress
+    measured = {"train_seconds": seconds, "steps": float(progress.step), "tokens": float(progress.tokens),
+                **({} if progress.best == float("inf") else {"held_out_loss": progress.best})}
+    return {"settings": {"recipe": tuning.recipe.plain(), "facts": tuning.facts}, "measured": measured}
+
+
+def _write_adapter(tuning: Tuning, out: Path, source: str, facts: dict[str, Any], permission: str | None) -> Path:
+    model, recipe = tuning.model, tuning.recipe
+    parent = ancestry.of_path(Path(source), None if Path(source) == Path(recipe.model.path).expanduser() else recipe.model.path)
+    passed = gate.check(parent, ("modify",), Path.cwd(), permission)
+    made = ancestry.child(parent, {file.name: sha256_of(model.checkpoint.folder / file.name) for file in model.checkpoint.files})
+    made = dataclasses.replace(made, parents=(*made.parents, *data_parents(tuning)))
+    halves = {f"{name}.weight": (part.a.detach(), part.b.detach(), part.scale) for name, part in tuning.trained.parts(model.decoder).items()}
+    lines = [f"{file.sha256}  {role}" for role, file in {**model.inputs(), **tuning.data.files}.items()]
+    card = Card(license=model.checkpoint.card.license, license_name=model.checkpoint.card.license_name, license_link=model.checkpoint.card.license_link,
+                base_models=(recipe.model.path,))
+    files = save_adapter(out, halves, model.spec, base=recipe.model.path, card=card, lineage=lines)
+    record = Record(kind="tune", settings=facts["settings"], seed=recipe.seed, inputs={**model.inputs(), **tuning.data.files}, measured=facts["measured"],
+                    output={"files": {str(one.path): {"sha256": one.sha256, "bytes": one.n_bytes} for one in files}, BASE: model.sha256, "lineage": lines,
+                            "ancestry": lineage.plain(made), "license_of_result": verdict.result_license(made)},
+                    licenses={model.checkpoint.name: model.report.license}, notes=list(passed.notes) if passed else [])
+    record.save(out / "record.json")
+    return out / "record.json"

@@ -1,0 +1,109 @@
+"""`pellucid tune` over real files: what it writes runs, and what cannot be is said before a step is made."""
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pellucid.records import Record
+
+from .conftest import Said
+
+Say = Callable[..., Said]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    draw = random.Random(1)
+    rows = []
+    for i in range(60):
+        who, what = draw.choice(["Ann", "Bob", "Tom"]), draw.choice(["tea", "milk", "ham"])
+        rows.append({"messages": [{"role": "user", "content": f"{who} wants {i} {what}"}, {"role": "assistant", "content": f"{who}: {what}"}]})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "r.yaml").write_text("model: {path: shipped}\ndata:\n  sources: [{path: rows.jsonl, license: mit}]\n  held_out: 8\noptim: {lr: 3.0e-3}\n"
+                                     "batch: 4\nsteps: 6\nout: {folder: out}\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_an_adapter_is_trained_written_and_used(say: Say, here: Path) -> None:
+    done = say("tune", "r.yaml", "--json")
+    told = json.loads(done.out)
+    assert (told["kind"], told["steps"]) == ("adapter", 6)
+    assert "trained" in done.err
+    assert "lora_a" in done.err
+    events = [json.loads(line) for line in (here / "out/log.jsonl").read_text().splitlines()]
+    losses = [event["loss"] for event in events if event["event"] == "stepped"]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+    held = [event["loss"] for event in events if event["event"] == "evaluated"]
+    assert held[-1] < held[0]
+    record = Record.read(told["record"])
+    assert (record.kind, record.settings["recipe"]["steps"]) == ("tune", 6)
+    assert "data 0/rows.jsonl" in record.inputs
+    answer = say("run", "shipped", "--adapter", told["out"], "-p", "Question: Ann wants 3 tea\n\nAnswer:", "--max-tokens", "5", "--temperature", "0")
+    assert answer.code == 0
+
+
+def test_a_whole_model_is_trained_checked_and_runs(say: Say, here: Path) -> None:
+    told = json.loads(say("tune", "r.yaml", "tune.kind=full", "optim.lr=1e-3", "--json").out)
+    assert told["kind"] == "merged"
+    assert told["survived"]["share"] > 0.9
+    assert say("run", told["out"], "-p", "Once", "--max-tokens", "3").code == 0
+    shown = say("show", told["out"], "--lineage")
+    assert "rows.jsonl" in shown.out
+    assert "mit" in shown.out.lower()
+
+
+def test_ctrl_c_saves_and_going_on_ends_where_it_would_have(say: Say, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pellucid.train import loop
+    straight = json.loads(say("tune", "r.yaml", "out.folder=straight", "--json").out)
+    step = loop.step
+
+    def interrupted(run: Any) -> Any:
+        event = step(run)
+        if event.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return event
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "step", interrupted)
+        stopped = say("tune", "r.yaml")
+    assert "stopped after step 3 of 6" in stopped.err
+    assert "--resume" in stopped.err
+    assert "holds a run that was begun" in say("tune", "r.yaml").err
+    assert "recipe was" in say("tune", "r.yaml", "batch=5", "--resume").err
+    ended = json.loads(say("tune", "r.yaml", "--resume", "--json").out)
+    files = [Path(told["out"]) / "adapter_model.safetensors" for told in (straight, ended)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (["data.sources=[{path: none.jsonl}]"], "no data at 'none.jsonl'"),
+    (["data.sources=[{path: rows.jsonl, shape: alpaca}]"], "has no column 'instruction'"),
+    (["data.max_length=12"], "rows are longer than 12 tokens"),
+    (["data.max_length=9999"], "more than this model's context"),
+    (["tune.targets=[nothing]"], "matches no matrix"),
+    (["method=spo"], "is not one.*sft"),
+    (["data.held_out=600"], "leaves nothing"),
+    (["model.path=nowhere"], "nowhere"),
+    (["optim.rate=1"], "which nothing reads"),
+])
+def test_what_cannot_be_is_said_before_a_step(say: Say, here: Path, change: list[str], words: str) -> None:
+    done = say("tune", "r.yaml", *change)
+    assert done.code in (1, 2)
+    assert re.search(words, done.err), done.err
+    assert not (here / "out").exists()
+
+
+def test_a_dry_run_says_what_would_be_done(say: Say, here: Path) -> None:
+    told = json.loads(say("tune", "r.yaml", "--dry-run", "--json").out)
+    assert (told["steps"], told["items"], told["held_out"], told["shapes"]) == (6, 52, 8, ["messages"])
+    assert told["parameters"] > 0
+    assert not (here / "out").exists()
