@@ -73,8 +73,8 @@ def _plan(tuning: Any) -> str:
     width = max(len(kind) for kind, _, _ in tuning.trained.table())
     lines += [f"            {harmless(kind):<{width}}  {n:>4} x  {count(numbers // n)}" for kind, n, numbers in tuning.trained.table()]
     data = tuning.data.learned
-    lines += [f"data        {data.n_items:,} items ({', '.join(tuning.data.shapes)}) · {data.n_tokens:,} tokens, {data.n_learned / data.n_tokens:.0%} learned · "
-              f"longest {data.lengths[-1]:,}, median {data.lengths[len(data.lengths) // 2]:,}"]
+    lines += [f"data        {data.n_items:,} items ({', '.join(tuning.data.shapes)}) · {data.n_tokens:,} tokens, {data.n_learned / data.n_tokens:.0%} "
+              f"learned · longest {data.lengths[-1]:,}, median {data.lengths[len(data.lengths) // 2]:,}"]
     if tuning.data.held_out:
         lines.append(f"held out    {len(tuning.data.held_out):,} items")
     for name, pairs in (("the same", data.duplicates), ("asked alike and answered otherwise", data.conflicting)):
