@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from pellucid.data.json_rows import rows_of
 from pellucid.errors import BadData, BadRequest, MissingExtra
 
 Row = dict[str, Any]
@@ -26,10 +27,14 @@ class Read:
 
 
 def files_of(path: str) -> list[Path]:
-    """The files that a path, a folder or a glob stands for, sorted. Raises BadRequest where there is none, or one nobody reads."""
+    """The files that a path, a folder or a glob stands for, sorted. Raises BadRequest where there is none, or one nobody reads.
+
+    Beside files of rows a folder's texts are no data: its README, its license.
+    """
     place = Path(path).expanduser()
     if place.is_dir():
         found = sorted(file for file in place.rglob("*") if file.is_file() and _kind(file) in _READERS)
+        found = [file for file in found if _READERS[_kind(file)] is not _documents] or found
     elif place.is_file():
         found = [place]
     else:
@@ -90,30 +95,15 @@ def _object(line: str, origin: str) -> Row:
 
 
 def _whole(path: Path) -> Iterator[Read]:
-    """A list of objects, or an object one of whose values is such a list. Of a file of lines says so: it is the commonest mistake."""
     with _text(path) as text:
-        whole = text.read()
-    try:
-        value = json.loads(whole)
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
-            raise BadData(f"{path} holds several JSON values one after another. If it has one a line, call it .jsonl", [str(path)]) from None
-        at = f": line {error.lineno} column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ""
-        raise BadData(f"{path} is not JSON{at}. Is the file whole?", [str(path)]) from None
-    if isinstance(value, dict):
-        lists = [key for key, each in value.items() if isinstance(each, list) and each and all(isinstance(one, dict) for one in each)]
-        if len(lists) != 1:
-            raise BadData(f"{path} is an object with {len(lists)} lists of objects ({', '.join(lists) or 'none'}); one was expected, or a list", [str(path)])
-        value = value[lists[0]]
-    if not isinstance(value, list):
-        raise BadData(f"{path} holds {type(value).__name__}, and a list of objects was expected", [str(path)])
-    for n, row in enumerate(value, 1):
-        if not isinstance(row, dict):
-            raise BadData(f"row {n} of {path} is {row!r:.60}, and an object with columns was expected", [f"{path.name}:{n}"])
-        yield Read(row, f"{path.name}:{n}")
+        for n, row in enumerate(rows_of(text, str(path)), 1):
+            if not isinstance(row, dict):
+                raise BadData(f"row {n} of {path} is {row!r:.60}, and an object with columns was expected", [f"{path.name}:{n}"])
+            yield Read(row, f"{path.name}:{n}")
 
 
 def _table(path: Path) -> Iterator[Read]:
+    csv.field_size_limit(2**31 - 1)  # Python's own limit of 131,072 characters would refuse a document
     with _text(path) as text:
         reader = csv.DictReader(text, strict=True, restkey="", delimiter="\t" if _kind(path) == ".tsv" else ",")
         try:

@@ -37,7 +37,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
     ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 50)[:-9], "not a whole gzip file"),
     ("a.json", b'[{"text": "a"}, {"te', r"not JSON: line 1 column"),
     ("a.json", b'{"text": "a"}\n{"text": "b"}', "call it .jsonl"),
-    ("a.json", b'{"a": [{}], "b": [{}]}', "2 lists of objects"),
+    ("a.json", b'{"a": [{}], "b": [{}]}', "two lists of objects, a and b"),
     ("a.json", b'[1]', "row 1 of"),
     ("a.csv", b'text,n\n"a",1,2\n', "more cells than the 2 columns"),
     ("a.csv", b'text,n\na\n', "fewer cells than the 2 columns"),
@@ -57,3 +57,15 @@ def test_no_data_is_an_error_that_says_what_is_read(tmp_path: Path) -> None:
     (tmp_path / "x.docx").write_text("x")
     with pytest.raises(BadRequest, match=r"is not read: its name ends in none of \.jsonl"):
         files_of(str(tmp_path / "x.docx"))
+
+
+def test_a_folders_readme_is_no_row_beside_files_of_rows(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# About")
+    assert [file.name for file in files_of(str(tmp_path))] == ["README.md"]
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    assert [file.name for file in files_of(str(tmp_path))] == ["rows.jsonl"]
+
+
+def test_a_cell_of_a_table_may_be_a_long_document(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f'text\n"{"long, " * 50_000}"\n')
+    assert [len(read.row["text"]) for read in read_rows(tmp_path / "a.csv")] == [300_000]
