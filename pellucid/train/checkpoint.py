@@ -1,6 +1,10 @@
 """States that a run goes on from, bit for bit: what is trained, what the optimizer keeps, where the data is, and what random draws come next.
 
     out/state/step-00000120/   trained.safetensors, optimizer.safetensors, state.json      written beside and renamed: whole, or not there
+    out/state/best-00000080/   the same without the optimizer, of the lowest loss so far
+
+A process may end at any moment, between any two of the lines below: the newest whole state is where the run goes on, and what it made after that it makes
+again, the same. So nothing that a state needs is deleted before that state itself has left its place.
 """
 from __future__ import annotations
 
@@ -20,50 +24,64 @@ from torch import Tensor
 from pellucid.errors import BadCheckpoint, BadRequest
 from pellucid.train.loop import Progress, Run
 
-FOLDER, BEST = "state", "best"
-_NAME = re.compile(r"step-(\d{8})")
+FOLDER = "state"
+_NONE = "not there"
+_STATE, _BEST, _LEFT = re.compile(r"step-(\d{8})"), re.compile(r"best-(\d{8})"), re.compile(r"\..+\.part")
 
 
 def save(folder: Path, run: Run, facts: Mapping[str, Any], *, keep: int, best: bool = False) -> Path:
     """Writes the state of a run that stands between two steps, and deletes all but the newest `keep`. facts: what must be the same to go on.
 
-    best: as the best so far, beside the others, without what only going on needs.
+    best: as the best so far, in place of the one before, without what only going on needs.
     """
-    place = folder / FOLDER / (BEST if best else f"step-{run.progress.step:08d}")
+    place = folder / FOLDER / f"{'best' if best else 'step'}-{run.progress.step:08d}"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for left in place.parent.iterdir():  # by a process that was killed while it wrote or deleted
+        if _LEFT.fullmatch(left.name):
+            shutil.rmtree(left)
     draft = place.with_name(f".{place.name}.part")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    draft.mkdir()
     _write(draft / "trained.safetensors", {name: p.detach() for name, p in run.trained.parameters.items()})
     if not best:
         _write(draft / "optimizer.safetensors", run.optimizer.state())
-    state = {"progress": dataclasses.asdict(run.progress), "facts": dict(facts), "random": torch.get_rng_state().numpy().tobytes().hex()}
+    state = {"progress": dataclasses.asdict(run.progress), "facts": dict(facts), "random": _random()}
     with (draft / "state.json").open("w") as file:
         json.dump(state, file)
         file.flush()
         os.fsync(file.fileno())
-    shutil.rmtree(place, ignore_errors=True)
+    _sync(draft)
+    if place.is_dir():
+        _remove(place)
     os.replace(draft, place)
-    for old in [] if best else states(folder)[:-keep]:
-        shutil.rmtree(old)
+    _sync(place.parent)
+    for old in [each for each in _found(folder, _BEST) if each != place] if best else states(folder)[:-keep]:
+        _remove(old)
     return place
 
 
 def states(folder: Path) -> list[Path]:
-    """The whole states in a run's folder, the oldest first."""
-    found = (folder / FOLDER).iterdir() if (folder / FOLDER).is_dir() else ()
-    return sorted(path for path in found if _NAME.fullmatch(path.name) and (path / "state.json").is_file())
+    """The whole states in a run's folder that it can be gone on from, the oldest first."""
+    return _found(folder, _STATE)
+
+
+def best(folder: Path) -> Path | None:
+    """Where the weights of the lowest loss are; None where none were kept."""
+    return next(reversed(_found(folder, _BEST)), None)
 
 
 def load(place: Path, run: Run, facts: Mapping[str, Any]) -> None:
     """Puts a run where the state left it. Raises BadRequest for one of other settings or data, with what changed; BadCheckpoint for one that is not whole."""
     state = _read(place)
-    if changed := [key for key in facts if state["facts"].get(key) != facts[key]]:
-        told = "; ".join(f"{key} was {_short(state['facts'].get(key))} and is {_short(facts[key])}" for key in changed)
+    was = state["facts"]
+    if changed := [key for key in {**facts, **was} if was.get(key, _NONE) != facts.get(key, _NONE)]:
+        told = "; ".join(f"{key} was {_short(was.get(key, _NONE))} and is {_short(facts.get(key, _NONE))}" for key in changed)
         raise BadRequest(f"{place} cannot be gone on from: {told}. Put it back as it was, or start anew in another folder (out.folder=...)", field="resume")
     put(place, run.trained.parameters)
     run.optimizer.load(_tensors(place / "optimizer.safetensors"))
     run.progress = Progress(**state["progress"])
-    torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state["random"]), dtype=torch.uint8))
+    for device, text in state["random"].items():
+        drawn = torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+        torch.set_rng_state(drawn) if device == "cpu" else torch.cuda.set_rng_state(drawn, device)
 
 
 def put(place: Path, parameters: Mapping[str, torch.nn.Parameter]) -> None:
@@ -75,6 +93,36 @@ def put(place: Path, parameters: Mapping[str, torch.nn.Parameter]) -> None:
     with torch.no_grad():
         for name, p in parameters.items():
             p.copy_(tensors[name])
+
+
+def _found(folder: Path, name: re.Pattern[str]) -> list[Path]:
+    found = (folder / FOLDER).iterdir() if (folder / FOLDER).is_dir() else ()
+    return sorted(path for path in found if name.fullmatch(path.name))
+
+
+def _remove(place: Path) -> None:
+    """First from its place, at once, then file by file: what is half deleted is no state."""
+    left = place.with_name(f".{place.name}.old.part")
+    os.replace(place, left)
+    shutil.rmtree(left)
+
+
+def _sync(folder: Path) -> None:
+    """A rename outlives a power cut once the folder it stands in is written."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _random() -> dict[str, str]:
+    """What each device draws next."""
+    drawn = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        drawn |= {f"cuda:{i}": torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())}
+    return {device: state.numpy().tobytes().hex() for device, state in drawn.items()}
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -156,7 +156,7 @@ def _judge(run: Run) -> bool:
     best = found["loss"] < progress.best  # type: ignore[operator]
     if best:
         progress.best, progress.best_step, progress.since_best = found["loss"], progress.step, 0  # type: ignore[assignment]
-        if patience is not None:
+        if run.recipe.eval.keeps_best:
             run.save(True)
     else:
         progress.since_best += 1

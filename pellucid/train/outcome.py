@@ -62,8 +62,7 @@ def finish(tuning: Tuning, *, permission: str | None = None, seconds: float = 0.
     """Writes the best of the run in the recipe's format. Raises LostTuning, NotAllowed; the state stays, so that it can be written otherwise."""
     recipe, run, folder = tuning.recipe, tuning.run, tuning.folder
     folder.mkdir(parents=True, exist_ok=True)
-    best = folder / checkpoint.FOLDER / checkpoint.BEST
-    if recipe.eval.patience is not None and best.is_dir():
+    if recipe.eval.keeps_best and (best := checkpoint.best(folder)) is not None:
         checkpoint.put(best, tuning.trained.parameters)
     kind = recipe.out.format or ("adapter" if tuning.trained.adapter else "merged")
     source = str(resolve(recipe.model.path))

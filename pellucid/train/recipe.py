@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -102,12 +102,20 @@ class OptimPart:
 
 @part
 class EvalPart:
-    """every: steps between two evaluations on what is held out, 0 = at the end only. patience: so many without a better loss end the run."""
+    """every: steps between two evaluations on what is held out, 0 = at the end only. patience: so many without a better loss end the run.
+
+    best: the weights of the lowest loss are what the run gives, not the last ones; with patience always.
+    """
 
     every: int = Field(default=0, ge=0)
     rows: int = Field(default=200, ge=1)
     patience: int | None = Field(default=None, ge=1)
+    best: bool = False
     samples: tuple[str, ...] = ()  # prompts answered before and after
+
+    @property
+    def keeps_best(self) -> bool:
+        return self.best or self.patience is not None
 
 
 @part
@@ -152,11 +160,14 @@ class Recipe:
         """As it would stand in a file, defaults included."""
         return dataclasses.asdict(self)  # type: ignore[call-overload,no-any-return]
 
+    def facts(self) -> dict[str, Any]:
+        """All that decides what comes out, by key, as JSON has it: not where it goes, nor how often it is saved."""
+        return dict(_flat({name: value for name, value in self.plain().items() if name not in ("out", "save")}))
+
     @property
     def sha256(self) -> str:
-        """Of all that decides what comes out: not where it goes, nor how often it is saved."""
-        facts = {name: value for name, value in self.plain().items() if name not in ("out", "save")}
-        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+        """Of `facts`."""
+        return hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode()).hexdigest()
 
 
 def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -173,6 +184,14 @@ def settings_of(kind: type[_Part], plain: Mapping[str, Any], where: str) -> _Par
         return TypeAdapter(kind).validate_python(plain)
     except ValidationError as error:
         raise _told(error, kind, where) from None
+
+
+def _flat(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, each in value.items():
+        if isinstance(each, Mapping) and each:
+            yield from _flat(each, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", json.loads(json.dumps(each, default=str))
 
 
 def _parsed(path: Path) -> dict[str, Any]:

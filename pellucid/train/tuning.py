@@ -99,7 +99,7 @@ def prepare(recipe: Recipe, *, observe: Callable[[Event], None] = lambda event: 
     refer_ahead(method, model, chain([held] if held else [], map(data.stock.step, range(steps))), Path(recipe.out.folder), recipe.micro_tokens)
     run = Run(decoder=model.decoder, trained=what, method=method, optimizer=Optimizer(what.parameters, recipe.optim), recipe=recipe, steps=steps,
               items=data.stock.step, held_out=held, observe=observe, asked_to_stop=asked_to_stop)
-    facts = {"recipe": recipe.sha256, "steps": steps, "model": model.sha256, **{f"data {role}": file.sha256 for role, file in data.files.items()}}
+    facts = {**recipe.facts(), "all steps": steps, "the model": model.sha256, **{f"data {role}": file.sha256 for role, file in data.files.items()}}
     run.save = partial(_save, recipe, run, facts)
     if resume:
         checkpoint.load(states[-1], run, facts)

@@ -78,7 +78,7 @@ def test_ctrl_c_saves_and_going_on_ends_where_it_would_have(say: Say, here: Path
     assert "stopped after step 3 of 6" in stopped.err
     assert "--resume" in stopped.err
     assert "holds a run that was begun" in say("tune", "r.yaml").err
-    assert "recipe was" in say("tune", "r.yaml", "batch=5", "--resume").err
+    assert "batch was 4 and is 5" in say("tune", "r.yaml", "batch=5", "--resume").err
     ended = json.loads(say("tune", "r.yaml", "--resume", "--json").out)
     files = [Path(told["out"]) / "adapter_model.safetensors" for told in (straight, ended)]
     assert files[0].read_bytes() == files[1].read_bytes()

@@ -17,7 +17,7 @@ from pellucid.train.trainable import trained
 from tests.train.test_loop import recipe, rows
 from tests.train.tiny import tiny_decoder
 
-FACTS = {"recipe": "abc", "data": "def"}
+FACTS = {"optim.lr": 1e-3, "data 0/a.jsonl": "d" * 64}
 
 
 def begun(steps: int, **facts: Any) -> Run:
@@ -61,8 +61,10 @@ def test_random_draws_go_on_where_they_were(tmp_path: Path) -> None:
 
 def test_a_state_of_other_settings_or_data_says_what_changed(tmp_path: Path) -> None:
     place = checkpoint.save(tmp_path, begun(3), FACTS, keep=1)
-    with pytest.raises(BadRequest, match=r"data was def and is xyz.*start anew"):
-        checkpoint.load(place, begun(3), {**FACTS, "data": "xyz"})
+    with pytest.raises(BadRequest, match=r"optim.lr was 0.001 and is 0.002; data 0/a.jsonl was dddddddddddd… and is eeeeeeeeeeee…. Put it back.*start anew"):
+        checkpoint.load(place, begun(3), {"optim.lr": 2e-3, "data 0/a.jsonl": "e" * 64})
+    with pytest.raises(BadRequest, match=r"from: data 1/b.jsonl was not there and is ffff"):
+        checkpoint.load(place, begun(3), {**FACTS, "data 1/b.jsonl": "ffff"})
     with pytest.raises(BadCheckpoint, match="other tensors than are trained"):
         checkpoint.load(place, begun(3, tune={"kind": "lora"}), FACTS)
 
@@ -75,6 +77,8 @@ def test_half_a_state_is_refused_and_half_a_writing_is_no_state(tmp_path: Path, 
         checkpoint.load(place, begun(3), FACTS)
     (tmp_path / "state" / ".step-00000009.part").mkdir()
     assert checkpoint.states(tmp_path) == [place]
+    checkpoint.save(tmp_path, begun(3), FACTS, keep=1)
+    assert [left.name for left in (tmp_path / "state").iterdir()] == ["step-00000000"]
 
 
 def test_so_many_of_the_newest_stay_and_the_best_beside_them(tmp_path: Path) -> None:
@@ -82,5 +86,9 @@ def test_so_many_of_the_newest_stay_and_the_best_beside_them(tmp_path: Path) -> 
     for step in (1, 2, 3, 4):
         run.progress.step = step
         checkpoint.save(tmp_path, run, FACTS, keep=2)
-    checkpoint.save(tmp_path, run, FACTS, keep=2, best=True)
-    assert sorted(p.name for p in (tmp_path / "state").iterdir()) == ["best", "step-00000003", "step-00000004"]
+    assert checkpoint.best(tmp_path) is None
+    for step in (2, 4):
+        run.progress.step = step
+        checkpoint.save(tmp_path, run, FACTS, keep=2, best=True)
+    assert sorted(p.name for p in (tmp_path / "state").iterdir()) == ["best-00000004", "step-00000003", "step-00000004"]
+    assert checkpoint.best(tmp_path) == tmp_path / "state" / "best-00000004"

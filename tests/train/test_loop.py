@@ -107,6 +107,15 @@ def test_patience_ends_a_run_that_gets_no_better_and_keeps_the_best() -> None:
     assert saved[0] is True
 
 
+def test_the_best_is_kept_where_it_is_asked_for() -> None:
+    saved: list[bool] = []
+    events = run(recipe(batch=4, eval={"every": 3, "best": True}), 9, held_out=rows(6, seed=2), save=saved.append)[1]
+    assert saved == [True] * sum(isinstance(e, Evaluated) and e.best for e in events)
+    assert saved
+    run(recipe(batch=4, eval={"every": 3}), 9, held_out=rows(6, seed=2), save=saved.append)
+    assert saved == [True] * sum(isinstance(e, Evaluated) and e.best for e in events)
+
+
 def test_states_are_saved_when_they_are_due_and_when_it_is_asked_to_stop() -> None:
     saved: list[int] = []
     steps: list[int] = []

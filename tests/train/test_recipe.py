@@ -60,6 +60,9 @@ def test_the_hash_is_of_what_decides_the_result() -> None:
     base = read_recipe(LEAST)
     assert base.sha256 == read_recipe({**LEAST, "out": {"folder": "elsewhere"}, "save": {"every": 3}}).sha256
     assert base.sha256 != read_recipe({**LEAST, "seed": 1}).sha256
+    assert base.facts()["optim.betas"] == [0.9, 0.999]
+    assert base.facts()["data.sources"][0]["path"] == "d.jsonl"
+    assert not {key for key in base.facts() if key.startswith(("out", "save"))}
 
 
 def test_every_part_is_frozen() -> None:
