@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from pellucid.train import checkpoint
 from tests.train import mortal
 
+
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
     """Each is a process of its own that has imported already what takes seconds."""
