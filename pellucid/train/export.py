@@ -22,6 +22,7 @@ from pellucid.model.decoder import Decoder
 from pellucid.model.low_rank import Choice
 from pellucid.model.parts import Rows
 from pellucid.train.trainable import Trained
+from pellucid.weights.packed_rows import PackedWeight
 
 ROWS = 32  # sequences that a result is held against
 MOST = 512  # tokens of each
@@ -51,6 +52,16 @@ def change_of(trained: Trained, decoder: Decoder) -> dict[str, Callable[[Tensor]
         return {name: lambda weight, p=p: p.detach().to(weight.dtype) for name, p in trained.parameters.items()}  # type: ignore[misc]
     return {f"{name}.weight": lambda weight, part=part: merged(weight, part.a.detach(), part.b.detach(), part.scale)  # type: ignore[misc]
             for name, part in trained.parts(decoder).items()}
+
+
+def weights_with(trained: Trained, decoder: Decoder) -> dict[str, Tensor]:
+    """Every tensor of the decoder, by our names, with what was trained in it; packed ones unpacked."""
+    parts = {f"{name}.weight": part for name, part in trained.parts(decoder).items()}
+    out = {}
+    for name, weight in decoder.weights().items():
+        plain = decoder.ops.unpack(weight, weight.dtype) if isinstance(weight, PackedWeight) else weight.detach()
+        out[name] = merged(plain, parts[name].a.detach(), parts[name].b.detach(), parts[name].scale) if name in parts else plain
+    return out
 
 
 def write_merged(source: str, out: Path, change: Change, *, dtype: str | None = None, quantize: str | None = None, accept_unread: Sequence[str] = (),

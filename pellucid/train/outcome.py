@@ -2,6 +2,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +13,16 @@ import pellucid
 from pellucid.api import Model
 from pellucid.catalog import ancestry, gate, lineage, verdict
 from pellucid.catalog.lineage import Node, Said
+from pellucid.data.example import examples
 from pellucid.model.convert import Change
 from pellucid.model.convert_adapter import save_adapter
 from pellucid.records import Record, sha256_of
 from pellucid.train import checkpoint
-from pellucid.train.export import Survived, change_of, held_against, write_merged
+from pellucid.train.export import ROWS, Survived, change_of, held_against, weights_with, write_merged
+from pellucid.train.reward import BradleyTerry, check_scores, save_reward
 from pellucid.train.tuning import Tuning
 from pellucid.weights.card import Card
+from pellucid.weights.drafts import Written
 from pellucid.weights.hub import resolve
 
 ADAPTER, MERGED, GGUF = "adapter", "model", "model.gguf"
@@ -54,6 +60,8 @@ class Outcome:
 
     @property
     def next(self) -> list[str]:
+        if self.kind == "reward":
+            return ["pellucid", "show", str(self.out)]
         return ["pellucid", "run", self.model, "--adapter", str(self.out), "-p", "..."] if self.kind == ADAPTER else \
             ["pellucid", "run", str(self.out), "-p", "..."]
 
@@ -64,13 +72,16 @@ def finish(tuning: Tuning, *, permission: str | None = None, seconds: float = 0.
     folder.mkdir(parents=True, exist_ok=True)
     if recipe.eval.keeps_best and (best := checkpoint.best(folder)) is not None:
         checkpoint.put(best, tuning.trained.parameters)
-    kind = recipe.out.format or ("adapter" if tuning.trained.adapter else "merged")
+    kind = "reward" if isinstance(run.method, BradleyTerry) else recipe.out.format or ("adapter" if tuning.trained.adapter else "merged")
     source = str(resolve(recipe.model.path))
     facts = _facts(tuning, seconds)
     survived = None
     if kind == "adapter":
         out = folder / ADAPTER
         record = _write_adapter(tuning, out, source, facts, permission)
+    elif kind == "reward":
+        out = folder / MERGED
+        record = _write_reward(tuning, out, source, facts, permission)
     else:
         out = folder / (GGUF if kind == "gguf" else MERGED)
         change = Change(of=change_of(tuning.trained, tuning.model.decoder), kind="tune", inputs=tuning.data.files, settings=facts["settings"],
@@ -104,18 +115,52 @@ def _facts(tuning: Tuning, seconds: float) -> dict[str, Any]:
 
 def _write_adapter(tuning: Tuning, out: Path, source: str, facts: dict[str, Any], permission: str | None) -> Path:
     model, recipe = tuning.model, tuning.recipe
+    made, notes = _made(tuning, source, permission)
+    halves = {f"{name}.weight": (part.a.detach(), part.b.detach(), part.scale) for name, part in tuning.trained.parts(model.decoder).items()}
+    card = Card(license=model.checkpoint.card.license, license_name=model.checkpoint.card.license_name, license_link=model.checkpoint.card.license_link,
+                base_models=(recipe.model.path,))
+    files = save_adapter(out, halves, model.spec, base=recipe.model.path, card=card, lineage=_lines(tuning))
+    return _record(tuning, out, files, made, facts, notes)
+
+
+def _write_reward(tuning: Tuning, out: Path, source: str, facts: dict[str, Any], permission: str | None) -> Path:
+    """In place only once what was written scores as the model in training does."""
+    model, method = tuning.model, tuning.run.method
+    assert isinstance(method, BradleyTerry)
+    made, notes = _made(tuning, source, permission)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
+        draft = Path(beside) / out.name
+        files = save_reward(draft, model.checkpoint, weights_with(tuning.trained, model.decoder), method.head.weight, tokenizer=model.tokenizer,
+                            metadata={ancestry.ANCESTRY: ancestry.text_of(made)})
+        rows = [row for item in tuning.data.held_out or tuning.run.items(0) for row in examples(item)]
+        check_scores(draft, model.decoder, method.head, tuning.trained.adapter, rows[:ROWS])
+        placed = [dataclasses.replace(one, path=out / one.path.relative_to(draft)) for one in files]
+        _record(tuning, draft, placed, made, facts, notes)
+        if out.exists():
+            shutil.rmtree(out)
+        draft.replace(out)
+    return out / "record.json"
+
+
+def _made(tuning: Tuning, source: str, permission: str | None) -> tuple[Node, list[str]]:
+    """What is written, with its ancestors, and what the gate noted. Raises NotAllowed."""
+    model, recipe = tuning.model, tuning.recipe
     parent = ancestry.of_path(Path(source), None if Path(source) == Path(recipe.model.path).expanduser() else recipe.model.path)
     passed = gate.check(parent, ("modify",), Path.cwd(), permission)
     made = ancestry.child(parent, {file.name: sha256_of(model.checkpoint.folder / file.name) for file in model.checkpoint.files})
-    made = dataclasses.replace(made, parents=(*made.parents, *data_parents(tuning)))
-    halves = {f"{name}.weight": (part.a.detach(), part.b.detach(), part.scale) for name, part in tuning.trained.parts(model.decoder).items()}
-    lines = [f"{file.sha256}  {role}" for role, file in {**model.inputs(), **tuning.data.files}.items()]
-    card = Card(license=model.checkpoint.card.license, license_name=model.checkpoint.card.license_name, license_link=model.checkpoint.card.license_link,
-                base_models=(recipe.model.path,))
-    files = save_adapter(out, halves, model.spec, base=recipe.model.path, card=card, lineage=lines)
-    record = Record(kind="tune", settings=facts["settings"], seed=recipe.seed, inputs={**model.inputs(), **tuning.data.files}, measured=facts["measured"],
-                    output={"files": {str(one.path): {"sha256": one.sha256, "bytes": one.n_bytes} for one in files}, BASE: model.sha256, "lineage": lines,
-                            "ancestry": lineage.plain(made), "license_of_result": verdict.result_license(made)},
-                    licenses={model.checkpoint.name: model.report.license}, notes=list(passed.notes) if passed else [])
-    record.save(out / "record.json")
-    return out / "record.json"
+    return dataclasses.replace(made, parents=(*made.parents, *data_parents(tuning))), list(passed.notes) if passed else []
+
+
+def _lines(tuning: Tuning) -> list[str]:
+    return [f"{file.sha256}  {role}" for role, file in {**tuning.model.inputs(), **tuning.data.files}.items()]
+
+
+def _record(tuning: Tuning, folder: Path, files: Sequence[Written], made: Node, facts: dict[str, Any], notes: list[str]) -> Path:
+    model = tuning.model
+    record = Record(kind="tune", settings=facts["settings"], seed=tuning.recipe.seed, inputs={**model.inputs(), **tuning.data.files},
+                    measured=facts["measured"],
+                    output={"files": {str(one.path): {"sha256": one.sha256, "bytes": one.n_bytes} for one in files}, BASE: model.sha256,
+                            "lineage": _lines(tuning), "ancestry": lineage.plain(made), "license_of_result": verdict.result_license(made)},
+                    licenses={model.checkpoint.name: model.report.license}, notes=notes)
+    record.save(folder / "record.json")
+    return folder / "record.json"

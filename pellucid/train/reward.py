@@ -20,7 +20,7 @@ from pellucid.data.batch import Batch, micro
 from pellucid.data.example import Comparison, Example, Item
 from pellucid.data.render import Rendering
 from pellucid.data.shapes import Conversation, Message
-from pellucid.errors import BadRequest, EmptyPrompt, MissingTensors, UnsupportedModel
+from pellucid.errors import BadRequest, EmptyPrompt, LostTuning, MissingTensors, UnsupportedModel
 from pellucid.families import family
 from pellucid.families._describe import describe_checkpoint
 from pellucid.families._tokenizer import checkpoint_tokenizer
@@ -28,13 +28,17 @@ from pellucid.model.decoder import Decoder
 from pellucid.model.load import load_decoder
 from pellucid.model.parts import Project, Rows
 from pellucid.tokenizer import Tokenizer
+from pellucid.tokenizer.save import tokenizer_files
 from pellucid.train.method import Method
 from pellucid.train.recipe import part
-from pellucid.weights.checkpoint import Checkpoint, Stored, open_checkpoint
+from pellucid.weights.checkpoint import CONFIG, GENERATION, Checkpoint, Stored, open_checkpoint
+from pellucid.weights.drafts import Written
 from pellucid.weights.hub import resolve
 from pellucid.weights.inputs import input_files
+from pellucid.weights.packed import BESIDE as QUANTIZED
 from pellucid.weights.save import save_files
 
+KEPT = 0.9  # of the variance of scores: what has to be in what is written
 SCORE = "score.weight"  # as transformers calls it in every *ForSequenceClassification
 
 
@@ -88,22 +92,37 @@ def scored(decoder: Decoder, head: Project, tokens_T: Tensor, rows: Rows) -> Ten
     return scores
 
 
-def save_reward(folder: str | Path, base: Checkpoint, ours: Mapping[str, Tensor], head_1D: Tensor, *, beside: Sequence[Path] | None = None,
-                overwrite: bool = False) -> None:
+def save_reward(folder: Path, base: Checkpoint, ours: Mapping[str, Tensor], head_1D: Tensor, *, tokenizer: Tokenizer | None,
+                metadata: Mapping[str, str] | None = None) -> tuple[Written, ...]:
     """Writes a reward model in transformers' layout: the base's tensors, which training may have changed, without its unembedding, and the head.
 
-    ours: by our names. beside: files to copy along; None = the base's tokenizer. Raises what `save_files` raises.
+    ours: by our names. tokenizer: the base's, whose files are copied along, or made where the base is one GGUF file. Raises what `save_files` raises.
     """
     described = describe_checkpoint(base)
     spec = replace(described.spec, tied=True)  # an unembedding that is none of its own is not written
     causal = (base.config.get("architectures") or [""])[0]
     label = {"architectures": [causal.removesuffix("ForCausalLM").removesuffix("LMHeadModel") + "ForSequenceClassification"],
              "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-    weights = {file.name for file in base.files}
-    along = [path for name, path in input_files(base).items() if name not in weights and name not in ("config.json", "generation_config.json")]
+    weights = {file.name for file in base.files} | {CONFIG, GENERATION, *QUANTIZED}
+    beside = [path for name, path in input_files(base).items() if name not in weights]
+    texts = tokenizer_files(tokenizer, spec.n_ctx) if base.gguf is not None and tokenizer is not None else None
     table = family(spec.family).WEIGHTS | {SCORE: SCORE}
-    tensors = {name: tensor.detach() for name, tensor in ours.items() if name != "unembed.weight"} | {SCORE: head_1D.detach()}
-    save_files(folder, spec, table, tensors, {**described.config, **label}, beside=along if beside is None else beside, overwrite=overwrite)
+    tensors = {name: tensor.detach().cpu() for name, tensor in ours.items() if name != "unembed.weight"} | {SCORE: head_1D.detach().cpu()}
+    return save_files(folder, spec, table, tensors, {**described.config, **label}, beside=beside, texts=texts, metadata=metadata)
+
+
+def check_scores(folder: Path, decoder: Decoder, head: Project, adapter: str | None, rows: Sequence[Example]) -> None:
+    """Loads what was written. Raises LostTuning where it scores these rows otherwise than the model in training."""
+    batch = Batch.of(rows, decoder.embed.weight.device)
+    with torch.no_grad():
+        decoder.eval()
+        expected_B = scored(decoder, head, batch.tokens_T, Rows(batch.lengths, tuple(range(len(rows))), () if adapter is None else (adapter,) * len(rows)))
+    found_B = torch.tensor(RewardModel.load(folder).scores([row.ids for row in rows]))
+    apart, spread = (found_B - expected_B.cpu()).square().sum().item(), (expected_B - expected_B.mean()).square().sum().item()
+    if apart > (1 - KEPT) * spread + 1e-6:
+        raise LostTuning(f"what was written scores {len(rows)} rows otherwise than the model in training: the squared differences sum to {apart:.3g}, and "
+                         f"those between the rows' own scores to {spread:.3g}; nothing was kept. Train longer, or in float32 (model.dtype: float32)",
+                         share=1 - apart / max(spread, 1e-12))
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,8 @@ class Trained:
 
     def parts(self, decoder: Decoder) -> dict[str, LowRank]:
         """The adapter's parts by the names of their matrices, without .weight."""
-        names = dict.fromkeys(name.rpartition(".")[0] for name in self.parameters) if self.adapter is not None else {}
+        halves = [name for name in self.parameters if name.rpartition(".")[2].startswith("lora_")]  # a method's head is none
+        names = dict.fromkeys(name.rpartition(".")[0] for name in halves)
         return {name: decoder.get_submodule(name).adapters.get(NAME) for name in names}  # type: ignore[misc,union-attr]
 
 

@@ -10,11 +10,11 @@ import torch
 import transformers
 
 import pellucid
-from pellucid.errors import BadRequest, EmptyPrompt, MissingTensors, UnsupportedModel
-from pellucid.model.parts import Rows
+from pellucid.errors import BadRequest, EmptyPrompt, LostTuning, MissingTensors, UnsupportedModel
 from pellucid.train.methods import method_settings
+from pellucid.train.outcome import finish
 from pellucid.train.recipe import read_recipe
-from pellucid.train.reward import SCORE, RewardModel, new_head, save_reward, scored
+from pellucid.train.reward import SCORE, RewardModel, new_head
 from tests.train.test_methods import ASKED, BETTER, SHIPPED, WORSE, recipe, rows, run, turn  # noqa: F401, a fixture
 from tests.train.test_trl import N_VOCAB, llama
 
@@ -43,25 +43,35 @@ def test_a_model_of_another_family_too(tmp_path: Path) -> None:
     assert RewardModel.load(tmp_path, device="cpu").scores(IDS) == pytest.approx(theirs(tmp_path, IDS), abs=1e-5)
 
 
-def test_a_reward_model_learns_is_written_and_scores_what_it_learned(rows: dict[str, str], tmp_path: Path) -> None:  # noqa: F811
-    tuning, steps = run(recipe(rows["pairs"], tmp_path / "out", "reward", tune={"kind": "full"}, batch=6, steps=8, optim={"lr": 1e-3, "warmup": 0}))
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_reward_model_learns_is_written_and_scores_what_it_learned(rows: dict[str, str], tmp_path: Path, kind: str) -> None:  # noqa: F811
+    facts: dict[str, Any] = {"tune": {"kind": kind}, "batch": 6, "steps": 8, "optim": {"lr": 1e-3 if kind == "full" else 1e-2, "warmup": 0}}
+    tuning, steps = run(recipe(rows["pairs"], tmp_path / "out", "reward", **facts))
     assert steps[-1].told["accuracy"] == 1
     assert steps[-1].loss < 0.5 * steps[0].loss
     assert SCORE in tuning.trained.parameters
-    ours = dict(tuning.model.decoder.named_parameters())
-    save_reward(tmp_path / "saved", tuning.model.checkpoint, ours, tuning.trained.parameters[SCORE])
-    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    done = finish(tuning)
+    assert (done.kind, done.next) == ("reward", ["pellucid", "show", str(done.out)])
+    config = json.loads((done.out / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]
-    model = RewardModel.load(tmp_path / "saved", device="cpu")
+    record = json.loads(done.record.read_text())
+    assert set(record["output"]["files"]) == {str(path) for path in done.out.iterdir() if path.name != "record.json"}
+    model = RewardModel.load(done.out, device="cpu")
     good, bad = (model.scores([turn(q, a) for q, a in zip(ASKED, answers, strict=True)]) for answers in (BETTER, WORSE))
     assert all(w > worse for w, worse in zip(good, bad, strict=True))
     item = tuning.data.stock.sources[0].items[0]
-    with torch.no_grad():
-        [own] = scored(tuning.model.decoder, tuning.run.method.head, torch.tensor(item.chosen.ids), Rows.of(len(item.chosen.ids))).tolist()
-    assert good[0] == pytest.approx(own, abs=1e-4)  # rendered as in training
     ids = [list(item.chosen.ids), list(item.rejected.ids)]
-    assert model.scores(ids) == pytest.approx(theirs(tmp_path / "saved", ids), abs=1e-4)
-    assert (tmp_path / "saved" / "tokenizer.json").is_file()
+    assert [good[0], bad[0]] == pytest.approx(model.scores(ids), abs=1e-5)  # rendered as in training
+    assert model.scores(ids) == pytest.approx(theirs(done.out, ids), abs=1e-4)
+    assert (done.out / "tokenizer.json").is_file()
+
+
+def test_a_reward_model_that_scores_otherwise_when_written_is_refused(rows: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    tuning, _ = run(recipe(rows["pairs"], tmp_path / "out", "reward", steps=1))
+    monkeypatch.setattr(RewardModel, "scores", lambda self, rows: [float(i % 2) for i, _ in enumerate(rows)])
+    with pytest.raises(LostTuning, match=r"scores \d+ rows otherwise than the model in training.*nothing was kept"):
+        finish(tuning)
+    assert not (tmp_path / "out" / "model").exists()
 
 
 def test_a_head_is_the_same_for_a_seed() -> None:
