@@ -19,6 +19,7 @@ COMMANDS = {
     "serve": ("pellucid.cli.serve", "OpenAI's API over models of this machine"),
     "keys": ("pellucid.cli.keys", "who may use a server, and what they have used"),
     "tune": ("pellucid.cli.tune", "train a model, or an adapter for it, on data of your own"),
+    "merge": ("pellucid.cli.merge", "a model and an adapter into one checkpoint, checked"),
     "imatrix": ("pellucid.cli.imatrix", "which columns of the matrices count, measured on text"),
     "show": ("pellucid.cli.show", "what a checkpoint is: family, sizes, license, hashes, chat template"),
     "pull": ("pellucid.cli.pull", "download a model: pinned, resumed, verified"),

@@ -27,6 +27,7 @@ from pellucid.weights.packed_rows import PackedWeight
 ROWS = 32  # sequences that a result is held against
 MOST = 512  # tokens of each
 _UNWATCHED = Watch()
+NOTHING, NOISE = 1e-9, 1e-6  # nats a token: an adapter that changes less has changed nothing; what float32 computes otherwise from one build to the next
 LOST = 0.5  # of the change: what a result may differ from the model in training, against what that differs from its base
 
 
@@ -97,10 +98,10 @@ def held_against(model: Model, rows: Sequence[Item], adapter: str | None, base: 
     def check(place: Path) -> Survived:
         tuned = log_probs(model.decoder, sample, adapter)
         before = log_probs(model.decoder if base is None else base().decoder, sample, None)
-        result = pellucid.load(place, activations="exact")
+        result = pellucid.load(place, dtype=model.report.dtype, activations="exact")
         after = log_probs(result.decoder, sample, None)
         survived = Survived(kl=_kl(tuned, after), base_kl=_kl(tuned, before), top1=_top1(tuned, after), tokens=sum(len(t) for t in tuned))
-        if survived.base_kl > 1e-6 and survived.share < LOST:
+        if survived.base_kl > NOTHING and survived.kl > NOISE and survived.share < LOST:
             raise LostTuning(f"what was written has lost the tuning: it is {survived.kl:.3g} nats a token from the model in training, whose base is "
                              f"{survived.base_kl:.3g} from it, on {survived.tokens:,} tokens; nothing was kept. Its numbers are too coarse for so small a "
                              f"change: write it in float32 or bfloat16 without quantizing, or keep the adapter", share=survived.share)

@@ -1,0 +1,72 @@
+"""`pellucid merge`: the result computes what base and adapter do, or is not kept."""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import pellucid
+from pellucid.cli._options import SHIPPED
+from pellucid.records import Record
+
+from .conftest import Said
+
+Say = Callable[..., Said]
+
+
+def adapter(folder: Path, size: float) -> Path:
+    """Of every query and gate of the shipped model."""
+    folder.mkdir()
+    noise = torch.Generator().manual_seed(3)
+    sizes = {"self_attn.q_proj": (256, 256), "mlp.gate_proj": (768, 256)}
+    tensors = {}
+    for layer in range(6):
+        for name, (F, D) in sizes.items():
+            where = f"base_model.model.model.layers.{layer}.{name}"
+            tensors |= {f"{where}.lora_A.weight": torch.randn(4, D, generator=noise) * D**-0.5,
+                        f"{where}.lora_B.weight": size * torch.randn(F, 4, generator=noise)}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 4, "base_model_name_or_path": "shipped"}))
+    return folder
+
+
+@pytest.mark.parametrize("out", ["merged", "merged.gguf"])
+def test_a_merge_computes_what_base_and_adapter_do(say: Say, tmp_path: Path, out: str) -> None:
+    own = adapter(tmp_path / "a", 0.05)
+    told = json.loads(say("merge", "shipped", str(own), str(tmp_path / out), "--dtype", "f32", "--json").out)
+    assert told["share"] > 0.999
+    assert told["base_kl"] > 1e-3
+    both = pellucid.load(SHIPPED, dtype="float32", activations="exact", adapters={"own": own})
+    one = pellucid.load(tmp_path / out, activations="exact")
+    ids = both.tokenizer.encode("It was a dark and stormy night")
+    torch.testing.assert_close(one.logits(ids), both.logits(ids, adapter="own"), rtol=1e-3, atol=2e-3)
+    record = Record.read(tmp_path / out / "record.json" if out == "merged" else tmp_path / "merged.record.json")
+    assert record.kind == "merge"
+    assert "adapter/adapter_model.safetensors" in record.inputs
+
+
+def test_a_merge_that_rounding_would_swallow_is_not_kept(say: Say, tmp_path: Path) -> None:
+    own = adapter(tmp_path / "a", 2e-4)
+    done = say("merge", "shipped", str(own), str(tmp_path / "m.gguf"), "--quantize", "Q4_0")
+    assert done.code == 1
+    assert "has lost the tuning" in done.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"out": "a"}, "is there, and nothing was written"),
+    ({"text": "short.txt"}, "32 at least are needed"),
+    ({"adapter": "nowhere"}, "nowhere"),
+])
+def test_what_cannot_be_merged_is_said_and_nothing_is_lost(say: Say, tmp_path: Path, change: dict[str, str], words: str) -> None:
+    own = adapter(tmp_path / "a", 0.05)
+    (tmp_path / "short.txt").write_text("too short")
+    more = ["--text", str(tmp_path / change["text"])] if "text" in change else []
+    done = say("merge", "shipped", str(tmp_path / change["adapter"]) if "adapter" in change else str(own), str(tmp_path / change.get("out", "m")), *more)
+    assert done.code in (1, 2)
+    assert words in done.err
+    assert len(list(own.iterdir())) == 2
