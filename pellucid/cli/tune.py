@@ -23,6 +23,7 @@ def command(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="On top of it, such as optim.lr=3e-4 steps=200.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest state in the recipe's folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read the data, load the model, say what would be done, and stop.")] = False,
+    preview: Annotated[int | None, typer.Option("--preview", metavar="N", min=1, help="Show the first N items as they are learned from, and stop.")] = None,
     permission: Annotated[str | None, typer.Option("--permission", metavar="REFERENCE", help="To one, where a license stops what pellucid.toml declares; it "
                                                                                             "is recorded.")] = None,
     quiet: o.Quiet = False,
@@ -34,6 +35,7 @@ def command(
 
     \b
     pellucid tune recipe.yaml
+    pellucid tune recipe.yaml --preview 3
     pellucid tune recipe.yaml steps=20 batch=4 --dry-run
     pellucid tune recipe.yaml --resume
     """
@@ -41,6 +43,9 @@ def command(
     from pellucid.train.recipe import read_recipe
     from pellucid.train.tuning import prepare
     asked = read_recipe(recipe, overrides or ())
+    if preview is not None:
+        _preview(asked, preview, quiet, json)
+        return
     with _interrupts() as asked_to_stop, _Watch(quiet, Path(asked.out.folder)) as watch:
         tuning = prepare(asked, observe=watch, resume=resume, asked_to_stop=asked_to_stop)
         if not quiet:
@@ -65,6 +70,27 @@ def command(
     next_step(*done.next)
 
 
+def _preview(asked: Any, n: int, quiet: bool, json: bool) -> None:
+    """The items that come first, with what is learned of them."""
+    from itertools import chain, islice
+
+    from pellucid.data import preview
+    from pellucid.train.tuning import load_model, read_data
+    model = load_model(asked)
+    data = read_data(asked, model, None)
+    steps = -(-min(n, data.learned.n_items) // asked.batch)
+    items = list(islice(chain.from_iterable(map(data.stock.step, range(steps))), min(n, data.learned.n_items)))
+    if json:
+        emit({"items": [preview.plain(model.tokenizer, item) for item in items], "statistics": data.learned.plain(), "shapes": list(data.shapes)})
+        return
+    colors = sys.stdout.isatty()
+    print("\n\n".join(preview.shown(model.tokenizer, item, colors=colors, harmless=harmless) for item in items))
+    if not quiet:
+        told = data.learned
+        note(f"\nlearned is what is {'green' if colors else 'between ⟦ and ⟧'} · all: {told.n_items:,} items ({', '.join(data.shapes)}), {told.n_tokens:,} "
+             f"tokens, {told.learned_share:.0%} learned")
+
+
 def _plan(tuning: Any) -> str:
     """What is about to happen, before the first step."""
     lines = ["", f"trained     {count(tuning.trained.n_parameters)} parameters"
@@ -73,13 +99,13 @@ def _plan(tuning: Any) -> str:
     width = max(len(kind) for kind, _, _ in tuning.trained.table())
     lines += [f"            {harmless(kind):<{width}}  {n:>4} x  {count(numbers // n)}" for kind, n, numbers in tuning.trained.table()]
     data = tuning.data.learned
-    lines += [f"data        {data.n_items:,} items ({', '.join(tuning.data.shapes)}) · {data.n_tokens:,} tokens, {data.n_learned / data.n_tokens:.0%} "
-              f"learned · longest {data.lengths[-1]:,}, median {data.lengths[len(data.lengths) // 2]:,}"]
+    lines += [f"data        {data.n_items:,} items ({', '.join(tuning.data.shapes)}) · {data.n_tokens:,} tokens, {data.learned_share:.0%} "
+              f"learned · longest {data.length_at(1):,}, median {data.length_at(0.5):,}"]
     if tuning.data.held_out:
         lines.append(f"held out    {len(tuning.data.held_out):,} items")
-    for name, pairs in (("the same", data.duplicates), ("asked alike and answered otherwise", data.conflicting)):
-        if pairs:
-            lines.append(f"note        {len(pairs):,} rows are {name}, first {pairs[0][0]} and {pairs[0][1]}")
+    for name, n, pairs in (("the same as another", data.n_duplicates, data.duplicates), ("at odds with another", data.n_conflicting, data.conflicting)):
+        if n:
+            lines.append(f"note        {n:,} rows are {name}, first {pairs[0][1]} and {pairs[0][0]}")
     if tuning.data.too_long:
         lines.append(f"note        {len(tuning.data.too_long):,} rows were too long and {'cut' if tuning.recipe.data.too_long == 'cut' else 'left out'}")
     run = tuning.run

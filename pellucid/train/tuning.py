@@ -67,7 +67,7 @@ class Tuning:
         data = self.data.learned
         return {"steps": self.run.steps, "from_step": self.run.progress.step, "parameters": self.trained.n_parameters, "trained": self.trained.table(),
                 "items": data.n_items, "tokens": data.n_tokens, "learned": data.n_learned, "shapes": list(self.data.shapes),
-                "duplicates": len(data.duplicates), "conflicting": len(data.conflicting), "too_long": len(self.data.too_long),
+                "duplicates": data.n_duplicates, "conflicting": data.n_conflicting, "too_long": len(self.data.too_long),
                 "held_out": len(self.data.held_out), "recipe": self.recipe.plain()}
 
     @property
@@ -125,8 +125,8 @@ def load_model(recipe: Recipe) -> Model:
                          threads=recipe.threads)
 
 
-def read_data(recipe: Recipe, model: Model, method: Method) -> Data:
-    """Every row of the recipe, as items. Raises BadData or BadRequest for the first that nothing can be learned from."""
+def read_data(recipe: Recipe, model: Model, method: Method | None) -> Data:
+    """Every row of the recipe, as items; of any kind where no method is given. Raises BadData or BadRequest for the first that nothing can be learned from."""
     part = recipe.data
     how = rendering(recipe, model)
     sources, shapes, files, apart = [], [], {}, list[Item]()
@@ -191,9 +191,9 @@ def _items(source: SourcePart, how: Rendering, files: dict[str, Input], role: st
     return found.items, found.shape
 
 
-def _check_kind(first: Item, method: Method, source: SourcePart) -> None:
+def _check_kind(first: Item, method: Method | None, source: SourcePart) -> None:
     """One item tells: a set has one shape, and a shape one kind of item."""
-    if not isinstance(first, method.takes):
+    if method is not None and not isinstance(first, method.takes):
         names = [kind.__name__.lower() for kind in (method.takes if isinstance(method.takes, tuple) else (method.takes,))]
         raise BadData(f"{first.origin} is a {type(first).__name__.lower()}, and method {method.name} learns from {' or '.join(names)}s. Give other data "
                       f"({os.fspath(source.path or source.hub or '')}), or another method", [first.origin])

@@ -107,3 +107,23 @@ def test_a_dry_run_says_what_would_be_done(say: Say, here: Path) -> None:
     assert (told["steps"], told["items"], told["held_out"], told["shapes"]) == (6, 52, 8, ["messages"])
     assert told["parameters"] > 0
     assert not (here / "out").exists()
+
+
+def test_a_preview_shows_what_is_learned_and_writes_nothing(say: Say, here: Path) -> None:
+    done = say("tune", "r.yaml", "--preview", "2", "data.shuffle=false", "data.held_out=0")
+    answers = [json.loads(line)["messages"][1]["content"] for line in (here / "rows.jsonl").read_text().splitlines()]
+    assert [re.search(r"⟦ ?(.*?)<", text).group(1) for text in done.out.split("\n\nrows.jsonl")] == answers[:2]  # type: ignore[union-attr]
+    told = json.loads(say("tune", "r.yaml", "--preview", "3", "--json").out)
+    assert [len(told["items"]), told["statistics"]["items"], told["shapes"]] == [3, 52, ["messages"]]
+    assert len(json.loads(say("tune", "r.yaml", "--preview", "500", "--json").out)["items"]) == 52
+    assert not (here / "out").exists()
+
+
+def test_rows_that_are_alike_or_at_odds_are_told_before_the_first_step(say: Say, here: Path) -> None:
+    first = (here / "rows.jsonl").read_text().splitlines()[0]
+    other = first.replace('"assistant", "content": "', '"assistant", "content": "Not ')
+    with (here / "rows.jsonl").open("a") as file:
+        file.write(f"{first}\n{other}\n")
+    told = say("tune", "r.yaml", "data.held_out=0", "--dry-run").err
+    assert "1 rows are the same as another, first rows.jsonl:61 and rows.jsonl:1" in told
+    assert "1 rows are at odds with another, first rows.jsonl:62 and rows.jsonl:1" in told
