@@ -182,8 +182,8 @@ def main() -> None:
     print("| | pellucid | trl | ratio (worst to best round) |\n| --- | --- | --- | --- |")
     for row, r in report(rounds).items():
         print(f"| {row.replace('_', ' ')} | {r['pellucid']:,.0f} | {r['trl']:,.0f} | **{r['ratio']:.2f}** ({r['ratio_min']:.2f} to {r['ratio_max']:.2f}) |")
-    print(f"\n{args.method}, {args.batch} rows of {args.length} tokens a step, {args.steps} steps, {args.rounds} rounds. Losses of the same step apart by at most "
-          f"{apart:.1e}.")
+    print(f"\n{args.method}, {args.batch} rows of {args.length} tokens a step, {args.steps} steps, {args.rounds} rounds. "
+          f"Losses of the same step apart by at most {apart:.1e}.")
     return None
 
 

@@ -55,6 +55,10 @@ class LowRank(nn.Module):
         """What is added, (T, F), in the dtype of a and b."""
         return self.ops.matmul(self.ops.matmul(x_TD.to(self.a.dtype), self.a), self.b) * self.scale
 
+    def add(self, x_TD: Tensor, y_TF: Tensor) -> Tensor:
+        """y and what is added, perhaps in y's place."""
+        return self.ops.low_rank(y_TF, x_TD, self.a, self.b, self.scale)
+
 
 class Adapters(nn.Module):
     """The parts that loaded adapters have in one matrix, by the adapters' names."""
@@ -78,7 +82,7 @@ class Adapters(nn.Module):
         for name, token_N in choice.parts:
             part = self.get(name)
             if part is not None and token_N is None:
-                y_TF = y_TF + part(x_TD).to(y_TF.dtype)
+                y_TF = part.add(x_TD, y_TF)
             elif part is not None:
                 y_TF = y_TF.index_add(0, token_N, part(x_TD.index_select(0, token_N)).to(y_TF.dtype))  # type: ignore[arg-type]
         return y_TF

@@ -147,6 +147,10 @@ class Ops(Protocol):
         """x @ weight.T + bias, shape (T, F). A packed weight is never unpacked as a whole, and takes no gradient; x and the bias do."""
         ...
 
+    def low_rank(self, y_TF: Tensor, x_TD: Tensor, a_rD: Tensor, b_Fr: Tensor, scale: float) -> Tensor:
+        """y + scale * (x @ a.T) @ b.T, in y's dtype and perhaps in its place: what an adapter adds to what a matrix made of x."""
+        ...
+
     def embed(self, weight_VD: Weight, tokens_T: Tensor) -> Tensor:
         """Rows of the weight, unpacked, in the weight's dtype: (T, D)."""
         ...

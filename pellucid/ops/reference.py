@@ -63,6 +63,9 @@ class Reference:
             return matmul_packed(rounded(x_TD) if self.activations == "int8" and is_rounded(x_TD, weight_FD) else x_TD, weight_FD, bias_F)
         return F.linear(x_TD, weight_FD, bias_F)
 
+    def low_rank(self, y_TF: Tensor, x_TD: Tensor, a_rD: Tensor, b_Fr: Tensor, scale: float) -> Tensor:
+        return y_TF + (self.matmul(self.matmul(x_TD.to(a_rD.dtype), a_rD), b_Fr) * scale).to(y_TF.dtype)
+
     def embed(self, weight_VD: Weight, tokens_T: Tensor) -> Tensor:
         if isinstance(weight_VD, PackedWeight):
             return self.unpack(weight_VD[tokens_T], weight_VD.dtype)

@@ -2,6 +2,7 @@
 multiplied in float32 and forgotten (ops/cpu/stored.h). What is mapped stays mapped; nothing is put in another order."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -40,22 +41,29 @@ def multiply(variant: str, x_TD: Tensor, weight_FD: PackedWeight) -> Tensor:
         raise ValueError(f"rows of {D} numbers times a matrix of {F} x {columns}")
     if not T * D * F:
         return torch.zeros(T, F)
-    x_TD, out_TF, no = x_TD.float().contiguous(), torch.empty(T, F), torch.empty(0)
-    points, scales, zeros, format, each, group, zero = no, no, no, "groups", 0, 0, 0.0
+    x_TD, out_TF = x_TD.float().contiguous(), torch.empty(T, F)
+    native.set_threads(n_threads())
+    facts = described(weight_FD)
+    native.matmul_stored(variant, *addresses(facts), x_TD.data_ptr(), T, 0, out_TF.data_ptr())
+    return out_TF
+
+
+def described(weight_FD: PackedWeight) -> tuple[str | int | float | Tensor, ...]:
+    """What kernels ask of a weight: format, rows, their bytes, F, D, what codes mean, how many to a byte, the group, its scales and zeros, the zero of all."""
+    (F, D), no = weight_FD.shape, torch.empty(0)
     if isinstance(weight_FD, GroupRows):
-        rows, points, scales = weight_FD.codes, table(weight_FD), weight_FD.scales.float().contiguous()
-        each, group = 8 // weight_FD.width, weight_FD.group
+        rows, scales, zeros, zero = weight_FD.codes.contiguous(), weight_FD.scales.float().contiguous(), no, 0.0
         if isinstance(weight_FD.zeros, Tensor):
             zeros = weight_FD.zeros.float().contiguous()
         else:
             zero = float(weight_FD.zeros)
-    else:
-        assert isinstance(weight_FD, PackedRows)
-        rows, format = weight_FD.bytes, weight_FD.format
-        if format in _GRIDS:
-            points = grid(_GRIDS[format], rows.device)
-    rows = rows.contiguous()
-    native.set_threads(n_threads())
-    native.matmul_stored(variant, format, rows.data_ptr(), rows.shape[1], F, D, points.data_ptr(), each, group, scales.data_ptr(), zeros.data_ptr(), zero,
-                         x_TD.data_ptr(), T, 0, out_TF.data_ptr())
-    return out_TF
+        return "groups", rows, rows.shape[1], F, D, table(weight_FD), 8 // weight_FD.width, weight_FD.group, scales, zeros, zero
+    assert isinstance(weight_FD, PackedRows)
+    rows = weight_FD.bytes.contiguous()
+    points = grid(_GRIDS[weight_FD.format], rows.device) if weight_FD.format in _GRIDS else no
+    return weight_FD.format, rows, rows.shape[1], F, D, points, 0, 0, no, no, 0.0
+
+
+def addresses(facts: Sequence[str | int | float | Tensor]) -> list[str | int | float]:
+    """The same with addresses for tensors, which have to live as long as they are used."""
+    return [fact.data_ptr() if isinstance(fact, Tensor) else fact for fact in facts]

@@ -16,12 +16,16 @@ import torch
 from torch import Tensor
 
 from pellucid.ops.fused import Fused
-from pellucid.ops.interface import Activations
+from pellucid.ops.interface import Activations, Weight
 from pellucid.ops.panels import n_threads, native
+from pellucid.ops.stored import PLAIN, addresses, described, formats
 from pellucid.spec import Activation
+from pellucid.weights.group_rows import GroupRows
+from pellucid.weights.packed_rows import PackedRows, PackedWeight
 
 KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 PARTS = 32  # of a norm's rows: each sums the gradient of the weight for itself, so that it is the same on any number of threads
+BLOCK = 12 << 20  # numbers unpacked at once: 24 MB of bfloat16, which glibc takes from its heap and not from the system (model/memory.py)
 WIDEST = 256  # channels of a head for which attention's blocks fit a core's caches
 
 
@@ -41,7 +45,20 @@ class Training(Fused):
     def describe(self) -> str:
         if native is None:
             return "training: torch's, as no kernels are installed"
-        return f"training: {'attend, ' * self.tiles}normalize, rotate, gated, surprise native ({self.variant}) · the rest fused, reference"
+        return f"training: {'attend, ' * self.tiles}normalize, rotate, gated, surprise, unpack native ({self.variant}) · the rest fused, reference"
+
+    def matmul(self, x_TD: Tensor, weight_FD: Weight, bias_F: Tensor | None = None) -> Tensor:
+        if not (x_TD.dtype in KINDS and isinstance(weight_FD, PackedWeight) and has_kernel(weight_FD) and x_TD.is_cpu and self.activations == "exact"):
+            return super().matmul(x_TD, weight_FD, bias_F)
+        out_TF: Tensor = _Unpacked.apply(x_TD, weight_FD, bias_F, self.variant)
+        return out_TF
+
+    def low_rank(self, y_TF: Tensor, x_TD: Tensor, a_rD: Tensor, b_Fr: Tensor, scale: float) -> Tensor:
+        """In the dtype of x and y, whatever a and b are kept in; their gradients are added up in float32 and rounded once to it."""
+        if y_TF.dtype != x_TD.dtype:
+            return super().low_rank(y_TF, x_TD, a_rD, b_Fr, scale)
+        out_TF: Tensor = _LowRank.apply(y_TF, x_TD, a_rD, b_Fr, scale)
+        return out_TF
 
     def normalize(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, *,
                   kind: Literal["rms", "layer"], eps: float, offset: float) -> Tensor:
@@ -84,6 +101,45 @@ class Training(Fused):
             raise ValueError(f"targets are {N} whole numbers below {V}, got {tuple(target_N.shape)} of {target_N.dtype}")
         native.learn.surprise(self.variant, KINDS[logits_NV.dtype], logits_NV.data_ptr(), target_N.data_ptr(), N, V, out_N.data_ptr(), *threads())
         return out_N, logits_NV
+
+
+class _Unpacked(torch.autograd.Function):
+    """A product with a packed weight, unpacked block by block for torch's own products and forgotten: their tiles are worth more than the memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, weight_FD: PackedWeight, bias_F: Tensor | None, variant: str) -> Tensor:
+        ctx.weight, ctx.variant = weight_FD, variant
+        parts = [x_TD @ unpacked(part, x_TD.dtype, variant).T for part in weight_FD.parts(BLOCK)]
+        out_TF = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return out_TF if bias_F is None else out_TF.add_(bias_F)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        [by_TF], by_TD, start = grads, None, 0
+        for part in ctx.weight.parts(BLOCK) if ctx.needs_input_grad[0] else ():
+            by_Tn, numbers_nD = by_TF[:, start : start + part.shape[0]], unpacked(part, by_TF.dtype, ctx.variant)
+            by_TD = by_Tn @ numbers_nD if by_TD is None else by_TD.addmm_(by_Tn, numbers_nD)
+            start += part.shape[0]
+        return by_TD, None, by_TF.sum(0) if ctx.needs_input_grad[2] else None, None
+
+
+class _LowRank(torch.autograd.Function):
+    """y + scale * (x A') B', in y's place: no other tensor of y's size is made."""
+
+    @staticmethod
+    def forward(ctx: Any, y_TF: Tensor, x_TD: Tensor, a_rD: Tensor, b_Fr: Tensor, scale: float) -> Tensor:
+        a_rD, b_Fr = a_rD.to(x_TD.dtype), b_Fr.to(x_TD.dtype)
+        u_Tr = (x_TD @ a_rD.T).mul_(scale)
+        ctx.mark_dirty(y_TF)
+        ctx.save_for_backward(x_TD, a_rD, b_Fr, u_Tr)
+        ctx.scale = scale
+        return y_TF.addmm_(u_Tr, b_Fr.T)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x_TD, a_rD, b_Fr, u_Tr), by_TF = ctx.saved_tensors, grads[0]
+        by_u_Tr, asked = (by_TF @ b_Fr).mul_(ctx.scale), ctx.needs_input_grad
+        return (by_TF, by_u_Tr @ a_rD if asked[1] else None, by_u_Tr.T @ x_TD if asked[2] else None, by_TF.T @ u_Tr if asked[3] else None, None)
 
 
 class _Normalize(torch.autograd.Function):
@@ -184,6 +240,19 @@ def fits(x: Tensor, *others: Tensor | None) -> bool:
     return native is not None and x.is_cpu and x.dtype in KINDS and x.numel() > 0 and all(o is None or (o.is_cpu and o.dtype == x.dtype) for o in others)
 
 
+def has_kernel(weight_FD: PackedWeight) -> bool:
+    """Whether there is a kernel that unpacks this weight, as it is stored on this CPU."""
+    there = isinstance(weight_FD, GroupRows) or (isinstance(weight_FD, PackedRows) and weight_FD.format in formats() - {*PLAIN})
+    return native is not None and there and len(weight_FD.shape) == 2 and all(weight_FD.shape) and weight_FD.device.type == "cpu"
+
+
+def unpacked(weight_FD: PackedWeight, dtype: torch.dtype, variant: str) -> Tensor:
+    """All its numbers, (F, D), rounded once."""
+    facts, out_FD = described(weight_FD), torch.empty(weight_FD.shape, dtype=dtype)
+    native.learn.unpack(variant, KINDS[dtype], *addresses(facts), out_FD.data_ptr(), *threads())
+    return out_FD
+
+
 def pointer(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
@@ -197,10 +266,10 @@ def threads() -> tuple[int, int]:
 
 @cache
 def torch_parallel() -> int:
-    """The address of GOMP_parallel in the libgomp that torch works with; 0 where it works with another library, or there are two of it."""
-    maps = Path("/proc/self/maps")
-    found = set(re.findall(r"/\S*/libgomp[\w.-]*", maps.read_text())) if maps.exists() else set()
-    if len(found) != 1:
+    """The address of GOMP_parallel in the libgomp that torch works with, which lies beside it; 0 where it works with another library."""
+    maps, own = Path("/proc/self/maps"), str(Path(torch.__file__).parent)
+    found = sorted(set(re.findall(r"/\S*/libgomp[\w.-]*", maps.read_text())), key=lambda path: not path.startswith(own)) if maps.exists() else []
+    if not found or not (found[0].startswith(own) or len(found) == 1):
         return 0
-    library = ctypes.CDLL(found.pop(), mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+    library = ctypes.CDLL(found[0], mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
     return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0

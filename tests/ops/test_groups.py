@@ -85,11 +85,12 @@ def test_a_number_is_what_its_code_means_times_the_scale_of_its_group(kind, grou
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_matmul_and_embed(ops, kind):
+    roundings = 2 if ops.name == "training" else 1  # which rounds weights to the dtype, for the products of its tiles
     for dtype, T in itertools.product(DTYPES, (0, 1, 5)):
         weight, x, bias = rows(kind, dtype=dtype), random(T, D, dtype=dtype), random(F, dtype=dtype, seed=2)
         dense = unpack(weight)
         if T:
-            near(ops.matmul(x, weight, bias), x.float() @ dense.T + bias.float(), dtype, 1)
+            near(ops.matmul(x, weight, bias), x.float() @ dense.T + bias.float(), dtype, roundings)
         assert ops.matmul(x, weight).shape == (T, F)
         some = torch.tensor([3, 0, 8, 3])
         assert torch.equal(ops.embed(weight, some), dense[some].to(dtype))
@@ -114,7 +115,7 @@ def test_columns_in_another_order_are_put_back(ops, kind):
     near(x.grad, grad @ dense, torch.float32, 2)
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "native"])  # which unpacks a few rows in its own cache
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name not in ("native", "training")])  # whose blocks are others
 def test_no_more_is_unpacked_at_once_than_a_block(backend, monkeypatch):
     ops = choose(backend, "exact")
     seen: list[tuple[int, ...]] = []

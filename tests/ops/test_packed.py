@@ -36,13 +36,14 @@ def weights(name: str, n_rows: int = F, dtype: torch.dtype = torch.float32) -> P
 
 @pytest.mark.parametrize("name", UNPACK)
 def test_matmul_and_embed(ops, name):
+    roundings = 2 if ops.name == "training" else 1  # which rounds weights to the dtype, for the products of its tiles
     for dtype, T in itertools.product(DTYPES, (0, 1, 5)):
         weight, x, bias = weights(name, dtype=dtype), random(T, D, dtype=dtype), random(F, dtype=dtype, seed=2)
         dense = unpack(weight)
         assert dense.shape == (F, D)
         if T:
-            near(ops.matmul(x, weight), x.float() @ dense.T, dtype, 1)
-            near(ops.matmul(x, weight, bias), x.float() @ dense.T + bias.float(), dtype, 1)
+            near(ops.matmul(x, weight), x.float() @ dense.T, dtype, roundings)
+            near(ops.matmul(x, weight, bias), x.float() @ dense.T + bias.float(), dtype, roundings)
         assert ops.matmul(x, weight).shape == (T, F)
         rows = torch.tensor([3, 0, 8, 3])
         assert torch.equal(ops.embed(weight, rows), dense[rows].to(dtype))
@@ -60,7 +61,7 @@ def test_float64_stays_float64(ops):
     assert (ops.matmul(x, weight) - x @ unpack(weight).double().T).abs().max() < 1e-11
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "native"])  # which unpacks a few rows in its own cache
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name not in ("native", "training")])  # whose blocks are others
 def test_no_more_is_unpacked_at_once_than_a_block(backend, monkeypatch):
     ops = choose(backend, "exact")
     seen: list[tuple[int, ...]] = []

@@ -14,6 +14,9 @@ from pellucid.ops.interface import Ops
 from pellucid.ops.panels import native
 from pellucid.ops.reference import Reference
 from pellucid.ops.training import Training
+from pellucid.ops.unpack import unpack
+from tests.ops.test_groups import rows
+from tests.ops.test_stored import blocks
 from tests.train.tiny import tiny_decoder
 
 pytestmark = pytest.mark.native
@@ -154,3 +157,35 @@ def test_a_whole_decoders_gradients_are_the_references() -> None:
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[1].items():
         torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()), msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_an_adapter_adds_and_its_gradients_are_the_references(dtype: torch.dtype) -> None:
+    def compute(ops: Ops, x: Tensor, w: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return ops.low_rank(ops.matmul(x, w), x, a, b, 0.5)
+
+    agree(Training(), compute, drawn((T, 24), (40, 24), (3, 24), (40, 3), dtype=dtype), 2)
+
+
+def test_adapters_in_float32_beside_a_model_in_bfloat16_are_trained_in_float32() -> None:
+    [x, w, a, b] = drawn((T, 24), (40, 24), (3, 24), (40, 3), dtype=torch.float32)
+    a.requires_grad_(), b.requires_grad_()
+    out = Training().low_rank(x.bfloat16() @ w.bfloat16().T, x.bfloat16(), a, b, 0.5)
+    out.sum().backward()
+    assert (out.dtype, a.grad.dtype, b.grad.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("format", ["Q4_K", "Q6_K", "Q8_0", "IQ3_S", "book", "int8"])
+def test_products_with_packed_weights_are_those_with_their_numbers(ops: Training, format: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = rows(format) if format in ("book", "int8") else blocks(format, 40, 512, monkeypatch)
+    numbers = training.unpacked(weight, dtype, ops.variant)
+    assert torch.equal(numbers, unpack(weight).to(dtype))
+    assert len(numbers.unique()) > 2
+    agree(ops, lambda o, x, bias: o.matmul(x, weight, bias), drawn((T, weight.shape[1]), (weight.shape[0],), dtype=dtype), 16)
+    monkeypatch.setattr(training, "BLOCK", 7 * weight.shape[1] + 1)
+    seen: list[int] = []
+    monkeypatch.setattr(training, "unpacked", lambda part, *how: seen.append(part.shape[0]) or unpack(part).to(how[0]))
+    agree(ops, lambda o, x, bias: o.matmul(x, weight, bias), drawn((T, weight.shape[1]), (weight.shape[0],), dtype=dtype), 16)
+    F = weight.shape[0]
+    assert seen == [*[7] * (F // 7), F % 7] * 2, "so many rows at once, forward and back"

@@ -31,6 +31,7 @@ struct Learn {
   void (*gate_back)(const void* gate, const void* up, const void* by_out, int64_t n, void* by_gate, void* by_up);
   // Of rows of V logits: the surprise of the target, -log p(target), and in the logits' place the surprise's gradient by them.
   void (*surprise)(void* logits, const int64_t* target, int64_t V, int64_t first, int64_t last, float* out);
+  void (*round)(const float* x, int64_t n, void* out);
 };
 
 // kind: f32 or bf16.

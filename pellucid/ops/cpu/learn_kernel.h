@@ -159,8 +159,14 @@ void surprise_rows(void* logits_, const int64_t* target, int64_t V, int64_t firs
 }
 
 template <class N>
+void round_numbers(const float* x, int64_t n, void* out_) {
+  N* out = static_cast<N*>(out_);
+  vectors(n, [&](int64_t i, auto m) { give(out + i, take(x + i, m), m); });
+}
+
+template <class N>
 constexpr Learn learn_of() {
-  return {normalize_rows<N>, normalize_rows_back<N>, turn_rows<N>, gate_numbers<N>, gate_numbers_back<N>, surprise_rows<N>};
+  return {normalize_rows<N>, normalize_rows_back<N>, turn_rows<N>, gate_numbers<N>, gate_numbers_back<N>, surprise_rows<N>, round_numbers<N>};
 }
 
 }  // namespace

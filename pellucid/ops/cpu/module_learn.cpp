@@ -10,7 +10,9 @@
 
 #include "attend_learn.h"
 #include "kinds.h"
+#include "lanes_table.h"
 #include "learn.h"
+#include "stored.h"
 #include "torch_threads.h"
 
 namespace nb = nanobind;
@@ -80,6 +82,27 @@ void surprise(const std::string& variant, const std::string& kind, uintptr_t log
             [&](int64_t first, int64_t last) { learn.surprise(at<void>(logits), at<int64_t>(target), V, first, last, at<float>(out)); });
 }
 
+uint8_t* scratch(int64_t n_bytes);
+
+// A matrix as a file holds it (see module_stored.cpp) -> (n_rows, n_columns) numbers.
+void unpack_stored(const std::string& variant, const std::string& kind, const std::string& format, uintptr_t data, int64_t row_bytes, int64_t n_rows,
+                   int64_t n_columns, uintptr_t table, int64_t each, int64_t group, uintptr_t scales, uintptr_t zeros, float zero, uintptr_t out,
+                   uintptr_t parallel, int n_threads) {
+  const Lanes& lanes = lanes_named(variant.c_str());
+  const Kind numbers = kind_named(kind);
+  const Learn& learn = learn_named(variant.c_str(), numbers);
+  const Stored w{stored_format(format.c_str()), at<const uint8_t>(data), row_bytes, n_rows, n_columns, at<const float>(table), each, group,
+                 at<const float>(scales), at<const float>(zeros), zero};
+  const int64_t size = numbers == Kind::bf16 ? 2 : 4;
+  nb::gil_scoped_release release;
+  over_rows(threads_of(parallel, n_threads), n_rows, n_columns, [&](int64_t first, int64_t last) {
+    const int64_t n = (last - first) * n_columns;
+    auto* wide = reinterpret_cast<float*>(scratch((n + kPast) * 4));
+    lanes.unpack_rows(w, first, last, wide);
+    learn.round(wide, n, at<uint8_t>(out) + first * n_columns * size);
+  });
+}
+
 uint8_t* scratch(int64_t n_bytes) {  // the thread's own, on a line's boundary
   static thread_local std::unique_ptr<uint8_t, void (*)(void*)> room{nullptr, std::free};
   static thread_local int64_t size = 0;
@@ -122,6 +145,7 @@ void bind_learn(nb::module_& m) {
   learn.def("rotate", rotate);
   learn.def("gate", gate);
   learn.def("surprise", surprise);
+  learn.def("unpack", unpack_stored);
   learn.def("attend", attend);
   learn.def("attends", [] { return attend_tiles() != nullptr; }, "Whether this processor has tiles of bfloat16.");
 }

@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -23,14 +24,21 @@ std::vector<std::string> stored_formats() {
   return out;
 }
 
+}  // namespace
+
+int stored_format(const char* format) {
+  for (int i = 0; i < kStored; ++i)
+    if (!std::strcmp(format, stored_name(i))) return i;
+  throw nb::value_error((std::string("no kernels for weights stored as ") + format).c_str());
+}
+
+namespace {
+
 void matmul_stored(const std::string& variant, const std::string& format, uintptr_t data, int64_t row_bytes, int64_t n_rows, int64_t n_columns,
                    uintptr_t table, int64_t each, int64_t group, uintptr_t scales, uintptr_t zeros, float zero, uintptr_t x, int64_t n, uintptr_t bias,
                    uintptr_t out) {
-  int index = 0;
-  while (index < kStored && format != stored_name(index)) ++index;
-  if (index == kStored) throw nb::value_error(("no products for weights stored as " + format).c_str());
   const Lanes& lanes = lanes_named(variant.c_str());
-  const Stored w{index, at<const uint8_t>(data), row_bytes, n_rows, n_columns, at<const float>(table), each, group, at<const float>(scales),
+  const Stored w{stored_format(format.c_str()), at<const uint8_t>(data), row_bytes, n_rows, n_columns, at<const float>(table), each, group, at<const float>(scales),
                  at<const float>(zeros), zero};
   nb::gil_scoped_release release;
   multiply_stored(lanes, w, at<const float>(x), n, at<const float>(bias), at<float>(out));

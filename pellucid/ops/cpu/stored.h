@@ -32,6 +32,8 @@ struct Stored {
   float zero;  // what is taken off then
 };
 
+int stored_format(const char* name);  // of `Stored`, or an error of Python's
+
 constexpr int64_t kPast = 3;  // numbers that unpacking may write after the last row's
 
 // out (n, w.n_rows) = x @ w.T + bias; bias may be null. Whatever stands beside a row, and however many threads work: the same bits.
