@@ -18,6 +18,7 @@ from pellucid.train.recipe import Recipe, part, settings_of
 from pellucid.train.reference import Reference
 from pellucid.train.reward import BradleyTerry, Reward, new_head
 from pellucid.train.sft import NextToken
+from pellucid.train.taught import Taught
 from pellucid.train.trainable import Trained
 
 REFERENCE = "reference.safetensors"  # in a run's folder: what the model said before it was trained
@@ -29,7 +30,7 @@ class Nothing:
 
 
 SETTINGS: dict[str, type] = {"sft": Nothing, "text": Nothing, "dpo": Dpo, "ipo": Ipo, "kto": Kto, "orpo": Orpo, "simpo": SimPo,
-                             "reward": Reward, "distill": Distill}
+                             "reward": Reward, "distill": Distill, "taught": Taught}
 
 
 def method_settings(recipe: Recipe) -> Any:
@@ -50,7 +51,7 @@ def method_settings(recipe: Recipe) -> Any:
 def method_of(recipe: Recipe, model: Model, what: Trained, again: Callable[[], Decoder]) -> Method:
     """The method, for a model that nothing has changed yet. again: loads the same model once more, for a reference beside it."""
     settings = method_settings(recipe)
-    if isinstance(settings, Nothing):
+    if isinstance(settings, Nothing | Taught):
         return NextToken(recipe.method)
     if isinstance(settings, Distill):
         return Imitation(settings, _teacher(settings, model))

@@ -19,6 +19,7 @@ from pellucid.model.convert_adapter import save_adapter
 from pellucid.records import Record, sha256_of
 from pellucid.train import checkpoint
 from pellucid.train.export import ROWS, Survived, change_of, held_against, weights_with, write_merged
+from pellucid.train.methods import method_settings
 from pellucid.train.reward import BradleyTerry, check_scores, save_reward
 from pellucid.train.tuning import Tuning
 from pellucid.weights.card import Card
@@ -96,9 +97,11 @@ def finish(tuning: Tuning, *, permission: str | None = None, seconds: float = 0.
 
 
 def data_parents(tuning: Tuning) -> tuple[tuple[str, Node], ...]:
-    """The data sets as ancestors: what their licenses demand travels with the model."""
-    return tuple(("data", Node(name=source.path or source.hub or "", said=(Said(license=source.license, by="the recipe"),)))
+    """The data sets as ancestors, and a teacher: what their licenses demand travels with the model."""
+    data = tuple(("data", Node(name=source.path or source.hub or "", said=(Said(license=source.license, by="the recipe"),)))
                  for source in tuning.recipe.data.sources)
+    teacher = getattr(method_settings(tuning.recipe), "teacher", None)
+    return data if teacher is None else (*data, ("outputs", ancestry.of_path(Path(resolve(teacher)), teacher)))
 
 
 def _base(tuning: Tuning) -> Model:

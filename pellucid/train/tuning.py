@@ -29,6 +29,7 @@ from pellucid.train.method import Method
 from pellucid.train.methods import method_of, method_settings, refer_ahead
 from pellucid.train.optim import Optimizer
 from pellucid.train.recipe import DataPart, Recipe, SourcePart
+from pellucid.train.taught import Taught, taught
 from pellucid.train.trainable import Trained, trained
 
 SMALL = 200_000_000  # parameters: up to so many a whole model is trained in float32 where the recipe does not say
@@ -81,13 +82,15 @@ def prepare(recipe: Recipe, *, observe: Callable[[Event], None] = lambda event: 
 
     resume: go on from the newest state in the recipe's folder. Raises BadRequest, BadData, and what loading a model raises.
     """
-    method_settings(recipe)
+    settings = method_settings(recipe)
     states = checkpoint.states(Path(recipe.out.folder))
     if states and not resume:
         raise BadRequest(f"{recipe.out.folder} holds a run that was begun ({states[-1].name}). Go on with it (--resume), or give another folder "
                          f"(out.folder=...)", field="out")
     if resume and not states:
         raise BadRequest(f"{recipe.out.folder} holds no state to go on from. Leave --resume out", field="resume")
+    if isinstance(settings, Taught):
+        recipe = taught(recipe, settings)
     torch.manual_seed(recipe.seed)
     model = load_model(recipe)
     what = trained(model.decoder, recipe.tune, recipe.seed)

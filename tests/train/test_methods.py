@@ -38,8 +38,8 @@ def rows(tmp_path: Path) -> dict[str, str]:
     return {name: str(tmp_path / f"{name}.jsonl") for name in ("pairs", "verdicts")}
 
 
-def recipe(data: str, out: Path, method: str, **facts: Any) -> Recipe:
-    return read_recipe({"model": {"path": str(SHIPPED), "dtype": "float32"}, "data": {"sources": [{"path": data}], "max_length": 64}, "method": method,
+def recipe(data: str, out: Path, method: str, *, max_length: int = 64, **facts: Any) -> Recipe:
+    return read_recipe({"model": {"path": str(SHIPPED), "dtype": "float32"}, "data": {"sources": [{"path": data}], "max_length": max_length}, "method": method,
                         "out": {"folder": str(out)}, "tune": {"kind": "lora", "rank": 4}, "batch": 3, "steps": 3,
                         "optim": {"lr": 2e-3, "schedule": "constant", "warmup": 0}, **facts})
 
