@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import json as jsons
 import signal
 import sys
 import time
@@ -62,11 +61,14 @@ def command(
             next_step("pellucid", "tune", recipe, *(overrides or ()), "--resume")
             return
         done = finish(tuning, permission=permission, seconds=watch.seconds)
+    from pellucid.train.report import write_report
+    from pellucid.train.samples import samples
+    page = write_report(tuning, done.plain(), samples(tuning, done))
     if json:
-        emit(done.plain())
+        emit({**done.plain(), "report": str(page)})
     if quiet:
         return
-    note(done.text)
+    note(f"{done.text}\nreport      {page}")
     next_step(*done.next)
 
 
@@ -144,7 +146,8 @@ class _Watch:
         self._live = not quiet and sys.stderr.isatty()
         self._bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn(),
                              console=Console(stderr=True), disable=not self._live)
-        self._quiet, self._folder, self._task, self._log = quiet, folder, None, None
+        self._quiet, self._folder, self._task = quiet, folder, None
+        self._also: list[Any] = []
         self._told_at = self._began = time.monotonic()
         self._tokens = 0
         self.stopped = ""
@@ -154,30 +157,28 @@ class _Watch:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
-        if self._log is not None:
-            self._log.close()
+        for each in self._also:
+            each.close()
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._began
 
     def begin(self, tuning: Any) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._log = (self._folder / "log.jsonl").open("a", encoding="utf-8")
+        from pellucid.train.watch import JsonLines, TensorBoard
+        self._also = [JsonLines(self._folder), *([TensorBoard(self._folder)] if tuning.recipe.out.tensorboard else [])]
         self._task = self._bar.add_task("training", total=tuning.run.steps, completed=tuning.run.progress.step, told="")
         self._bar.start()
         self._began = self._told_at = time.monotonic()
 
     def __call__(self, event: Any) -> None:
         from pellucid.train.loop import Evaluated, Stepped, Stopped
-        kind = type(event).__name__.lower()
-        if self._log is not None:
-            told = {name: getattr(event, name) for name in event.__slots__}
-            self._log.write(jsons.dumps({"event": kind, **told}) + "\n")
-            self._log.flush()
+        from pellucid.train.watch import resident_bytes
+        for each in self._also:
+            each(event)
         if isinstance(event, Stepped):
             self._tokens += event.tokens
-            words = f"loss {event.loss:.4f} · {self._tokens / max(1e-9, self.seconds):,.0f} tokens/s · {size(_resident())}"
+            words = f"loss {event.loss:.4f} · {self._tokens / max(1e-9, self.seconds):,.0f} tokens/s · {size(resident_bytes())}"
             if self._task is not None:
                 self._bar.update(self._task, completed=event.step, told=words)
             if not self._live and not self._quiet and (time.monotonic() - self._told_at > 10 or event.step == event.steps):
@@ -191,11 +192,3 @@ class _Watch:
             if event.why == "patience" and not self._quiet:
                 note(f"stopped after step {event.step:,}: what is held out got no better")
 
-
-def _resident() -> int:
-    """Bytes of memory this process holds."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-    except OSError:
-        import resource
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
