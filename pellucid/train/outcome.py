@@ -98,7 +98,7 @@ def finish(tuning: Tuning, *, permission: str | None = None, seconds: float = 0.
 
 def data_parents(tuning: Tuning) -> tuple[tuple[str, Node], ...]:
     """The data sets as ancestors, and a teacher: what their licenses demand travels with the model."""
-    data = tuple(("data", Node(name=source.path or source.hub or "", said=(Said(license=source.license, by="the recipe"),)))
+    data = tuple(("data", Node(name=source.path or source.hub or source.made or "", said=(Said(license=source.license, by="the recipe"),)))
                  for source in tuning.recipe.data.sources)
     teacher = getattr(method_settings(tuning.recipe), "teacher", None)
     return data if teacher is None else (*data, ("outputs", ancestry.of_path(Path(resolve(teacher)), teacher)))

@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from pellucid.errors import BadRequest, did_you_mean, nearest
+from pellucid.train.recipes import find
 
 _AS_WRITTEN = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)
 _Part = TypeVar("_Part")
@@ -40,10 +41,12 @@ class ModelPart:
 
 @part
 class SourcePart:
-    """One set of rows: a file, a folder or a glob, or a data set of the hub. weight: how often it is drawn beside the others."""
+    """One set of rows: a file, a folder or a glob; a data set of the hub; n that a Python file makes. weight: how often it is drawn beside the others."""
 
     path: str | None = None
     hub: str | None = None  # owner/name, or owner/name@revision
+    made: str | None = None  # the Python file, which is run, or the name of a shipped one: train/made.py
+    n: int | None = Field(default=None, ge=1)
     split: str = "train"
     config: str | None = None  # of a hub set that has several
     shape: str = "auto"
@@ -52,13 +55,15 @@ class SourcePart:
     license: str | None = None  # where neither the file nor the hub's card says one; the result inherits what it demands
 
     def __post_init__(self) -> None:
-        if (self.path is None) == (self.hub is None):
-            raise ValueError("a source is a path or a data set of the hub, one of the two")
+        if sum(each is not None for each in (self.path, self.hub, self.made)) != 1:
+            raise ValueError("a source is a path, a data set of the hub, or made by a Python file: one of the three")
+        if (self.made is None) != (self.n is None):
+            raise ValueError("n is how many rows a Python file makes: it belongs to made, and made needs it")
 
 
 @part
 class DataPart:
-    """Rows and how they are read. held_out: rows kept from training, or a file of others."""
+    """Rows and how they are read. held_out: rows kept from training, or a file or another source of others."""
 
     sources: tuple[SourcePart, ...] = Field(min_length=1)
     train_on: Literal["assistant", "all"] = "assistant"
@@ -66,7 +71,7 @@ class DataPart:
     too_long: Literal["error", "drop", "cut"] = "error"
     reasoning: Literal["learn", "ignore"] | None = None  # None = an error where there is some
     tool_calls: Literal["learn", "ignore"] | None = None
-    held_out: int | str = 0
+    held_out: int | str | SourcePart = 0
     shuffle: bool = True
 
 
@@ -101,6 +106,18 @@ class OptimPart:
 
 
 @part
+class ExactPart:
+    """So many held-out rows are answered before and after, and those counted whose answer is the row's own.
+
+    schema: once more with answers held to it: a .json file, or what makes rows (SourcePart.made) and says its SCHEMA. max_tokens: of an answer.
+    """
+
+    rows: int = Field(default=500, ge=1)
+    schema: str | None = None
+    max_tokens: int = Field(default=256, ge=1)
+
+
+@part
 class EvalPart:
     """every: steps between two evaluations on what is held out, 0 = at the end only. patience: so many without a better loss end the run.
 
@@ -112,6 +129,7 @@ class EvalPart:
     patience: int | None = Field(default=None, ge=1)
     best: bool = False
     samples: tuple[str, ...] = ()  # prompts answered before and after
+    exact_match: ExactPart | None = None
 
     @property
     def keeps_best(self) -> bool:
@@ -171,8 +189,11 @@ class Recipe:
 
 
 def read_recipe(source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe of a file, or of what one would say, with `key.of.a.part=value` on top. Raises BadRequest with the key and what it may be."""
-    where, plain = (str(source), _parsed(Path(source))) if isinstance(source, str | os.PathLike) else ("the recipe", dict(source))
+    """A recipe of a file, a shipped one's name, or what one would say, with `key.of.a.part=value` on top. Raises BadRequest with the key and what it may be."""
+    if isinstance(source, str | os.PathLike):
+        where, plain = str(source), _parsed(find(os.fspath(source)))
+    else:
+        where, plain = "the recipe", dict(source)
     for each in overrides:
         _override(plain, each)
     return settings_of(Recipe, plain, where)

@@ -25,10 +25,12 @@ from pellucid.errors import BadData, BadRequest
 from pellucid.records import Input, input_file
 from pellucid.train import checkpoint
 from pellucid.train.loop import Event, Run, train
+from pellucid.train.made import written
 from pellucid.train.method import Method
 from pellucid.train.methods import method_of, method_settings, refer_ahead
 from pellucid.train.optim import Optimizer
-from pellucid.train.recipe import DataPart, Recipe, SourcePart
+from pellucid.train.recipe import DataPart, ModelPart, Recipe, SourcePart
+from pellucid.train.recipes import shipped
 from pellucid.train.taught import Taught, taught
 from pellucid.train.trainable import Trained, trained
 
@@ -124,12 +126,18 @@ def load_model(recipe: Recipe) -> Model:
         from pellucid.weights.hub import resolve
         n = cost.parameters(describe_checkpoint(open_checkpoint(resolve(part.path)), part.accept_unread).spec)
         dtype = "float32" if n <= SMALL else "auto"
-    return pellucid.load(part.path, dtype=dtype, ops="training", activations="exact", accept_unread=part.accept_unread, chat_template=part.chat_template,
+    return pellucid.load(part.path, dtype=dtype, ops="training", activations="exact", accept_unread=part.accept_unread, chat_template=template_of(part),
                          threads=recipe.threads)
+
+
+def template_of(part: ModelPart) -> str | None:
+    """The recipe's chat template: a shipped one's file where it names one, else as the recipe says."""
+    return str(shipped(".jinja")[part.chat_template]) if part.chat_template in shipped(".jinja") else part.chat_template
 
 
 def read_data(recipe: Recipe, model: Model, method: Method | None) -> Data:
     """Every row of the recipe, as items; of any kind where no method is given. Raises BadData or BadRequest for the first that nothing can be learned from."""
+    recipe = written(recipe)
     part = recipe.data
     how = rendering(recipe, model)
     sources, shapes, files, apart = [], [], {}, list[Item]()
