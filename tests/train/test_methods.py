@@ -119,3 +119,9 @@ def test_settings_are_read_from_the_recipe() -> None:
 def test_pairs_are_no_verdicts(rows: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(BadData, match=r"pairs.jsonl:1 is a comparison, and method kto learns from verdicts"):
         prepare(recipe(rows["pairs"], tmp_path / "out", "kto"))
+
+
+def test_the_shipped_recipe_of_preferences_is_dpo_with_an_adapter() -> None:
+    of = read_recipe(Path(methods.__file__).parent / "recipes" / "dpo.yaml")
+    assert method_settings(of) == Dpo(beta=0.1)
+    assert of.tune.kind == "lora"
