@@ -111,6 +111,7 @@ def _plan(tuning: Any) -> str:
     if tuning.data.too_long:
         lines.append(f"note        {len(tuning.data.too_long):,} rows were too long and {'cut' if tuning.recipe.data.too_long == 'cut' else 'left out'}")
     run = tuning.run
+    lines.append(f"memory      {tuning.memory}")
     lines.append(f"plan        {run.steps:,} steps of {tuning.recipe.batch} items ({run.steps * tuning.recipe.batch / data.n_items:.1f} epochs) · "
                  f"{tuning.recipe.optim.name}, rate {tuning.recipe.optim.lr:g}, {tuning.recipe.optim.schedule}"
                  + (f" · from step {run.progress.step:,}" if run.progress.step else ""))

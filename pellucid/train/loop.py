@@ -21,6 +21,7 @@ from pellucid.model.parts import Rows
 from pellucid.train.method import Method
 from pellucid.train.optim import Optimizer
 from pellucid.train.recipe import Recipe
+from pellucid.train.recompute import recomputing
 from pellucid.train.schedule import share
 from pellucid.train.trainable import Trained
 
@@ -88,10 +89,16 @@ class Run:
     observe: Callable[[Event], None] = lambda event: None
     save: Callable[[bool], None] = lambda best: None
     asked_to_stop: Callable[[], bool] = lambda: False
+    recompute: bool = False  # blocks, in backward, for want of memory: where the recipe leaves it to what there is
 
 
 def train(run: Run) -> None:
     """Makes the steps that are left. Raises NotFinite, with the rows, before a loss that is no number changes anything."""
+    with recomputing(run.decoder, run.recompute or run.recipe.model.gradient_checkpointing is True):
+        _train(run)
+
+
+def _train(run: Run) -> None:
     progress, recipe = run.progress, run.recipe
     if progress.step == 0 and run.held_out:
         run.observe(Evaluated(step=0, **evaluate(run), best=False))  # what the run starts from

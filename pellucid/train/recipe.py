@@ -36,7 +36,7 @@ class ModelPart:
     added_tokens: tuple[str, ...] = ()
     chat_template: str | None = None
     accept_unread: tuple[str, ...] = ()
-    gradient_checkpointing: bool = False  # blocks are computed again in backward: less memory, a third more time
+    gradient_checkpointing: bool | Literal["auto"] = "auto"  # blocks are computed again in backward, a third more time; auto = where memory wants it
 
 
 @part

@@ -1,6 +1,7 @@
 """A recipe -> a run that is ready -> a better checkpoint: what reads the data, loads the model, and puts the parts of the loop together."""
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 
 import pellucid
 from pellucid.api import Model
-from pellucid.data.example import Item
+from pellucid.data.example import Item, examples
 from pellucid.data.hub_files import files_of_hub
 from pellucid.data.kept import Some
 from pellucid.data.render import Rendering
@@ -26,6 +27,7 @@ from pellucid.records import Input, input_file
 from pellucid.train import checkpoint
 from pellucid.train.loop import Event, Run, train
 from pellucid.train.made import written
+from pellucid.train.memory import Need, need
 from pellucid.train.method import Method
 from pellucid.train.methods import method_of, method_settings, refer_ahead
 from pellucid.train.optim import Optimizer
@@ -60,6 +62,7 @@ class Tuning:
     data: Data
     run: Run
     facts: dict[str, Any]
+    memory: Need
 
     def train(self) -> None:
         """Makes the steps that are left."""
@@ -71,7 +74,7 @@ class Tuning:
         return {"steps": self.run.steps, "from_step": self.run.progress.step, "parameters": self.trained.n_parameters, "trained": self.trained.table(),
                 "items": data.n_items, "tokens": data.n_tokens, "learned": data.n_learned, "shapes": list(self.data.shapes),
                 "duplicates": data.n_duplicates, "conflicting": data.n_conflicting, "too_long": len(self.data.too_long),
-                "held_out": len(self.data.held_out), "recipe": self.recipe.plain()}
+                "held_out": len(self.data.held_out), "memory": dataclasses.asdict(self.memory), "recipe": self.recipe.plain()}
 
     @property
     def folder(self) -> Path:
@@ -102,13 +105,14 @@ def prepare(recipe: Recipe, *, observe: Callable[[Event], None] = lambda event: 
     steps = recipe.steps or data.stock.steps(recipe.epochs)
     held = data.held_out[: recipe.eval.rows]
     refer_ahead(method, model, chain([held] if held else [], map(data.stock.step, range(steps))), Path(recipe.out.folder), recipe.micro_tokens)
+    memory = need(model.decoder, what, recipe, data.learned.lengths, len(examples(data.stock.step(0)[0])))
     run = Run(decoder=model.decoder, trained=what, method=method, optimizer=Optimizer(what.parameters, recipe.optim), recipe=recipe, steps=steps,
-              items=data.stock.step, held_out=held, observe=observe, asked_to_stop=asked_to_stop)
+              items=data.stock.step, held_out=held, observe=observe, asked_to_stop=asked_to_stop, recompute=memory.recomputed)
     facts = {**recipe.facts(), "all steps": steps, "the model": model.sha256, **{f"data {role}": file.sha256 for role, file in data.files.items()}}
     run.save = partial(_save, recipe, run, facts)
     if resume:
         checkpoint.load(states[-1], run, facts)
-    return Tuning(recipe, model, what, data, run, facts)
+    return Tuning(recipe, model, what, data, run, facts, memory)
 
 
 def _save(recipe: Recipe, run: Run, facts: dict[str, Any], best: bool) -> None:
