@@ -8,6 +8,9 @@
 # The kernels for the CPU are built where a C++ compiler is: make test installs one, make demo goes on without. After a change to them alone, or in
 # a tree beside the one that was installed:
 #     make native
+#
+# The page of `pellucid serve` is committed as it is built, and needs no Node. After a change to web/, with Node 20.19 or newer:
+#     make web
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -22,7 +25,7 @@ KERNELS := CMakeLists.txt $(wildcard pellucid/ops/cpu/*.cpp pellucid/ops/cpu/*.h
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: demo test lint native clean
+.PHONY: demo test lint native web clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pellucid run -p "$(PROMPT)" --max-tokens 120 --temperature 0.8 --top-p 0.95 --seed 7
@@ -48,6 +51,11 @@ $(VENV)/.demo: pyproject.toml constraints.txt $(KERNELS) | $(BIN)/python
 $(VENV)/.test: $(VENV)/.demo
 	@command -v c++ >/dev/null && $(BIN)/python -c "import os, sysconfig; os.stat(os.path.join(sysconfig.get_path('include'), 'Python.h'))" 2>/dev/null || \
 		{ echo "installing Debian's g++ and python3-dev"; $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq g++ python3-dev; }
+	@command -v chromium >/dev/null || ! command -v apt-get >/dev/null || \
+		{ echo "installing Debian's chromium (400 MB), in which the page is tested"; $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends chromium; } || \
+		echo "chromium could not be installed: the tests of the page are skipped (tests/SKIPS.md)"
+	@node web/enough.mjs 2>/dev/null && { echo "installing what web/ is built with"; npm ci --prefix web --silent; } || \
+		echo "no Node 20.19 or newer, or no package index: the page is not built again (tests/SKIPS.md)"
 	@echo "installing what the tests need into $(VENV)"
 	$(PIP) install $(INDEX) -e '.[chat,grammar,test]'
 	@touch $@
@@ -56,5 +64,12 @@ native:
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B build/native -G Ninja -DPELLUCID_IN_TREE=ON -DPython_EXECUTABLE="$(abspath $(BIN))/python" >/dev/null
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/native
 
+web: web/node_modules/.package-lock.json
+	cd web && npm run --silent build
+
+web/node_modules/.package-lock.json: web/package.json web/package-lock.json
+	@node web/enough.mjs
+	npm ci --prefix web --silent
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info CMakeCache.txt CMakeFiles cmake_install.cmake build.ninja .ninja_deps .ninja_log *.a pellucid/ops/cpu/*.so
+	rm -rf $(VENV) web/node_modules build dist *.egg-info CMakeCache.txt CMakeFiles cmake_install.cmake build.ninja .ninja_deps .ninja_log *.a pellucid/ops/cpu/*.so

@@ -49,7 +49,7 @@ def command(
     quiet: o.Quiet = False,
     json: Json = False,
 ) -> None:
-    """Serve models behind OpenAI's API, so that tools that know it change nothing but an address.
+    """Serve models behind OpenAI's API, so that tools that know it change nothing but an address; and a page to talk to them, at the address itself.
 
     With --json one object on stdout says where, once it listens.
 
@@ -171,5 +171,5 @@ def _say_where(server: Any, scheme: str, names: list[str], *, quiet: bool, json:
             sys.stdout.flush()
         if not quiet:
             note(f"serving {', '.join(names)} at {where}/v1   (Ctrl-C stops)\n"
-                 f"next: curl {where}/v1/completions -d '{{\"prompt\": \"Once upon a time\", \"max_tokens\": 40}}'")
+                 f"next: open {where} in a browser, or curl {where}/v1/completions -d '{{\"prompt\": \"Once upon a time\", \"max_tokens\": 40}}'")
     server.startup = startup

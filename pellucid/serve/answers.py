@@ -49,17 +49,27 @@ class Spelled:
     def one(self, token_id: int, logprob: float) -> Json:
         data = self._tokenizer.words.bytes_of(token_id)
         told = self._tokenizer.token_of(token_id) if data is None else data.decode("utf-8", errors="replace")
-        return {"token": told, "logprob": max(logprob, -9999.0), "bytes": None if data is None else list(data), "token_id": token_id}
+        special = {"special": True} if token_id in self._tokenizer.special_ids else {}  # no plain text ever becomes it
+        return {"token": told, "logprob": max(logprob, -9999.0), "bytes": None if data is None else list(data), "token_id": token_id, **special}
+
+    def pieces(self, ids: Iterable[int]) -> Iterable[Json]:
+        """Of a prompt: what each id stands for, as `one` has it, but for its probability."""
+        for i in ids:
+            yield {name: value for name, value in self.one(i, 0.0).items() if name != "logprob"}
 
     def chat(self, tokens: Iterable[Token]) -> Json:
         return {"content": [{**self.one(i, p), "top_logprobs": [self.one(*other) for other in top]} for i, p, top in tokens], "refusal": None}
 
-    def completion(self, tokens: Sequence[tuple[int, float | None, Alternatives]], offset: int = 0) -> Json:
-        """The older shape: parallel lists. `offset`: characters of text before the first token."""
+    def completion(self, tokens: Sequence[tuple[int, float | None, Alternatives]], offset: int = 0, *, content: bool = False) -> Json:
+        """The older shape: parallel lists. `offset`: characters of text before the first token. content: the newer one beside them."""
         names = [self.one(i, 0.0)["token"] for i, _, _ in tokens]
         offsets = [offset + sum(map(len, names[:k])) for k in range(len(names))]
         tops = [{self.one(i, 0.0)["token"]: p for i, p in top} if top else None for _, _, top in tokens]
-        return {"tokens": names, "token_logprobs": [p for _, p, _ in tokens], "top_logprobs": tops, "text_offset": offsets}
+        out: Json = {"tokens": names, "token_logprobs": [p for _, p, _ in tokens], "top_logprobs": tops, "text_offset": offsets}
+        if content:
+            out["content"] = [{**self.one(i, p or 0.0), **({"logprob": None} if p is None else {}), "top_logprobs": [self.one(*other) for other in top]}
+                              for i, p, top in tokens]
+        return out
 
 
 def tokens_of(completion: Completion) -> list[Token]:
@@ -83,10 +93,11 @@ def about(completion: Completion) -> Json:
     return out
 
 
-def text_choice(index: int, completion: Completion, spelled: Spelled, *, echo: str | None, logprobs: bool, prompt_logprobs: bool) -> Json:
+def text_choice(index: int, completion: Completion, spelled: Spelled, *, echo: str | None, logprobs: bool, prompt_logprobs: bool,
+                content: bool = False) -> Json:
     tokens: list[tuple[int, float | None, Alternatives]] = [*(prompt_tokens(completion) if echo is not None else []), *tokens_of(completion)]
     out: Json = {"index": index, "text": (echo or "") + completion.text, "finish_reason": FINISH[completion.finish_reason],
-                 "logprobs": spelled.completion(tokens) if logprobs else None, **about(completion)}
+                 "logprobs": spelled.completion(tokens, content=content) if logprobs else None, **about(completion)}
     if prompt_logprobs:
         out["prompt_logprobs"] = [None if p is None else {**spelled.one(i, p), "top_logprobs": [spelled.one(*other) for other in top]}
                                   for i, p, top in prompt_tokens(completion)]

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,12 +15,15 @@ from starlette.responses import JSONResponse, Response
 import pellucid
 from pellucid.errors import BadRequest, PellucidError
 from pellucid.serve import anthropic, openai, responses
+from pellucid.serve.answers import Spelled
+from pellucid.serve.cards import Cards
 from pellucid.serve.door import Door
 from pellucid.serve.exchange import Exchange, Limits
 from pellucid.serve.faults import Refused, told
 from pellucid.serve.keys import Checked
 from pellucid.serve.metrics import metrics
 from pellucid.serve.openai import Served
+from pellucid.serve.page import add_page
 from pellucid.serve.shapes import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, Shape, TokenizeRequest
 
 Handler = Callable[[Served, Exchange], Awaitable[None]]
@@ -59,6 +61,7 @@ def app_of(served: Served, limits: Limits | None = None, keys: Checked | None = 
                                           "/detokenize": (_detokenize, DetokenizeRequest, "The text of token ids")}.items():
         post(path, handler, shape, about)
     _plain_routes(app, served)
+    add_page(app)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(PellucidError, _unexpected)  # by name: what only `Exception` answers also ends the connection
     app.add_exception_handler(Exception, _unexpected)
@@ -93,21 +96,19 @@ def _inline(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain_routes(app: FastAPI, served: Served) -> None:
-    started = int(time.time())
-
-    def card(name: str) -> dict[str, Any]:
-        model = served.find(name)[1].model
-        return {"id": name, "object": "model", "created": started, "owned_by": "pellucid", "family": model.spec.family, "license": model.report.license,
-                "context_window": model.engine.capacity, "parameters": model.report.n_parameters, "parent": served.adapted.get(name)}
+    cards = Cards(served)
 
     @app.get("/v1/models", summary="The models that are served")
     async def models() -> Any:
-        return {"object": "list", "data": [card(name) for name in served.names]}
+        return {"object": "list", "data": [cards.card(name) for name in served.names]}
 
     @app.get("/v1/models/{name:path}", summary="One of them", responses={404: _FAULTS[404]})
     async def model(name: str) -> Any:
-        found, _ = served.find(name)
-        return card(found)
+        return cards.card(name)
+
+    @app.get("/report/{name:path}", summary="What loading a model decided, and what it was made from", responses={404: _FAULTS[404]})
+    def report(name: str) -> Any:  # in a thread of its own: it may hash files
+        return cards.report(name)
 
     @app.get("/health", summary="Whether it takes requests")
     async def health() -> Any:
@@ -130,9 +131,14 @@ async def _tokenize(served: Served, exchange: Exchange) -> None:
         raise BadRequest("either a prompt or messages, and not both", field="prompt")
     if asked.messages is not None:
         ids = model.chat_prompt_ids([message.plain() for message in asked.messages])
+    elif asked.as_prompt:
+        ids = model.prompt_ids(asked.prompt or "")
     else:
         ids = model.tokenizer.encode(asked.prompt or "", special=asked.special)
-    await exchange.json({"tokens": ids, "count": len(ids), "max_model_len": model.engine.capacity})
+    out = {"tokens": ids, "count": len(ids), "max_model_len": model.engine.capacity}
+    if asked.pieces:
+        out["pieces"] = list(Spelled(model.tokenizer).pieces(ids))
+    await exchange.json(out)
 
 
 async def _detokenize(served: Served, exchange: Exchange) -> None:

@@ -11,10 +11,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pellucid.serve.faults import Refused, told
 from pellucid.serve.keys import FRESH_SECONDS, NEW_SECONDS, Checked, Key
+from pellucid.serve.page import FILES
 
-OPEN = ("/health", "/version")  # for whoever watches over the server
+OPEN = ("/health", "/version", *FILES)  # for whoever watches over the server; the page, which asks for the key itself
 SCOPE_OF = {"/v1/embeddings": "embed", "/tokenize": "tokens", "/detokenize": "tokens", "/metrics": "metrics"}
-LISTED = ("/v1/models", "/openapi.json")  # with any key
+LISTED = ("/v1/models", "/openapi.json", "/report")  # with any key
 
 
 class Door:

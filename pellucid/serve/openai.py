@@ -83,6 +83,7 @@ async def completions(served: Served, exchange: Exchange) -> None:
         for each_ids in ids:
             check_room(model, len(each_ids), asked.max_tokens if "max_tokens" in asked.model_fields_set else None)
         return [model.prepare(each_ids, **one) for each_ids in ids for one in wanted], sum(map(len, ids))
+    content = bool(asked.logprobs_content)
     head, spelled = Head("cmpl", "text_completion", name), Spelled(model.tokenizer)
     echoes = [_echo(model, prompt) if asked.echo else None for prompt in prompts]
     async with asking(exchange, name, desk, prepare) as ticket:
@@ -95,7 +96,7 @@ async def completions(served: Served, exchange: Exchange) -> None:
             async for said in ticket.said():
                 text = "".join(piece for kind, piece in said.parts)
                 reason = None if said.completion is None else said.completion.finish_reason
-                logprobs = spelled.completion(said.tokens, offsets.get(said.index, 0)) if said.tokens else None
+                logprobs = spelled.completion(said.tokens, offsets.get(said.index, 0), content=content) if said.tokens else None
                 offsets[said.index] = offsets.get(said.index, 0) + len(text)
                 await exchange.event(head.plain([{"index": said.index, "text": text, "logprobs": logprobs, "finish_reason": _finish(reason)}]))
                 done += [said.completion] if said.completion is not None else []
@@ -106,7 +107,8 @@ async def completions(served: Served, exchange: Exchange) -> None:
     choices = []
     for p, echo in enumerate(echoes):
         best = chosen(written[p * len(wanted):(p + 1) * len(wanted)], n, logprobs=options.get("logprobs", False))
-        choices += [text_choice(p * n + i, one, spelled, echo=echo, logprobs=asked.logprobs is not None, prompt_logprobs=asked.prompt_logprobs is not None)
+        choices += [text_choice(p * n + i, one, spelled, echo=echo, logprobs=asked.logprobs is not None, content=content,
+                                prompt_logprobs=asked.prompt_logprobs is not None)
                     for i, one in enumerate(best.choices or (best,))]
     await exchange.json(head.plain(choices, usage=usage(ticket.n_prompt, written)))
 

@@ -90,12 +90,16 @@ class CompletionRequest(Sampled):
     best_of: int | None = None
     echo: bool | None = None
     logprobs: int | None = None
+    logprobs_content: bool | None = None  # not of OpenAI's: log-probabilities also as a chat has them, with ids and bytes
     suffix: Literal[None] = None
 
     def options(self) -> Json:
         out = {**super().options(), "max_tokens": self.max_tokens}
         if self.best_of is not None:
             out["best_of"] = self.best_of
+        if self.logprobs_content and self.logprobs is None:
+            raise BadRequest("logprobs_content says how log-probabilities are spelled, and logprobs asks for none. Give logprobs, or leave it out",
+                             field="logprobs_content")
         if self.logprobs is not None:
             out |= {"logprobs": True, "top_logprobs": self.logprobs}
             if self.echo:
@@ -226,6 +230,8 @@ class TokenizeRequest(Shape):
     prompt: str | None = None
     messages: list[Message] | None = None
     special: bool = False  # special tokens in the text are read as such
+    as_prompt: bool = False  # with what a completion of this prompt begins with
+    pieces: bool = False  # what each id stands for, too
 
 
 class DetokenizeRequest(Shape):

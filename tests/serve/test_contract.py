@@ -16,7 +16,7 @@ from pellucid.serve.exchange import Limits
 from .conftest import Running
 
 PATHS = [("POST", path) for path in ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/embeddings", "/tokenize", "/detokenize")]
-PATHS += [("GET", path) for path in ("/v1/models", "/v1/models/{name}", "/health", "/version", "/metrics")]
+PATHS += [("GET", path) for path in ("/v1/models", "/v1/models/{name}", "/report/{name}", "/health", "/version", "/metrics")]
 
 
 @pytest.fixture(scope="module")
