@@ -77,7 +77,9 @@ def _preview(asked: Any, n: int, quiet: bool, json: bool) -> None:
     from itertools import chain, islice
 
     from pellucid.data import preview
+    from pellucid.train.added_tokens import with_added_tokens
     from pellucid.train.tuning import load_model, read_data
+    asked = with_added_tokens(asked)
     model = load_model(asked)
     data = read_data(asked, model, None)
     steps = -(-min(n, data.learned.n_items) // asked.batch)

@@ -25,6 +25,7 @@ from pellucid.data.stock import Source, Stock, digest, held_out
 from pellucid.errors import BadData, BadRequest
 from pellucid.records import Input, input_file
 from pellucid.train import checkpoint
+from pellucid.train.added_tokens import with_added_tokens
 from pellucid.train.loop import Event, Run, train
 from pellucid.train.made import written
 from pellucid.train.memory import Need, need
@@ -94,6 +95,7 @@ def prepare(recipe: Recipe, *, observe: Callable[[Event], None] = lambda event: 
                          f"(out.folder=...)", field="out")
     if resume and not states:
         raise BadRequest(f"{recipe.out.folder} holds no state to go on from. Leave --resume out", field="resume")
+    recipe = with_added_tokens(recipe)
     if isinstance(settings, Taught):
         recipe = taught(recipe, settings)
     torch.manual_seed(recipe.seed)
