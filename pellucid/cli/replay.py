@@ -12,12 +12,12 @@ from pellucid.records import Record
 
 
 def command(
-    record: Annotated[Path, typer.Argument(help="A file that `pellucid run --record FILE` wrote.")],
+    record: Annotated[Path, typer.Argument(help="A file that `pellucid run --record FILE` or `pellucid tune` wrote.")],
     json: Json = False,
 ) -> int:
     """Run a record again and say whether the output is the same, exactly. Exit code 0: the same, 1: not.
 
-    Model files that changed and libraries of another version are named before anything runs.
+    Model files that changed and libraries of another version are named before anything runs. A tuning is run again whole, into a folder that goes.
 
     \b
     pellucid run ./model -p "Once" --record once.json && pellucid replay once.json
@@ -25,6 +25,8 @@ def command(
     read = Record.read(record)
     from pellucid.api.replay import changed_versions, load_recorded, replay
     inputs, libraries = read.changed_inputs(), changed_versions(read)
+    if read.kind == "tune":
+        return _tuning(read, inputs, libraries, json)
     for told in inputs:
         note(f"changed  {told}")
     for name, (was, now) in libraries.items():
@@ -38,6 +40,19 @@ def command(
     else:
         print(_verdict(found, model))
     next_step("pellucid", "show", read.settings["load"]["path"])
+    return 0 if found.same else 1
+
+
+def _tuning(read: Record, inputs: list[str], libraries: Any, json: bool) -> int:
+    for told in (*(f"changed  {each}" for each in inputs), *(f"version  {name} was {was}, is {now}" for name, (was, now) in libraries.items())):
+        note(told)
+    from pellucid.train.replay import replay
+    found = replay(read)
+    if json:
+        emit({"same": found.same, "changed_inputs": inputs, "changed_versions": libraries, "files": found.files})
+    else:
+        for name, (was, now) in found.files.items():
+            print(f"same: {name}, sha256 {was[:12]}…" if was == now else f"different: {name} had sha256 {was[:12]}…, has {(now or 'none')[:12]}")
     return 0 if found.same else 1
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from pellucid.records import Record, sha256_of
 from pellucid.train import checkpoint
 from pellucid.train.export import ROWS, Survived, change_of, held_against, weights_with, write_merged
 from pellucid.train.methods import method_settings
+from pellucid.train.recipe import Recipe
 from pellucid.train.reward import BradleyTerry, check_scores, save_reward
 from pellucid.train.tuning import Tuning
 from pellucid.weights.card import Card
@@ -98,7 +100,7 @@ def finish(tuning: Tuning, *, permission: str | None = None, seconds: float = 0.
 
 def data_parents(tuning: Tuning) -> tuple[tuple[str, Node], ...]:
     """The data sets as ancestors, and a teacher: what their licenses demand travels with the model."""
-    data = tuple(("data", Node(name=source.path or source.hub or source.made or "", said=(Said(license=source.license, by="the recipe"),)))
+    data = tuple(("data", Node(name=source.hub or Path(source.path or source.made or "").name, said=(Said(license=source.license, by="the recipe"),)))
                  for source in tuning.recipe.data.sources)
     teacher = getattr(method_settings(tuning.recipe), "teacher", None)
     return data if teacher is None else (*data, ("outputs", ancestry.of_path(Path(resolve(teacher)), teacher)))
@@ -113,7 +115,18 @@ def _facts(tuning: Tuning, seconds: float) -> dict[str, Any]:
     progress = tuning.run.progress
     measured = {"train_seconds": seconds, "steps": float(progress.step), "tokens": float(progress.tokens),
                 **({} if progress.best == float("inf") else {"held_out_loss": progress.best})}
-    return {"settings": {"recipe": tuning.recipe.plain(), "facts": tuning.facts}, "measured": measured}
+    return {"settings": {"recipe": _placed(tuning.recipe), "facts": tuning.facts}, "measured": measured}
+
+
+def _placed(recipe: Recipe) -> dict[str, Any]:
+    """The recipe with its paths from the root, so that it can be run again from anywhere."""
+    def rooted(path: Any) -> Any:
+        return os.path.abspath(path) if isinstance(path, str) and os.path.exists(path) else path
+    plain = recipe.plain()
+    plain["model"] |= {name: rooted(plain["model"][name]) for name in ("path", "chat_template")}
+    sources = [{**source, "path": rooted(source["path"])} for source in plain["data"]["sources"]]
+    plain["data"] |= {"sources": sources, "held_out": rooted(plain["data"]["held_out"])}
+    return plain
 
 
 def _write_adapter(tuning: Tuning, out: Path, source: str, facts: dict[str, Any], permission: str | None) -> Path:

@@ -73,7 +73,8 @@ def page(tuning: Tuning, events: Sequence[Mapping[str, Any]], outcome: Mapping[s
                  "are learned, the others only read."),
         _section("The recipe", f"<pre>{escape(yaml.safe_dump(_plain(recipe.plain()), sort_keys=False, allow_unicode=True))}</pre>",
                  "Everything that was in force."),
-        _section("The record", _facts({**outcome, **tuning.facts}), "What went in, by content: pellucid replay makes the same of it.")]
+        _section("The record", _facts({**outcome, **{name: fact for name, fact in tuning.facts.items() if name not in recipe.facts()}}),
+                 "What went in, by content: pellucid replay makes the same of it.")]
     loaded = tuning.model.report
     return _PAGE.substitute(title=escape(f"{loaded.name}, tuned"), about=escape(f"{recipe.method} · {recipe.tune.kind} · {loaded.name} · {loaded.dtype}"),
                             cards="".join(_card(*each) for each in cards), sections="".join(sections))

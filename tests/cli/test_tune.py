@@ -62,6 +62,22 @@ def test_a_whole_model_is_trained_checked_and_runs(say: Say, here: Path) -> None
     assert "mit" in shown.out.lower()
 
 
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_record_run_again_gives_the_same_bytes_and_says_where_it_does_not(say: Say, here: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    told = json.loads(say("tune", "r.yaml", f"tune.kind={kind}", "steps=2", "--json").out)
+    monkeypatch.chdir(here.parent)  # a record is run again from anywhere
+    record = here / told["record"]
+    again = say("replay", str(record))
+    assert again.code == 0
+    assert "same: " in again.out
+    plain = json.loads(record.read_text())
+    plain["settings"]["recipe"]["seed"] = 5
+    record.write_text(json.dumps(plain))
+    other = say("replay", str(record), "--json")
+    assert other.code == 1
+    assert json.loads(other.out)["same"] is False
+
+
 def test_ctrl_c_saves_and_going_on_ends_where_it_would_have(say: Say, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pellucid.train import loop
     straight = json.loads(say("tune", "r.yaml", "out.folder=straight", "--json").out)
