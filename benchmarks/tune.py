@@ -49,6 +49,7 @@ def pellucid_side(path: str, args: argparse.Namespace) -> Callable[[], tuple[lis
         "out": {"folder": "none"}, "batch": args.batch, "micro_tokens": args.batch * args.length,
         "tune": {"kind": "full" if args.method == "full" else "lora", "rank": RANK, "alpha": ALPHA}, "optim": {"lr": LR, "schedule": "constant", "warmup": 0}})
     decoder, _ = load_decoder(path, dtype="bfloat16", ops="training", activations="exact", device="cpu")
+    decoder.recomputed = recipe.model.gradient_checkpointing
     what = trained(decoder, recipe.tune, recipe.seed)
     rows = rows_for(args, decoder.spec.n_vocab)
     items = [Example(tuple(ids), (False,) + (True,) * (args.length - 1), f"row {i}") for i, ids in enumerate(rows)]

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pellucid.errors import BadRequest, UnknownAdapter, did_you_mean, nearest
 from pellucid.model import rope as rotary
@@ -228,11 +229,13 @@ class Decoder(nn.Module):
     `deterministic`: every row is computed alone, so that its result does not depend, bitwise, on the rows beside it. Slower
     for batches: each row reads all the weights. adapters: those that are attached, by name (model/adapters.py); each row of a pass says which it takes.
     devices: each layer's, where not all are the embedding's; the stream then goes where the next layer is. layer_ops: what each layer computes with there.
+    recomputed: backward has each layer's input and computes the layer once more, where it would have all that was computed.
     """
 
     def __init__(self, spec: DecoderSpec, ops: Ops, *, deterministic: bool = False, layer_ops: Sequence[Ops] | None = None) -> None:
         super().__init__()
         self.devices: tuple[torch.device, ...] | None = None
+        self.recomputed = False
         self.spec, self.ops, self.deterministic = spec, ops, deterministic
         self.adapters: dict[str, Any] = {}
         d_embed = spec.d_embed or spec.d_model
@@ -324,7 +327,8 @@ class Decoder(nn.Module):
         for i, block in enumerate(self.blocks):
             if self.devices is not None:
                 x_TD, tables = x_TD.to(self.devices[i]), tables.on(self.devices[i])
-            x_TD = block(x_TD, tables, rows, cache) if inputs_TLP is None else block(x_TD, tables, rows, cache, inputs_TLP[:, i].to(x_TD.device))
+            given = (x_TD, tables, rows, cache) if inputs_TLP is None else (x_TD, tables, rows, cache, inputs_TLP[:, i].to(x_TD.device))
+            x_TD = checkpoint(block, *given, use_reentrant=False) if self.recomputed and torch.is_grad_enabled() else block(*given)
         x_TD = x_TD.to(tokens.device)
         if cache is not None:
             cache.advance(rows.slots, rows.lengths)

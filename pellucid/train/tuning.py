@@ -100,6 +100,7 @@ def prepare(recipe: Recipe, *, observe: Callable[[Event], None] = lambda event: 
         recipe = taught(recipe, settings)
     torch.manual_seed(recipe.seed)
     model = load_model(recipe)
+    model.decoder.recomputed = recipe.model.gradient_checkpointing
     what = trained(model.decoder, recipe.tune, recipe.seed)
     method = method_of(recipe, model, what, lambda: load_model(recipe).decoder)
     what.parameters.update(method.parameters())

@@ -9,7 +9,9 @@ import torch
 
 from pellucid.data.example import Example
 from pellucid.errors import NotFinite
+from pellucid.model.parts import Rows
 from pellucid.ops.fused import Fused
+from pellucid.ops.training import Training
 from pellucid.train.loop import Evaluated, Event, Run, Stepped, Stopped, train
 from pellucid.train.optim import Optimizer
 from pellucid.train.recipe import Recipe, read_recipe
@@ -129,3 +131,22 @@ def test_states_are_saved_when_they_are_due_and_when_it_is_asked_to_stop() -> No
     train(one)
     assert saved == [3, 6, 7]
     assert steps[-1] == 7
+
+
+@pytest.mark.parametrize("ops", [Fused(), Training()], ids=lambda ops: ops.name)
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_layers_computed_again_in_backward_keep_less_and_have_the_same_gradients(kind: str, ops: Fused) -> None:
+    found, kept = [], []
+    for recomputed in (False, True):
+        decoder = tiny_decoder(ops)
+        what = trained(decoder, recipe(tune={"kind": kind}).tune, 0)
+        decoder.recomputed = recomputed
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            hidden = decoder(torch.arange(40) % N_VOCAB, rows=Rows((15, 25), (0, 1), () if what.adapter is None else (what.adapter,) * 2))
+        hidden.square().sum().backward()
+        found.append({name: p.grad for name, p in what.parameters.items()})
+        kept.append(sum(sizes))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0] if found[0][name] is not None)
+    assert sum(gradient is not None and bool(gradient.any()) for gradient in found[0].values()) > 10
+    assert kept[1] < 0.3 * kept[0]
