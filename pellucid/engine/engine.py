@@ -267,7 +267,8 @@ class Engine:
             except Exception as error:
                 self._fail(sequence, error)
             if sequence in choosing:
-                ready.append((sequence, hidden_TD[len(hidden_TD) - 1 - len(sequence.drafts):]))
+                first = hidden_TD.shape[0] - 1 - len(sequence.drafts)
+                ready.append((sequence, hidden_TD[first:] if first else hidden_TD))
         if ready:
             try:
                 computed |= self._choose(ready, masks)
@@ -286,6 +287,8 @@ class Engine:
 
     def _score(self, sequence: Sequence, start: int, hidden_TD: Tensor) -> None:
         """Records the log-probabilities of given ids that this pass tells."""
+        if len(sequence.scores) >= len(sequence.scored):
+            return
         first = sequence.scored.start + len(sequence.scores)
         stop = min(sequence.scored.stop, start + len(hidden_TD))
         for begin in range(first, stop, LOGIT_ROWS):
@@ -300,12 +303,13 @@ class Engine:
 
     def _choose(self, ready: list[tuple[Sequence, Tensor]], masks: Filled) -> dict[Sequence, int]:
         """The next id of every sequence; where drafts were computed, as many as the drafts are right, and one more. How far those are computed."""
-        logits_NV = self.passes.unembed(torch.cat([hidden_TD for _, hidden_TD in ready]), [s.adapter for s, hidden_TD in ready for _ in hidden_TD])
-        starts = list(accumulate((len(hidden_TD) for _, hidden_TD in ready), initial=0))
+        hidden_ND = ready[0][1] if len(ready) == 1 else torch.cat([hidden_TD for _, hidden_TD in ready])
+        logits_NV = self.passes.unembed(hidden_ND, [s.adapter for s, hidden_TD in ready for _ in range(hidden_TD.shape[0])])
+        starts = list(accumulate((hidden_TD.shape[0] for _, hidden_TD in ready), initial=0))
         for place, error in masks.errors.items():
             if not ready[place][0].done:
                 self._fail(ready[place][0], error)
-        alive = [(s, start, len(hidden_TD)) for (s, hidden_TD), start in zip(ready, starts, strict=False) if not s.done]
+        alive = [(s, start, hidden_TD.shape[0]) for (s, hidden_TD), start in zip(ready, starts, strict=False) if not s.done]
         for sequence, _, _ in alive:
             if sequence.row is not None and len(sequence.row.output_ids) != sequence.n_output:
                 self._fail(sequence, PellucidError("an interruption fell between choosing an id and writing it down. Ask again"))
@@ -314,7 +318,7 @@ class Engine:
         depth = 0
         while alive:
             places = [start + depth for _, start, _ in alive]
-            every = len(places) == len(logits_NV)
+            every = len(places) == logits_NV.shape[0]
             mask_BW = masks.words_RW if masks.words_RW is None or every else masks.words_RW[places]
             self._sample([s for s, _, _ in alive], logits_NV if every else logits_NV[places], mask_BW)
             alive = [(s, start, n) for s, start, n in alive if not s.done and depth + 1 < n and s.ids[-1] == s.drafts[depth]]

@@ -78,7 +78,8 @@ class Passes:
         for s, n in plan:
             ids += s.ids[s.n_computed : s.n_computed + n] if not s.drafts else (s.ids + s.drafts)[s.n_computed : s.n_computed + n]
         hidden_TD, tapped_TD = self._both(self.hidden(ids, rows))
-        return list(hidden_TD.split(rows.lengths)), list(tapped_TD.split(rows.lengths))
+        hidden = [hidden_TD] if len(plan) == 1 else list(hidden_TD.split(rows.lengths))
+        return hidden, hidden if tapped_TD is hidden_TD else list(tapped_TD.split(rows.lengths))
 
     def hidden(self, ids: list[int], rows: Rows) -> Tensor:
         """Hidden states (T, D) of these tokens. Each row goes on from what the cache says that it holds."""

@@ -65,6 +65,11 @@ class Row:
         i, prefix = len(self.output_ids), self.request.prefix_ids
         return prefix[i] if i < len(prefix) else None
 
+    @property
+    def plain(self) -> bool:
+        """Whether its next id is the likeliest as the model has it, and nothing is asked about that."""
+        return self.sampling.greedy and not self.edits.n and not self.request.scores and self.forced_id is None and not self.forbidden()
+
     def forbidden(self) -> list[int]:
         """Ids that may not come here: by bad words and the minimum."""
         ids = list(self._never)

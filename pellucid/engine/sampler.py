@@ -75,13 +75,20 @@ class Sampler:
         mask_BW: what may come, packed (B, ceil(V / 32)) int32 as engine/request.py's Constraint has it; all ones (-1) where nothing binds.
         """
         n = len(rows)
-        size = min(n, self._n_together or n) or 1
-        cuts = [slice(i, i + size) for i in range(0, n or 1, size)]
+        if n <= (self._n_together or n):
+            return self._sample(logits_BV, rows, mask_BW)
+        size = self._n_together or n
+        cuts = [slice(i, i + size) for i in range(0, n, size)]
         parts = [self._sample(logits_BV[cut], rows[cut], None if mask_BW is None else mask_BW[cut]) for cut in cuts]
-        return parts[0] if len(parts) == 1 else joined(parts)
+        return joined(parts)
 
     def _sample(self, logits_BV: Tensor, rows: Sequence[Row], mask_BW: Tensor | None) -> Sampled:
         model_BV = logits_BV.detach().float()
+        if mask_BW is None and self.device.type == "cpu" and all(row.plain for row in rows):
+            array_BV = model_BV.numpy()
+            likeliest = [int(i) for i in array_BV.argmax(-1)]  # a tenth of what torch takes to find a place and its number
+            if all(math.isfinite(array_BV[b, i]) for b, i in enumerate(likeliest)):
+                return self._plainly(likeliest, rows)
         logits_BV = self._edited(model_BV, rows, mask_BW)
         best_B, chosen_B = logits_BV.max(-1)
         if drawing := [b for b, row in enumerate(rows) if not row.sampling.greedy]:
@@ -97,6 +104,13 @@ class Sampler:
             # What is forced needs nothing left to choose from, only a model that computed numbers.
             best_B = torch.where(forced_B >= 0, model_BV.amax(-1), best_B)
         return self._report(model_BV, best_B, chosen_B, rows)
+
+    def _plainly(self, ids: Sequence[int], rows: Sequence[Row]) -> Sampled:
+        """These ids are what comes, and nobody asks for more."""
+        for row, i in zip(rows, ids, strict=True):
+            row.note(i)
+        nothing = (None,) * len(rows)
+        return Sampled(self._send(ids), tuple(ids), nothing, nothing, {})
 
     def _report(self, model_BV: Tensor, best_B: Tensor, chosen_B: Tensor, rows: Sequence[Row]) -> Sampled:
         """Everything to the host in one piece, and every row told its id."""

@@ -17,6 +17,7 @@
 // (bit j: columns 4 j and on), or two of pairs. A number means (table[code] or code - offset) * scale - minimum, in float32, as ops/unpack.py has it.
 #pragma once
 #include <cstdint>
+#include <utility>
 
 namespace pellucid {
 
@@ -107,6 +108,7 @@ void multiply(const Variant& variant, const Packed& w, const uint8_t* x, int64_t
 
 // For a plan that splits the work itself: one chunk of the above, of n_chunks(w, n_rows).
 int64_t n_chunks(const Packed& w, int64_t n_rows);
+std::pair<int64_t, int64_t> rows_of_chunk(const Packed& w, int64_t n_rows, int64_t chunk);  // of the matrix: from, to
 void multiply_chunk(const Variant& variant, const Packed& w, const uint8_t* x, int64_t n_rows, const float* bias, float* out, int64_t out_stride,
                     int64_t chunk);
 

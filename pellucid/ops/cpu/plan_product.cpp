@@ -113,13 +113,18 @@ void Plan::unembed(int matrix, const float* x, int64_t n, float factor, float ca
       std::memcpy(rows + 2 * t * D, x + t * D, D * sizeof(float));
       leave_over(x + t * D, D, rows + (2 * t + 1) * D);
     });
-    product({{rows, D, 2 * some}}, {{matrix, 0, twice, V}});
-    each_part(some, V, [&](int64_t t, int64_t f, int64_t size) {
-      float *to = out + t * V + f, *rest = twice + (2 * t + 1) * V + f;
-      std::memcpy(to, twice + 2 * t * V + f, size * sizeof(float));
-      if (w.bias) lanes.add(rest, w.bias + f, size, -1.0f);  // it is in both
-      lanes.add(to, rest, size, 1.0f);
-      if (factor != 1.0f || cap != 0.0f) lanes.scale(to, size, factor, cap);
+    const uint8_t* quantized = in_bytes({{rows, D, 2 * some}}, {0}, D);
+    const Packed packed{w.panels, w.format, V, D};
+    parallel_ranges(n_chunks(packed, 2 * some), [&](int64_t chunk) {  // both products and their sum, while they are near
+      multiply_chunk(variant, packed, quantized, 2 * some, w.bias, twice, V, chunk);
+      const auto [from, end] = rows_of_chunk(packed, 2 * some, chunk);
+      for (int64_t t = 0; t < some; ++t) {
+        float *to = out + t * V + from, *rest = twice + (2 * t + 1) * V + from;
+        std::memcpy(to, twice + 2 * t * V + from, (end - from) * sizeof(float));
+        if (w.bias) lanes.add(rest, w.bias + from, end - from, -1.0f);  // it is in both
+        lanes.add(to, rest, end - from, 1.0f);
+        if (factor != 1.0f || cap != 0.0f) lanes.scale(to, end - from, factor, cap);
+      }
     });
   }
 }

@@ -15,6 +15,7 @@ using Clock = std::chrono::steady_clock;
 constexpr auto kSpin = std::chrono::microseconds(50);   // about what Python takes between two products
 constexpr auto kYield = std::chrono::microseconds(300);  // after so long without work a thread sleeps
 constexpr auto kYieldAfterTeam = std::chrono::milliseconds(2);  // what an engine does between two passes; waking takes as long as three steps of a small one
+constexpr int kPausesAYield = 64;  // a call of the system takes more of a core that two threads share than pausing does
 constexpr int kPauses = 16;  // between two looks at the clock
 
 std::atomic<Pool*> the_pool{nullptr};
@@ -119,6 +120,7 @@ void Pool::work(int index) {
     if (active && idle < kSpin) {
       for (int i = 0; i < kPauses && !static_cast<uint32_t>(head_.load(std::memory_order_relaxed)); ++i) pause();
     } else if (active && idle < patience) {
+      for (int i = 0; i < kPausesAYield && !static_cast<uint32_t>(head_.load(std::memory_order_relaxed)); ++i) pause();
       sched_yield();
     } else {
       const int bell = bell_.load();

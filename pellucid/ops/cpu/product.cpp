@@ -63,6 +63,11 @@ int64_t n_chunks(const Packed& w, int64_t n_rows) {
   return (panels(w) + n - 1) / n;
 }
 
+std::pair<int64_t, int64_t> rows_of_chunk(const Packed& w, int64_t n_rows, int64_t chunk) {
+  const int64_t rows = panels_a_chunk(w, n_rows) * kPanel;
+  return {chunk * rows, std::min((chunk + 1) * rows, w.n_rows)};
+}
+
 void multiply_chunk(const Variant& variant, const Packed& w, const uint8_t* x, int64_t n_rows, const float* bias, float* out, int64_t out_stride,
                     int64_t chunk) {
   const int64_t n = panels_a_chunk(w, n_rows), first = chunk * n, last = std::min(first + n, panels(w)), whole = std::min(last, w.n_rows / kPanel);
