@@ -52,7 +52,7 @@ $(VENV)/.test: $(VENV)/.demo
 	@command -v c++ >/dev/null && $(BIN)/python -c "import os, sysconfig; os.stat(os.path.join(sysconfig.get_path('include'), 'Python.h'))" 2>/dev/null || \
 		{ echo "installing Debian's g++ and python3-dev"; $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq g++ python3-dev; }
 	@command -v chromium >/dev/null || ! command -v apt-get >/dev/null || \
-		{ echo "installing Debian's chromium (400 MB), in which the page is tested"; $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends chromium; } || \
+		{ echo "installing Debian's chromium (400 MB), in which the page is tested"; $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq --no-install-recommends chromium fonts-liberation; } || \
 		echo "chromium could not be installed: the tests of the page are skipped (tests/SKIPS.md)"
 	@node web/enough.mjs 2>/dev/null && { echo "installing what web/ is built with"; npm ci --prefix web --silent; } || \
 		echo "no Node 20.19 or newer, or no package index: the page is not built again (tests/SKIPS.md)"

@@ -227,6 +227,19 @@ def test_a_model_without_a_chat_template_continues_a_text_and_adapters_are_chose
     expect(t.answers).to_have_text("bz")
 
 
+def test_a_text_goes_on_by_as_much_as_before(tab: Open) -> None:
+    """Also where its bytes would no longer fit the context, and its tokens do."""
+    from playwright.sync_api import expect
+    t = tab()
+    t.button("Continue text").click()
+    t.ask("It was a dark night, and")
+    facts = t.find(".message.assistant .facts")
+    expect(facts).to_contain_text("200 tokens")
+    t.ask("")
+    expect(facts.last).to_contain_text("200 tokens")
+    assert len(t.find(".column").inner_text().encode()) > 1024 - 200
+
+
 def test_markup_that_a_model_writes_is_shown_and_does_nothing(tab: Open, told: Running) -> None:
     from playwright.sync_api import expect
     t = tab(told.url)

@@ -15,6 +15,15 @@ const RETRY_MS = 2000;
 const CONTINUED = 200; // tokens of a continued text where nobody said how many
 const encoder = new TextEncoder();
 
+/** Settings of an earlier visit; none where they cannot be read, as those of another version might not be. */
+function recalled(name: string): Partial<Sampling> {
+  try {
+    return JSON.parse(recall(name) ?? "{}");
+  } catch {
+    return {};
+  }
+}
+
 export class App {
   readonly api = new Api();
   store!: Store;
@@ -25,6 +34,7 @@ export class App {
   view: View = "text";
   link: Link = "opening";
   refusal = ""; // why a key was refused
+  unkept = ""; // why this conversation could not be kept
   busy: { node: Node; abort: AbortController } | null = null;
   model = "";
   draw: (...parts: Part[]) => void = () => undefined;
@@ -34,7 +44,7 @@ export class App {
   async start(): Promise<void> {
     this.store = await openStore();
     this.conversations = (await this.store.all()).sort((a, b) => b.changed - a.changed);
-    this.sampling = { ...DEFAULTS, ...JSON.parse(recall("sampling") ?? "{}") };
+    this.sampling = { ...DEFAULTS, ...recalled("sampling") };
     this.view = (recall("view") as View | null) ?? "text";
     await this.connect();
   }
@@ -85,8 +95,19 @@ export class App {
     if (!Object.keys(c.nodes).length && !this.conversations.includes(c)) return;
     if (!this.conversations.includes(c)) this.conversations.unshift(c);
     this.conversations.sort((a, b) => b.changed - a.changed);
-    await this.store.put(c);
+    await this.put(c);
     this.draw("side");
+  }
+
+  /** A full disk is said, and costs nothing that is on the page. */
+  private async put(c: Conversation): Promise<void> {
+    try {
+      await this.store.put(c);
+      this.unkept = "";
+    } catch (error) {
+      this.unkept = (error as Error).message;
+    }
+    this.draw("banner");
   }
 
   fresh(): void {
@@ -214,11 +235,20 @@ export class App {
     const chat = this.current.mode === "chat";
     const how = { model: this.model, ...fields(this.sampling, chat) };
     if (chat) return { path: "/v1/chat/completions", body: { ...how, messages: this.messages(parent) } };
-    const prompt = this.joined(parent);
-    return { path: "/v1/completions", body: { max_tokens: this.most(encoder.encode(prompt).length), ...how, prompt } };
+    return { path: "/v1/completions", body: { max_tokens: this.most(this.longest(parent)), ...how, prompt: this.joined(parent) } };
   }
 
-  /** Of a continued text: null, as far as there is room, where the context might not hold that many more. A token has a byte at least. */
+  /** At most so many tokens has the text up to a message: as many as were counted for the last answer, and of what follows one a byte. */
+  private longest(until: string | null): number {
+    let n = 0;
+    for (const node of tree.upTo(this.current, until).reverse()) {
+      if (node.stats?.prompt && node.model === this.model) return n + node.stats.prompt + node.stats.tokens;
+      n += encoder.encode(node.text).length;
+    }
+    return n;
+  }
+
+  /** Of a continued text: null, as far as there is room, where the context might not hold the usual number more. */
   private most(longest: number): number | null {
     return longest + CONTINUED < this.card.context_window ? CONTINUED : null;
   }
@@ -259,7 +289,7 @@ export class App {
     this.busy = null;
     conversation.changed = Date.now();
     if (conversation === this.current) await this.keep();
-    else await this.store.put(conversation);
+    else await this.put(conversation);
     this.draw("thread", "composer", "head", "panel", "banner");
   }
 

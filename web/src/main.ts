@@ -131,8 +131,10 @@ function drawHead(): void {
 }
 
 function drawBanner(): void {
-  banner.hidden = app.link !== "closed";
-  fill(banner, "The server does not answer. Asking again until it does; nothing you see is lost.");
+  const down = app.link === "closed";
+  banner.hidden = !down && !app.unkept;
+  if (down) fill(banner, "The server does not answer. Asking again until it does; nothing you see is lost.");
+  else fill(banner, `This browser could not keep the conversation: ${app.unkept}. Export it, or make room.`);
 }
 
 const DRAW: Record<Part, () => void> = {

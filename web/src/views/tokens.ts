@@ -152,7 +152,7 @@ export class TokenCard {
   }
 
   private place(anchor: HTMLElement): void {
-    const at = anchor.getClientRects()[0] ?? anchor.getBoundingClientRect();
+    const at = [...anchor.getClientRects()].at(-1) ?? anchor.getBoundingClientRect(); // of one that is broken over two lines the word, not the space
     const { offsetWidth: width, offsetHeight: height } = this.element;
     const left = Math.max(8, Math.min(at.left, window.innerWidth - width - 8));
     const below = at.bottom + 6;
