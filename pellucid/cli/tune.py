@@ -113,6 +113,11 @@ def _plan(tuning: Any) -> str:
     if tuning.data.too_long:
         lines.append(f"note        {len(tuning.data.too_long):,} rows were too long and {'cut' if tuning.recipe.data.too_long == 'cut' else 'left out'}")
     run = tuning.run
+    lines += [f"note        {harmless(text)}" for text in tuning.notes]
+    if run.drop:
+        lines.append(f"dropout     {run.drop} ({harmless(', '.join(run.drop.keys))} in config.json; model.dropouts=off trains without)")
+    if run.balance is not None:
+        lines.append(f"router      {run.balance.coefficient:g} x the loss of experts that are not equally busy, beside the method's")
     lines.append(f"memory      {tuning.memory}")
     lines.append(f"plan        {run.steps:,} steps of {tuning.recipe.batch} items ({run.steps * tuning.recipe.batch / data.n_items:.1f} epochs) · "
                  f"{tuning.recipe.optim.name}, rate {tuning.recipe.optim.lr:g}, {tuning.recipe.optim.schedule}"

@@ -154,8 +154,8 @@ def in_best_groups(choice_TX: Tensor, experts: Experts) -> Tensor:
 
 
 def attend_row(q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, scale: float, window: int | None, softcap: float | None, chunk: int | None,
-               sinks_H: Tensor | None, slopes_H: Tensor | None, causal: bool) -> Tensor:
-    """Attention of one row in float32; the last T keys are the queries' own. (T, H, C)"""
+               sinks_H: Tensor | None, slopes_H: Tensor | None, causal: bool, drop: float = 0.0) -> Tensor:
+    """Attention of one row in float32; the last T keys are the queries' own. (T, H, C). drop: the share of probabilities that become zero, in training."""
     (T, H, C), (S, K, _) = q_THC.shape, k_SKC.shape
     q_TKGC = q_THC.float().view(T, K, H // K, C)
     scores_KGTS = torch.einsum("tkgc,skc->kgts", q_TKGC, k_SKC.float()) * scale
@@ -166,7 +166,8 @@ def attend_row(q_THC: Tensor, k_SKC: Tensor, v_SKC: Tensor, *, scale: float, win
     scores_KGTS = scores_KGTS.masked_fill(~visible(T, S, window, chunk, q_THC.device, causal=causal), -torch.inf)
     if sinks_H is not None:
         scores_KGTS = torch.cat([scores_KGTS, sinks_H.float().view(K, H // K, 1, 1).expand(-1, -1, T, 1)], -1)
-    out_TKGC = torch.einsum("kgts,skc->tkgc", scores_KGTS.softmax(-1)[..., :S], v_SKC.float())
+    shares_KGTS = F.dropout(scores_KGTS.softmax(-1)[..., :S], drop) if drop else scores_KGTS.softmax(-1)[..., :S]
+    out_TKGC = torch.einsum("kgts,skc->tkgc", shares_KGTS, v_SKC.float())
     return out_TKGC.reshape(T, H, v_SKC.shape[-1]).to(q_THC.dtype)
 
 

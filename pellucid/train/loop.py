@@ -18,7 +18,9 @@ from pellucid.data.example import Item, n_tokens
 from pellucid.errors import NotFinite
 from pellucid.model.decoder import Decoder
 from pellucid.model.parts import Rows
+from pellucid.train.balance import Balance
 from pellucid.train.method import Method
+from pellucid.train.noise import Dropouts, dropping
 from pellucid.train.optim import Optimizer
 from pellucid.train.recipe import Recipe
 from pellucid.train.recompute import recomputing
@@ -90,11 +92,15 @@ class Run:
     save: Callable[[bool], None] = lambda best: None
     asked_to_stop: Callable[[], bool] = lambda: False
     recompute: bool = False  # blocks, in backward, for want of memory: where the recipe leaves it to what there is
+    drop: Dropouts = field(default_factory=Dropouts)
+    balance: Balance | None = None
 
 
 def train(run: Run) -> None:
     """Makes the steps that are left. Raises NotFinite, with the rows, before a loss that is no number changes anything."""
-    with recomputing(run.decoder, run.recompute or run.recipe.model.gradient_checkpointing is True):
+    parts = list(run.trained.parts(run.decoder).values())
+    with recomputing(run.decoder, run.recompute or run.recipe.model.gradient_checkpointing is True), \
+            dropping(run.decoder, run.drop, parts, run.recipe.tune.dropout):
         _train(run)
 
 
@@ -124,6 +130,8 @@ def step(run: Run) -> Stepped:
     sums: Counter[str] = Counter()
     run.decoder.train()
     run.method.begin(run.decoder, items, run.trained.adapter, recipe.micro_tokens)
+    if run.balance is not None:
+        run.balance.begin(items, whole, run.trained.adapter, recipe.micro_tokens)
     for part in micro(items, recipe.micro_tokens):
         loss, told = _loss(run, part)
         (loss / whole).backward()  # type: ignore[no-untyped-call]
@@ -175,7 +183,13 @@ def _loss(run: Run, items: Sequence[Item]) -> tuple[Tensor, dict[str, Tensor]]:
     batch = Batch.of(items, run.decoder.embed.weight.device)
     n = len(batch.lengths)
     rows = Rows(batch.lengths, tuple(range(n)), () if run.trained.adapter is None else (run.trained.adapter,) * n)
-    loss, told = run.method.loss(run.decoder, batch, rows)
+    if run.balance is None or not torch.is_grad_enabled():
+        loss, told = run.method.loss(run.decoder, batch, rows)
+    else:
+        with run.balance.watching() as seen:
+            loss, told = run.method.loss(run.decoder, batch, rows)
+        more, plain = run.balance.loss(seen)
+        loss, told = loss + more, {**told, "balance": plain}
     if not torch.isfinite(loss):
         raise NotFinite(f"the loss of step {run.progress.step + 1} is {loss.item()}, of the rows {_named(items)}. Nothing was changed by it. Look at these "
                         f"rows, lower optim.lr, or train in float32", origins=[item.origin for item in items])

@@ -36,6 +36,8 @@ class ModelPart:
     added_tokens: tuple[str, ...] = ()
     chat_template: str | None = None
     accept_unread: tuple[str, ...] = ()
+    dropouts: Literal["config", "off"] = "config"  # where config.json has some, sft and text train with them; methods that compare never do
+    router_loss: float | None = Field(default=None, ge=0)  # of a mixture, times this; None = as config.json has it, where its output_router_logits is true
     gradient_checkpointing: bool | Literal["auto"] = "auto"  # blocks are computed again in backward, a third more time; auto = where memory wants it
 
 

@@ -23,17 +23,21 @@ from pellucid.data.source import items_of
 from pellucid.data.statistics import Statistics
 from pellucid.data.stock import Source, Stock, digest, held_out
 from pellucid.errors import BadData, BadRequest
+from pellucid.families._describe import describe_checkpoint
 from pellucid.records import Input, input_file
 from pellucid.train import checkpoint
 from pellucid.train.added_tokens import with_added_tokens
+from pellucid.train.balance import Balance, coefficient_of
 from pellucid.train.loop import Event, Run, train
 from pellucid.train.made import written
 from pellucid.train.memory import Need, need
 from pellucid.train.method import Method
 from pellucid.train.methods import method_of, method_settings, refer_ahead
+from pellucid.train.noise import Dropouts, dropouts_of, dropping
 from pellucid.train.optim import Optimizer
 from pellucid.train.recipe import DataPart, ModelPart, Recipe, SourcePart
 from pellucid.train.recipes import shipped
+from pellucid.train.sft import NextToken
 from pellucid.train.taught import Taught, taught
 from pellucid.train.trainable import Trained, trained
 
@@ -64,6 +68,7 @@ class Tuning:
     run: Run
     facts: dict[str, Any]
     memory: Need
+    notes: tuple[str, ...] = ()
 
     def train(self) -> None:
         """Makes the steps that are left."""
@@ -108,18 +113,41 @@ def prepare(recipe: Recipe, *, observe: Callable[[Event], None] = lambda event: 
     steps = recipe.steps or data.stock.steps(recipe.epochs)
     held = data.held_out[: recipe.eval.rows]
     refer_ahead(method, model, chain([held] if held else [], map(data.stock.step, range(steps))), Path(recipe.out.folder), recipe.micro_tokens)
-    memory = need(model.decoder, what, recipe, data.learned.lengths, len(examples(data.stock.step(0)[0])))
+    drop, balance, notes = at_training(recipe, model, method)
+    with dropping(model.decoder, drop, list(what.parts(model.decoder).values()), recipe.tune.dropout):
+        memory = need(model.decoder, what, recipe, data.learned.lengths, len(examples(data.stock.step(0)[0])))
     run = Run(decoder=model.decoder, trained=what, method=method, optimizer=Optimizer(what.parameters, recipe.optim), recipe=recipe, steps=steps,
-              items=data.stock.step, held_out=held, observe=observe, asked_to_stop=asked_to_stop, recompute=memory.recomputed)
+              items=data.stock.step, held_out=held, observe=observe, asked_to_stop=asked_to_stop, recompute=memory.recomputed, drop=drop,
+              balance=balance)
     facts = {**recipe.facts(), "all steps": steps, "the model": model.sha256, **{f"data {role}": file.sha256 for role, file in data.files.items()}}
     run.save = partial(_save, recipe, run, facts)
     if resume:
         checkpoint.load(states[-1], run, facts)
-    return Tuning(recipe, model, what, data, run, facts, memory)
+    return Tuning(recipe, model, what, data, run, facts, memory, notes)
 
 
 def _save(recipe: Recipe, run: Run, facts: dict[str, Any], best: bool) -> None:
     checkpoint.save(Path(recipe.out.folder), run, facts, keep=recipe.save.keep, best=best)
+
+
+def at_training(recipe: Recipe, model: Model, method: Method) -> tuple[Dropouts, Balance | None, tuple[str, ...]]:
+    """What config.json has for training alone, as the recipe wants it, and notes on what of it stays off.
+
+    Raises UnsupportedModel for what is not implemented, BadRequest for a router's loss where there is no router.
+    """
+    config, part, notes = describe_checkpoint(model.checkpoint, recipe.model.accept_unread).config, recipe.model, list[str]()
+    drop = dropouts_of(config, model.checkpoint.name) if part.dropouts == "config" and isinstance(method, NextToken) else Dropouts()
+    said, coefficient = coefficient_of(config), part.router_loss
+    if coefficient is None and said is not None:
+        if config.get("output_router_logits"):
+            coefficient = said[1]
+        else:
+            notes.append(f"{said[0]}={said[1]:g} in config.json stays off, as transformers leaves it without output_router_logits; "
+                         f"model.router_loss={said[1]:g} turns it on")
+    balance = Balance(model.decoder, coefficient) if coefficient else None
+    if balance is not None and not balance.mixtures:
+        raise BadRequest(f"model.router_loss={coefficient:g}, and {model.checkpoint.name} has no experts. Leave it out", field="model.router_loss")
+    return drop, balance, tuple(notes)
 
 
 def load_model(recipe: Recipe) -> Model:
@@ -128,7 +156,6 @@ def load_model(recipe: Recipe) -> Model:
     dtype = part.dtype
     if dtype == "auto" and recipe.tune.kind == "full":
         from pellucid import cost
-        from pellucid.families._describe import describe_checkpoint
         from pellucid.weights.checkpoint import open_checkpoint
         from pellucid.weights.hub import resolve
         n = cost.parameters(describe_checkpoint(open_checkpoint(resolve(part.path)), part.accept_unread).spec)
