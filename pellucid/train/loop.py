@@ -23,7 +23,6 @@ from pellucid.train.method import Method
 from pellucid.train.noise import Dropouts, dropping
 from pellucid.train.optim import Optimizer
 from pellucid.train.recipe import Recipe
-from pellucid.train.recompute import recomputing
 from pellucid.train.schedule import share
 from pellucid.train.trainable import Trained
 
@@ -91,16 +90,13 @@ class Run:
     observe: Callable[[Event], None] = lambda event: None
     save: Callable[[bool], None] = lambda best: None
     asked_to_stop: Callable[[], bool] = lambda: False
-    recompute: bool = False  # blocks, in backward, for want of memory: where the recipe leaves it to what there is
     drop: Dropouts = field(default_factory=Dropouts)
     balance: Balance | None = None
 
 
 def train(run: Run) -> None:
     """Makes the steps that are left. Raises NotFinite, with the rows, before a loss that is no number changes anything."""
-    parts = list(run.trained.parts(run.decoder).values())
-    with recomputing(run.decoder, run.recompute or run.recipe.model.gradient_checkpointing is True), \
-            dropping(run.decoder, run.drop, parts, run.recipe.tune.dropout):
+    with dropping(run.decoder, run.drop, list(run.trained.parts(run.decoder).values()), run.recipe.tune.dropout):
         _train(run)
 
 

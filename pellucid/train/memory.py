@@ -5,17 +5,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from pellucid.errors import OutOfMemoryBudget
 from pellucid.model.decoder import Decoder
 from pellucid.model.memory import available_bytes
+from pellucid.model.parts import Rows
 from pellucid.model.report import size
 from pellucid.train.loss import CHUNK_BYTES
 from pellucid.train.optim import BLOCK, SMALL
 from pellucid.train.recipe import Recipe
-from pellucid.train.recompute import activation_bytes
 from pellucid.train.trainable import Trained
 
+_PROBES = 32, 64  # tokens of a row; two lengths tell what grows with the tokens from what grows with their pairs
 _CHUNKS = 3  # of logits at a time: they, their gradient, and a product's float32
 
 
@@ -96,3 +99,35 @@ def _advice(again: Need, trained: Trained, recipe: Recipe, tokens: int, longest:
         smaller = "" if recipe.optim.name == "adamw8bit" else ", or try optim.name=adamw8bit"
         return f"Train an adapter, whose gradients and optimizer are small (tune.kind=lora){smaller}"
     return "Take a smaller model, a smaller tune.rank, or packed weights (model.quantize=nf4)"
+
+
+def activation_bytes(decoder: Decoder, lengths: Sequence[int], adapter: str | None) -> int:
+    """What a forward pass of rows of these lengths keeps for backward without recomputing, weights aside: measured on short rows, and drawn out."""
+    short, longer = (_kept(decoder, n, adapter) for n in _PROBES)
+    n, m = _PROBES
+    by_pair = max(0.0, (longer - short * m / n) / (m * m - m * n))
+    by_token = (short - by_pair * n * n) / n
+    return int(sum(by_token * length + by_pair * length * length for length in lengths))
+
+
+def _kept(decoder: Decoder, n: int, adapter: str | None) -> int:
+    """Bytes that one row of n tokens leaves for backward. Tensors of one memory count once, and weights never."""
+    weights = {p.untyped_storage().data_ptr() for p in decoder.parameters()}
+    kept: dict[int, tuple[int, Tensor]] = {}  # held on to, so that no memory is given out twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in weights:
+            kept[place] = tensor.untyped_storage().nbytes(), tensor
+        return tensor
+
+    tokens_T = torch.arange(n, device=decoder.embed.weight.device) % decoder.spec.n_vocab
+    trained = decoder.training
+    drawn = torch.get_rng_state()
+    try:
+        with torch.enable_grad(), saved_tensors_hooks(pack, lambda tensor: tensor):
+            decoder.train()(tokens_T, rows=Rows((n,), (0,), () if adapter is None else (adapter,)))
+    finally:
+        decoder.train(trained)
+        torch.set_rng_state(drawn)
+    return sum(size for size, _ in kept.values())

@@ -105,7 +105,6 @@ def prepare(recipe: Recipe, *, observe: Callable[[Event], None] = lambda event: 
         recipe = taught(recipe, settings)
     torch.manual_seed(recipe.seed)
     model = load_model(recipe)
-    model.decoder.recomputed = recipe.model.gradient_checkpointing
     what = trained(model.decoder, recipe.tune, recipe.seed)
     method = method_of(recipe, model, what, lambda: load_model(recipe).decoder)
     what.parameters.update(method.parameters())
@@ -116,9 +115,9 @@ def prepare(recipe: Recipe, *, observe: Callable[[Event], None] = lambda event: 
     drop, balance, notes = at_training(recipe, model, method)
     with dropping(model.decoder, drop, list(what.parts(model.decoder).values()), recipe.tune.dropout):
         memory = need(model.decoder, what, recipe, data.learned.lengths, len(examples(data.stock.step(0)[0])))
+    model.decoder.recomputed = memory.recomputed
     run = Run(decoder=model.decoder, trained=what, method=method, optimizer=Optimizer(what.parameters, recipe.optim), recipe=recipe, steps=steps,
-              items=data.stock.step, held_out=held, observe=observe, asked_to_stop=asked_to_stop, recompute=memory.recomputed, drop=drop,
-              balance=balance)
+              items=data.stock.step, held_out=held, observe=observe, asked_to_stop=asked_to_stop, drop=drop, balance=balance)
     facts = {**recipe.facts(), "all steps": steps, "the model": model.sha256, **{f"data {role}": file.sha256 for role, file in data.files.items()}}
     run.save = partial(_save, recipe, run, facts)
     if resume:
