@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import sys
 import time
@@ -18,11 +19,12 @@ from pellucid.model.report import count, size
 
 
 def command(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file.")],
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="On top of it, such as optim.lr=3e-4 steps=200.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest state in the recipe's folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read the data, load the model, say what would be done, and stop.")] = False,
     preview: Annotated[int | None, typer.Option("--preview", metavar="N", min=1, help="Show the first N items as they are learned from, and stop.")] = None,
+    shipped: Annotated[bool, typer.Option("--list", help="The shipped recipes, and stop.")] = False,
     permission: Annotated[str | None, typer.Option("--permission", metavar="REFERENCE", help="To one, where a license stops what pellucid.toml declares; it "
                                                                                             "is recorded.")] = None,
     quiet: o.Quiet = False,
@@ -33,6 +35,7 @@ def command(
     Everything goes into the recipe's folder: the result, states to go on from, log.jsonl with every step, and the run record.
 
     \b
+    pellucid tune --list
     pellucid tune recipe.yaml
     pellucid tune recipe.yaml --preview 3
     pellucid tune recipe.yaml steps=20 batch=4 --dry-run
@@ -41,6 +44,11 @@ def command(
     from pellucid.train.outcome import finish
     from pellucid.train.recipe import read_recipe
     from pellucid.train.tuning import prepare
+    if shipped:
+        _list(json)
+        return
+    if recipe is None:
+        raise typer.BadParameter("a recipe is missing: a YAML file, or a name that --list shows", param_hint="RECIPE")
     asked = read_recipe(recipe, overrides or ())
     if preview is not None:
         _preview(asked, preview, quiet, json)
@@ -63,13 +71,27 @@ def command(
         done = finish(tuning, permission=permission, seconds=watch.seconds)
     from pellucid.train.report import write_report
     from pellucid.train.samples import samples
-    page = write_report(tuning, done.plain(), samples(tuning, done))
+    from pellucid.train.scores import scores
+    found = scores(tuning, done, (lambda line: None) if quiet else note)
+    page = write_report(tuning, done.plain(), samples(tuning, done), found)
     if json:
-        emit({**done.plain(), "report": str(page)})
+        emit({**done.plain(), "report": str(page), "scores": [dataclasses.asdict(each) for each in found]})
     if quiet:
         return
     note(f"{done.text}\nreport      {page}")
     next_step(*done.next)
+
+
+def _list(json: bool) -> None:
+    """The shipped recipes, each with what its header says first."""
+    from pellucid.train.recipes import about, shipped
+    found = {name: {"file": str(file), "about": about(file)} for name, file in shipped().items()}
+    if json:
+        emit(found)
+        return
+    width = max(map(len, found))
+    print("\n".join(f"{name:<{width}}  {each['about']}" for name, each in found.items()))
+    next_step("pellucid", "tune", next(iter(found)), "--dry-run")
 
 
 def _preview(asked: Any, n: int, quiet: bool, json: bool) -> None:

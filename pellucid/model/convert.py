@@ -51,6 +51,7 @@ class Change:
 
     of: our name -> a function of the weight as numbers, float32 or wider, whose result is rounded once, to what is written. kind: of the run record.
     inputs, settings, parents, licenses: what that adds to the record and the lineage; parents are (what they gave, node).
+    chat_template: the source of the one that the result has in place of its default, where it was learned with another.
     """
 
     of: Mapping[str, Callable[[Tensor], Tensor]]
@@ -61,6 +62,7 @@ class Change:
     licenses: Mapping[str, str | None] = field(default_factory=dict)
     measured: Mapping[str, float] = field(default_factory=dict)
     seed: int | None = None
+    chat_template: str | None = None
 
 
 @dataclass(kw_only=True)

@@ -5,6 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from pellucid.model.report import count
 from pellucid.ops.cast import PLAIN, format_of, unpacked
 from pellucid.spec import Attention, DecoderSpec, Experts, LatentAttention, Yarn
 from pellucid.tokenizer.gguf_write import gguf_metadata
+from pellucid.tokenizer.template import ChatTemplate
 from pellucid.weights.assemble import joined, layout
 from pellucid.weights.checkpoint import SAMPLING, SAMPLING_KEYS
 from pellucid.weights.drafts import Planned, Written
@@ -188,6 +190,9 @@ def _tokenizer(job: Job, architecture: str) -> dict[str, Value]:
     tokenizer = checkpoint_tokenizer(checkpoint, pieces_first=True) if job.tokenizer else None
     if tokenizer is None:
         return {"tokenizer.ggml.model": "no_vocab", f"{architecture}.vocab_size": job.described.spec.n_vocab}
+    if job.change is not None and job.change.chat_template is not None:
+        template = ChatTemplate(job.change.chat_template, special_tokens=tokenizer.special_tokens)
+        tokenizer = replace(tokenizer, chat_templates={**tokenizer.chat_templates, "default": template})
     said, notes = gguf_metadata(tokenizer, job.described.spec.n_vocab, end_ids=checkpoint.eos_ids, architecture=architecture)
     job.notes += notes
     return said

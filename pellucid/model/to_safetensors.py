@@ -29,6 +29,7 @@ from pellucid.weights.packed import BESIDE as QUANTIZED
 from pellucid.weights.packed import KEYS
 from pellucid.weights.save import MAX_SHARD_BYTES, save_files
 
+TEMPLATE = "chat_template.jinja"
 _CARD = ("README.md", "LICEN[SC]E*", "NOTICE*")
 
 
@@ -65,6 +66,9 @@ def write(job: Job) -> tuple[Written, ...]:
             ends = [i for i in (tokenizer.eos_id, *checkpoint.eos_ids, *sorted(tokenizer.end_ids)) if i is not None]
             generation = {**generation, "eos_token_id": list(dict.fromkeys(ends))}
     beside = [] if checkpoint.gguf is not None else _beside(job)
+    if job.change is not None and job.change.chat_template is not None:
+        texts[TEMPLATE] = job.change.chat_template  # before one in tokenizer_config.json, here and in transformers
+        beside = [path for path in beside if path.name != TEMPLATE]
     packer = Nf4(job, dtypes) if job.quantize is not None else None
     return save_files(job.out, described.spec, table, like, config, read=read, pack=packer and packer.pack, packed=packer and packer.config,
                       generation=generation, metadata={ANCESTRY: text_of(job.ancestry)}, beside=beside,

@@ -79,6 +79,7 @@ def finish(tuning: Tuning, *, permission: str | None = None, seconds: float = 0.
     source = str(resolve(recipe.model.path))
     facts = _facts(tuning, seconds)
     survived = None
+    template = None if tuning.model.chat_template is None else tuning.model.chat_template.source
     if kind == "adapter":
         out = folder / ADAPTER
         record = _write_adapter(tuning, out, source, facts, permission)
@@ -88,7 +89,7 @@ def finish(tuning: Tuning, *, permission: str | None = None, seconds: float = 0.
     else:
         out = folder / (GGUF if kind == "gguf" else MERGED)
         change = Change(of=change_of(tuning.trained, tuning.model.decoder), kind="tune", inputs=tuning.data.files, settings=facts["settings"],
-                        parents=data_parents(tuning), measured=facts["measured"], seed=recipe.seed)
+                        parents=data_parents(tuning), measured=facts["measured"], seed=recipe.seed, chat_template=template)
         base = None if tuning.trained.adapter else lambda: _base(tuning)
         rows = tuning.data.held_out or run.items(0)
         survived = write_merged(source, out, change, quantize=recipe.out.quantize, accept_unread=recipe.model.accept_unread, permission=permission,

@@ -8,7 +8,7 @@ from pellucid.api import Model
 from pellucid.data.example import Item, examples
 from pellucid.train.outcome import ADAPTER, Outcome
 from pellucid.train.report import Sample
-from pellucid.train.tuning import Tuning
+from pellucid.train.tuning import Tuning, template_of
 
 HELD_OUT, MOST = 3, 128  # prompts of held-out rows where the recipe names none; tokens of an answer
 
@@ -21,7 +21,7 @@ def samples(tuning: Tuning, outcome: Outcome) -> list[Sample]:
     prompts: Sequence[str | list[int]] = recipe.eval.samples or [ids for item in tuning.data.held_out[:HELD_OUT] if (ids := _prompt(item))]
     if not prompts:
         return []
-    how = dict(accept_unread=recipe.model.accept_unread, chat_template=recipe.model.chat_template)
+    how = dict(accept_unread=recipe.model.accept_unread, chat_template=template_of(recipe.model))
     before = pellucid.load(recipe.model.path, **how, adapters={"tuned": outcome.out} if outcome.kind == ADAPTER else {})
     after = before if outcome.kind == ADAPTER else pellucid.load(outcome.out)
     name = "tuned" if outcome.kind == ADAPTER else None
