@@ -14,8 +14,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pellucid.engine.source import read_source
 from pellucid.errors import BadData, BadRequest
-from pellucid.train.recipe import Recipe, SourcePart
+from pellucid.train.recipe import ExactPart, Recipe, SourcePart
 from pellucid.train.recipes import find, shipped
 
 
@@ -58,6 +59,15 @@ def schema_of(name: str) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
         raise BadRequest(f"{name} holds no JSON Schema: an object was expected, in a .json file or as SCHEMA in a .py file", field="eval.exact_match.schema")
     return found
+
+
+def check_asked(asked: ExactPart, n_held_out: int) -> None:
+    """Raises BadRequest for an exact match that could not be counted when all is done."""
+    if asked.rows > n_held_out:
+        raise BadRequest(f"eval.exact_match.rows={asked.rows:,} is more than the {n_held_out:,} rows that are held out. Hold out more (data.held_out), or ask "
+                         f"for fewer", field="eval.exact_match.rows")
+    if asked.schema is not None:
+        read_source("compact", schema_of(asked.schema))
 
 
 def _rows(file: Path, source: SourcePart, seed: int) -> Iterator[dict[str, Any]]:

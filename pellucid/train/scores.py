@@ -7,7 +7,6 @@ from dataclasses import asdict
 
 import pellucid
 from pellucid.api import Model
-from pellucid.errors import BadRequest
 from pellucid.train.exact import Exact, exact_match
 from pellucid.train.made import schema_of
 from pellucid.train.outcome import ADAPTER, Outcome
@@ -19,17 +18,11 @@ _NAMES = {"free": "exact match", "schema": "exact match, held to the schema"}
 
 
 def scores(tuning: Tuning, outcome: Outcome, told: Callable[[str], None] = lambda line: None) -> list[Score]:
-    """Shares of held-out rows that are answered with the row's own answer; every answer lies in exact_match.json. None where the recipe asks for none.
-
-    Raises BadRequest where fewer rows are held out than are asked for.
-    """
+    """Shares of held-out rows that are answered with the row's own answer; every answer lies in exact_match.json. None where the recipe asks for none."""
     asked = tuning.recipe.eval.exact_match
     if asked is None:
         return []
     items = tuning.data.held_out[: asked.rows]
-    if len(items) < asked.rows:
-        raise BadRequest(f"eval.exact_match.rows={asked.rows:,} is more than the {len(items):,} rows that are held out. Hold out more (data.held_out)",
-                         field="eval.exact_match.rows")
     ways = [None] if asked.schema is None else [None, schema_of(asked.schema)]
     part, adapter = tuning.recipe.model, "tuned" if outcome.kind == ADAPTER else None
     base = pellucid.load(part.path, accept_unread=part.accept_unread, adapters={"tuned": outcome.out} if adapter else {})

@@ -29,7 +29,7 @@ from pellucid.train import checkpoint
 from pellucid.train.added_tokens import with_added_tokens
 from pellucid.train.balance import Balance, coefficient_of
 from pellucid.train.loop import Event, Run, train
-from pellucid.train.made import written
+from pellucid.train.made import check_asked, written
 from pellucid.train.memory import Need, need
 from pellucid.train.method import Method
 from pellucid.train.methods import method_of, method_settings, refer_ahead
@@ -102,13 +102,15 @@ def prepare(recipe: Recipe, *, observe: Callable[[Event], None] = lambda event: 
         raise BadRequest(f"{recipe.out.folder} holds no state to go on from. Leave --resume out", field="resume")
     recipe = with_added_tokens(recipe)
     if isinstance(settings, Taught):
-        recipe = taught(recipe, settings)
+        recipe = taught(written(recipe), settings)
     torch.manual_seed(recipe.seed)
     model = load_model(recipe)
     what = trained(model.decoder, recipe.tune, recipe.seed)
     method = method_of(recipe, model, what, lambda: load_model(recipe).decoder)
     what.parameters.update(method.parameters())
     data = read_data(recipe, model, method)
+    if recipe.eval.exact_match is not None:
+        check_asked(recipe.eval.exact_match, len(data.held_out))
     steps = recipe.steps or data.stock.steps(recipe.epochs)
     held = data.held_out[: recipe.eval.rows]
     refer_ahead(method, model, chain([held] if held else [], map(data.stock.step, range(steps))), Path(recipe.out.folder), recipe.micro_tokens)
@@ -152,6 +154,9 @@ def at_training(recipe: Recipe, model: Model, method: Method) -> tuple[Dropouts,
 def load_model(recipe: Recipe) -> Model:
     """The model, computing exactly and by operations that have gradients."""
     part = recipe.model
+    if part.quantize is not None:
+        raise BadRequest(f"model.quantize={part.quantize} is not done while a model is loaded. Pack it first, and train beside that: pellucid convert "
+                         f"{part.path} packed --quantize {part.quantize}, then model.path=packed", field="model.quantize")
     dtype = part.dtype
     if dtype == "auto" and recipe.tune.kind == "full":
         from pellucid import cost

@@ -6,16 +6,22 @@ from pathlib import Path
 
 import pytest
 
+import pellucid
 from pellucid.errors import BadRequest
-from pellucid.train.loop import Event, Evaluated, Stepped
+from pellucid.model.convert import convert
+from pellucid.train.loop import Evaluated, Event, Stepped
+from pellucid.train.outcome import finish
 from pellucid.train.recipe import read_recipe
 from pellucid.train.recipes import about, find, shipped
+from pellucid.train.scores import scores
 from pellucid.train.tuning import prepare
+from pellucid.weights.packed_rows import PackedWeight
 
 ROWS = {
     "chat_lora": [{"messages": [{"role": "user", "content": f"Say {word}."}, {"role": "assistant", "content": word}]} for word in ("one", "two", "six", "ten")],
     "dpo": [{"prompt": f"Say {word}.", "chosen": word, "rejected": "no"} for word in ("one", "two", "six", "ten")],
     "documents": [{"text": f"There were {word} of them, and the rain fell on all alike."} for word in ("one", "two", "six", "ten")]}
+TEMPLATE = find("niche", ".jinja")
 ROWS["qlora"] = ROWS["chat_lora"]
 
 
@@ -27,21 +33,52 @@ def test_a_recipe_makes_its_first_steps(name: str, tmp_path: Path) -> None:
     else:
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[name]))
         overrides += [f"data.sources.0.path={tmp_path / 'rows.jsonl'}", "data.held_out=1"]
+    if name == "qlora":
+        convert(Path(pellucid.__file__).with_name("shipped"), tmp_path / "nf4", quantize="nf4")
+        overrides += [f"model.path={tmp_path / 'nf4'}"]
     events: list[Event] = []
     tuning = prepare(read_recipe(name, overrides), observe=events.append)
     tuning.train()
+    assert any(isinstance(weight, PackedWeight) for weight in tuning.model.decoder.weights().values()) == (name == "qlora")
     assert [event.step for event in events if isinstance(event, Stepped)] == [1, 2]
     assert [event.step for event in events if isinstance(event, Evaluated)] == [0, 2]
 
 
 @pytest.mark.parametrize("name", shipped())
 def test_a_header_says_command_memory_minutes_and_what_comes_of_it(name: str) -> None:
-    header = [line for line in find(name).read_text().splitlines() if line.startswith("#")]
-    assert f"#   pellucid tune {name}" in "\n".join(header)
+    header = " ".join(line for line in find(name).read_text().splitlines() if line.startswith("#"))
+    assert f"#   pellucid tune {name}" in header
     assert len(about(find(name))) > 40
-    assert any("GB" in line and "min" in line and "two cores" in line for line in header)
+    for word in ("GB", "min", "two cores"):
+        assert word in header
 
 
 def test_a_name_nobody_ships_is_told_with_the_nearest() -> None:
     with pytest.raises(BadRequest, match=r"'nich' is not shipped. Did you mean niche\? There are chat_lora, documents, dpo, niche, qlora"):
         read_recipe("nich")
+
+
+def test_what_cannot_be_asked_at_the_end_is_told_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS["chat_lora"]))
+    (tmp_path / "bad.json").write_text('{"not": {}}')
+    base = [f"out.folder={tmp_path / 'out'}", f"data.sources.0.path={tmp_path / 'rows.jsonl'}", "data.held_out=2", "threads=1"]
+    for more, words in ((["eval.exact_match.rows=3"], r"exact_match.rows=3 is more than the 2 rows that are held out"),
+                        (["eval.exact_match.rows=2", f"eval.exact_match.schema={tmp_path / 'bad.json'}"], "#/not: not cannot be enforced"),
+                        (["model.quantize=nf4"], r"pellucid convert shipped packed --quantize nf4")):
+        with pytest.raises(BadRequest, match=words):
+            prepare(read_recipe("chat_lora", base + more))
+
+
+def test_the_result_keeps_the_template_it_learned_with_and_its_score(tmp_path: Path) -> None:
+    tuning = prepare(read_recipe("niche", [f"out.folder={tmp_path}", "steps=1", "data.sources.0.n=8", "data.held_out.n=4", "threads=1",
+                                           "eval.exact_match.rows=2", "eval.exact_match.max_tokens=40"]))
+    tuning.train()
+    done = finish(tuning)
+    assert pellucid.load_tokenizer(done.out).chat_template.source == TEMPLATE.read_text()  # type: ignore[union-attr]
+    told: list[str] = []
+    found = scores(tuning, done, told.append)
+    assert [(each.name, each.before, each.after) for each in found] == [("exact match", 0, 0), ("exact match, held to the schema", 0, 0)]
+    assert "2 of 2 answers" not in told[0]
+    rows = json.loads((tmp_path / "exact_match.json").read_text())
+    assert [len(rows[when][how]) for when in ("before", "after") for how in ("free", "schema")] == [2, 2, 2, 2]
+    assert json.loads(rows["after"]["free"][0]["expected"])["kind"] in ("event", "order", "conversion")
