@@ -22,6 +22,8 @@ def command(
     keys: Annotated[bool, typer.Option("--keys", help="Ask for a key, see `pellucid keys`; so does any address that others reach.")] = False,
     database: Annotated[str | None, typer.Option("--database", metavar="URL", help="Where keys are kept; else a file in your config folder.")] = None,
     open_door: Annotated[bool, typer.Option("--open", help="Serve an address that others reach without asking for keys.")] = False,
+    allow_host: Annotated[list[str] | None, typer.Option("--allow-host", metavar="NAME", help="A name that a server of this machine alone may be called by, "
+                                                                                               "such as a proxy's; may be repeated.")] = None,
     max_waiting: Annotated[int, typer.Option("--max-waiting", min=0, help="Outputs that may wait beside those that run; more are answered with 429.")] = 256,
     max_body: Annotated[str, typer.Option("--max-body", metavar="SIZE", help="The longest body.")] = "8MiB",
     max_connections: Annotated[int, typer.Option("--max-connections", min=1, help="At once; more are answered with 503.")] = 1000,
@@ -67,6 +69,7 @@ def command(
     except ImportError as error:
         raise MissingExtra(f"a server ({error.name})", "serve") from None
     from pellucid.serve.desk import Desk
+    from pellucid.serve.door import HERE
     from pellucid.serve.openai import Served
     from pellucid.serve.tools import FORMATS
     if tool_format not in ("auto", *FORMATS):
@@ -101,7 +104,8 @@ def command(
     for each in models.values():
         _ = each.engine  # what does not fit its memory is told now
     served = Served({name: Desk(each, max_waiting=max_waiting) for name, each in models.items()}, tool_format=tool_format)
-    server = uvicorn.Server(uvicorn.Config(app_of(served, limits, checked), host=host, port=port, log_level="warning", access_log=False, server_header=False,
+    hosts = HERE | {name.lower() for name in allow_host or ()} if checked is None and _is_here(host) else None
+    server = uvicorn.Server(uvicorn.Config(app_of(served, limits, checked, hosts), host=host, port=port, log_level="warning", access_log=False, server_header=False,
                                            limit_concurrency=max_connections,
                                            ssl_certfile=tls_cert, ssl_keyfile=tls_key))
     _say_where(server, "http" if tls_cert is None else "https", [*models, *adapters], quiet=quiet, json=json)

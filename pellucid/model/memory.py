@@ -17,6 +17,7 @@ from pellucid.spec import DecoderSpec
 CACHE_TOKENS = 4096  # a modest conversation, or the whole context of a model that has less
 SHARE = 0.4  # of the memory that is free when an engine is made, for its cache, where nobody says how much that may take
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_SHAPES = 24  # of products whose kernels are kept while training: a step of a dense decoder has about twelve
 _LARGEST, _KEPT = 32 << 20, 256 << 20  # bytes. The first is the most that glibc takes from its heap; more than the second, free atop of it, is given back
 # Limit, use, and the line of `stat` with what the system takes back when asked: control groups of version 2 and 1, as a container sees its own.
 _GROUPS = (("memory.max", "memory.current", "memory.stat", "file"),
@@ -47,6 +48,16 @@ def check_memory(name: str, spec: DecoderSpec, dtype: torch.dtype, in_place: int
     kept = " (--dtype auto uses the files in place, on the CPU)" if copied else ""
     raise OutOfMemoryBudget(f"{name!r} needs {size(copied)} for weights + {size(cache)} for a cache of {tokens:,} tokens, {size(available)} are free on "
                             f"{device}. {smaller}{kept}, or close what holds memory.", needed_bytes=copied + cache, available_bytes=available)
+
+
+def keep_few_kernels() -> None:
+    """Has oneDNN, and torch beside it, keep the kernels of so many shapes and not of a thousand each, unless the environment says otherwise.
+
+    Rows of many lengths make a new shape every step, and what belongs to a shape stays: 20 MB a step of a model of 7 million parameters (docs/LOG.md). Heard
+    where nothing was multiplied yet.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(_SHAPES))
 
 
 def available_bytes(device: torch.device, root: Path = Path("/")) -> int | None:

@@ -17,7 +17,7 @@ from pellucid.errors import BadRequest, PellucidError
 from pellucid.serve import anthropic, openai, responses
 from pellucid.serve.answers import Spelled
 from pellucid.serve.cards import Cards
-from pellucid.serve.door import Door
+from pellucid.serve.door import Door, Hosts
 from pellucid.serve.exchange import Exchange, Limits
 from pellucid.serve.faults import Refused, told
 from pellucid.serve.keys import Checked
@@ -37,8 +37,11 @@ POSTS: dict[str, tuple[Handler, type[Shape], str]] = {
 HOW: dict[str, dict[str, Any]] = {"/v1/responses": {"done": None}, "/v1/messages": {"done": None, "fault": anthropic.fault}}
 
 
-def app_of(served: Served, limits: Limits | None = None, keys: Checked | None = None) -> FastAPI:
-    """The ASGI application, behind a door that asks for keys where there are any. Its desks are closed when it shuts down."""
+def app_of(served: Served, limits: Limits | None = None, keys: Checked | None = None, hosts: frozenset[str] | None = None) -> FastAPI:
+    """The ASGI application, behind a door that asks for keys where there are any. Its desks are closed when it shuts down.
+
+    hosts: the names it may be called by; None = any.
+    """
     limits = limits or Limits()
 
     @asynccontextmanager
@@ -48,6 +51,8 @@ def app_of(served: Served, limits: Limits | None = None, keys: Checked | None = 
     app = FastAPI(title="Pellucid", version=pellucid.__version__, lifespan=lifespan, redoc_url=None, docs_url=None)
     if keys is not None:
         app.add_middleware(Door, keys=keys)
+    if hosts is not None:
+        app.add_middleware(Hosts, names=hosts)
     exchange = partial(Exchange, limits=limits)
 
     def post(path: str, handler: Handler, shape: type[Shape], about: str) -> None:

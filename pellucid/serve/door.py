@@ -59,6 +59,27 @@ class Door:
         return key
 
 
+HERE = frozenset({"localhost", "127.0.0.1", "[::1]"})  # what a request for a server of this machine alone calls it
+
+
+class Hosts:
+    """Answers requests that call the server by a name it has. Where no key is asked for, a page of another site could else reach it: its own name is made to
+    point here, and the browser takes it for the site (DNS rebinding)."""
+
+    def __init__(self, app: ASGIApp, names: frozenset[str]) -> None:
+        self._app, self._names = app, names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        host = Headers(scope=scope).get("host", "") if scope["type"] == "http" else ""
+        name = host if host.endswith("]") else host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+        if scope["type"] != "http" or name.lower() in self._names:
+            await self._app(scope, receive, send)
+            return
+        status, body, headers = told(Refused(403, f"this server is not called {name!r:.80} (it is {', '.join(sorted(self._names))}). If it should be, start it "
+                                                  f"with --allow-host {name or 'NAME'}", "host"))
+        await JSONResponse(body, status, headers)(scope, receive, send)
+
+
 class Ledger:
     """Where a request's tokens are written down, on its key."""
 

@@ -24,6 +24,7 @@ from pellucid.data.statistics import Statistics
 from pellucid.data.stock import Source, Stock, digest, held_out
 from pellucid.errors import BadData, BadRequest
 from pellucid.families._describe import describe_checkpoint
+from pellucid.model.memory import keep_few_kernels
 from pellucid.records import Input, input_file
 from pellucid.train import checkpoint
 from pellucid.train.added_tokens import with_added_tokens
@@ -93,6 +94,7 @@ def prepare(recipe: Recipe, *, observe: Callable[[Event], None] = lambda event: 
 
     resume: go on from the newest state in the recipe's folder. Raises BadRequest, BadData, and what loading a model raises.
     """
+    keep_few_kernels()
     settings = method_settings(recipe)
     states = checkpoint.states(Path(recipe.out.folder))
     if states and not resume:
