@@ -105,9 +105,8 @@ def command(
         _ = each.engine  # what does not fit its memory is told now
     served = Served({name: Desk(each, max_waiting=max_waiting) for name, each in models.items()}, tool_format=tool_format)
     hosts = HERE | {name.lower() for name in allow_host or ()} if checked is None and _is_here(host) else None
-    server = uvicorn.Server(uvicorn.Config(app_of(served, limits, checked, hosts), host=host, port=port, log_level="warning", access_log=False, server_header=False,
-                                           limit_concurrency=max_connections,
-                                           ssl_certfile=tls_cert, ssl_keyfile=tls_key))
+    server = uvicorn.Server(uvicorn.Config(app_of(served, limits, checked, hosts), host=host, port=port, log_level="warning", access_log=False,
+                                           server_header=False, limit_concurrency=max_connections, ssl_certfile=tls_cert, ssl_keyfile=tls_key))
     _say_where(server, "http" if tls_cert is None else "https", [*models, *adapters], quiet=quiet, json=json)
     server.run()
 
