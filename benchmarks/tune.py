@@ -113,7 +113,8 @@ def worker(side: str, path: str, args: argparse.Namespace) -> None:
     loaded = memory("VmRSS")
     seconds, losses = go()
     n = args.batch * args.length
-    print(json.dumps(dict(tokens_per_second=n / statistics.median(seconds[1:]), fastest_step_tokens_per_second=n / min(seconds[1:]), seconds=seconds, losses=losses, peak_memory_mb=memory("VmHWM"), loaded_mb=loaded)))
+    print(json.dumps(dict(tokens_per_second=n / statistics.median(seconds[1:]), fastest_step_tokens_per_second=n / min(seconds[1:]),
+                          seconds=seconds, losses=losses, peak_memory_mb=memory("VmHWM"), loaded_mb=loaded)))
 
 
 def memory(name: str) -> float:
