@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -227,17 +226,17 @@ def _is_kept(text: str) -> bool:
 
 
 def _made_up(draw: random.Random) -> str:
-    """A word of a book, or the beginning of one and the end of another: so many that copying is learned, and not a list."""
-    one, other = draw.choice(_book()), draw.choice(_book())
-    word = one if draw.random() < 0.4 else one[: draw.randint(2, len(one) - 1)] + other[-draw.randint(2, len(other) - 1) :]
-    return _made_up(draw) if word.capitalize() in _NAMED else word.capitalize()
+    """A word of one to three pieces of the shipped tokenizer: there are so many that copying is learned and no list, and of every piece."""
+    word = "".join(draw.choice(_pieces()) for _ in range(draw.choice((1, 1, 2, 2, 3)))).lower()
+    return _made_up(draw) if not 3 <= len(word) <= 14 or word.capitalize() in _NAMED else word.capitalize()
 
 
 @cache
-def _book() -> list[str]:
-    """The words of the pages that lie beside the shipped model."""
-    pages = Path(pellucid.__file__).with_name("shipped") / "held_out.txt"
-    return sorted({word.lower() for word in re.findall(r"[a-zA-Z]{4,11}", pages.read_text("utf-8"))})
+def _pieces() -> list[str]:
+    """What its tokens spell, of those that are letters."""
+    tokenizer = pellucid.load_tokenizer("shipped")
+    spelled = (tokenizer.decode([i]).strip() for i in range(tokenizer.n_vocab))
+    return sorted({piece for piece in spelled if piece.isascii() and piece.isalpha() and len(piece) > 1})
 
 
 _NAMED = {word.capitalize() for word in (*FIRST, *LAST, *TOPIC, *PLACE, *KIND, *GOODS)}
