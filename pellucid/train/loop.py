@@ -104,7 +104,7 @@ def _train(run: Run) -> None:
     progress, recipe = run.progress, run.recipe
     if progress.step == 0 and run.held_out:
         run.observe(Evaluated(step=0, **evaluate(run), best=False))  # what the run starts from
-    while progress.step < run.steps:
+    while progress.step < run.steps and not _out_of_patience(run):
         run.observe(step(run))
         due = recipe.eval.every and progress.step % recipe.eval.every == 0
         if run.held_out and (due or progress.step == run.steps) and _judge(run):
@@ -162,7 +162,7 @@ def evaluate(run: Run) -> dict[str, float | dict[str, float]]:
 
 def _judge(run: Run) -> bool:
     """Evaluates, keeps what is best, and says whether patience is at its end."""
-    progress, patience = run.progress, run.recipe.eval.patience
+    progress = run.progress
     found = evaluate(run)
     best = found["loss"] < progress.best  # type: ignore[operator]
     if best:
@@ -172,7 +172,11 @@ def _judge(run: Run) -> bool:
     else:
         progress.since_best += 1
     run.observe(Evaluated(step=progress.step, **found, best=best))  # type: ignore[arg-type]
-    return patience is not None and progress.since_best >= patience and progress.step < run.steps
+    return _out_of_patience(run) and progress.step < run.steps
+
+
+def _out_of_patience(run: Run) -> bool:
+    return run.recipe.eval.patience is not None and run.progress.since_best >= run.recipe.eval.patience
 
 
 def _loss(run: Run, items: Sequence[Item]) -> tuple[Tensor, dict[str, Tensor]]:

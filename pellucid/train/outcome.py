@@ -15,6 +15,7 @@ from pellucid.api import Model
 from pellucid.catalog import ancestry, gate, lineage, verdict
 from pellucid.catalog.lineage import Node, Said
 from pellucid.data.example import examples
+from pellucid.errors import PellucidError
 from pellucid.model.convert import Change
 from pellucid.model.convert_adapter import save_adapter
 from pellucid.records import Record, sha256_of
@@ -70,7 +71,15 @@ class Outcome:
 
 
 def finish(tuning: Tuning, *, permission: str | None = None, seconds: float = 0.0) -> Outcome:
-    """Writes the best of the run in the recipe's format. Raises LostTuning, NotAllowed; the state stays, so that it can be written otherwise."""
+    """Writes the best of the run in the recipe's format. Raises LostTuning, NotAllowed; the state stays, so that it can be written otherwise (--resume)."""
+    try:
+        return _finish(tuning, permission, seconds)
+    except (PellucidError, OSError):  # of hours of training nothing is lost where a license, a disk or a format stops the writing
+        tuning.run.save(False)
+        raise
+
+
+def _finish(tuning: Tuning, permission: str | None, seconds: float) -> Outcome:
     recipe, run, folder = tuning.recipe, tuning.run, tuning.folder
     folder.mkdir(parents=True, exist_ok=True)
     if recipe.eval.keeps_best and (best := checkpoint.best(folder)) is not None:

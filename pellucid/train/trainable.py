@@ -70,6 +70,9 @@ def _whole(decoder: Decoder) -> Trained:
 
 def _low_rank(decoder: Decoder, tune: TunePart, seed: int) -> Trained:
     """A drawn as peft draws it, uniformly in +-sqrt(1 / D) (nn.init.kaiming_uniform_ with a of sqrt 5), and B zero: at first nothing is changed."""
+    if tune.dora:
+        raise BadRequest("tune.dora=true is not implemented: no magnitudes are trained beside an adapter's two halves. Leave it out; tune.rslora=true with a "
+                         "higher tune.rank is the nearest there is", field="tune.dora")
     if NAME in decoder.adapters:
         raise BadRequest(f"the model has an adapter called {NAME!r} already: that name is the one in training", field="tune")
     generator = torch.Generator().manual_seed(seed)

@@ -106,6 +106,8 @@ def test_ctrl_c_saves_and_going_on_ends_where_it_would_have(say: Say, here: Path
     (["data.max_length=12"], "rows are longer than 12 tokens"),
     (["data.max_length=9999"], "more than this model's context"),
     (["tune.targets=[nothing]"], "matches no matrix"),
+    (["tune.dora=true"], "tune.dora=true is not implemented"),
+    (["model.router_loss=0.1"], "has no experts"),
     (["method=spo"], "is not one.*sft"),
     (["data.held_out=600"], "leaves nothing"),
     (["model.path=nowhere"], "nowhere"),
@@ -116,6 +118,18 @@ def test_what_cannot_be_is_said_before_a_step(say: Say, here: Path, change: list
     assert done.code in (1, 2)
     assert re.search(words, done.err), done.err
     assert not (here / "out").exists()
+
+
+def test_what_cannot_be_written_is_not_lost(say: Say, here: Path) -> None:
+    """Two bits a number have no room for so small a change; the state stays, and another format is written without a step more."""
+    failed = say("tune", "r.yaml", "tune.kind=full", "optim.lr=1e-4", "out.format=gguf", "out.quantize=Q2_K")
+    assert failed.code == 1
+    assert "has lost the tuning" in failed.err
+    assert [place.name for place in (here / "out" / "state").iterdir()] == ["step-00000006"]
+    done = say("tune", "r.yaml", "tune.kind=full", "optim.lr=1e-4", "--resume", "--json")
+    assert json.loads(done.out)["steps"] == 6
+    events = [json.loads(line) for line in (here / "out/log.jsonl").read_text().splitlines()]
+    assert sum(event["event"] == "stepped" for event in events) == 6
 
 
 def test_a_dry_run_says_what_would_be_done(say: Say, here: Path) -> None:

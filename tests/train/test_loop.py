@@ -12,7 +12,7 @@ from pellucid.errors import NotFinite
 from pellucid.model.parts import Rows
 from pellucid.ops.fused import Fused
 from pellucid.ops.training import Training
-from pellucid.train.loop import Evaluated, Event, Run, Stepped, Stopped, train
+from pellucid.train.loop import Evaluated, Event, Progress, Run, Stepped, Stopped, train
 from pellucid.train.optim import Optimizer
 from pellucid.train.recipe import Recipe, read_recipe
 from pellucid.train.sft import NextToken
@@ -107,6 +107,12 @@ def test_patience_ends_a_run_that_gets_no_better_and_keeps_the_best() -> None:
     assert isinstance(stopped, Stopped)
     assert (stopped.why, stopped.step) == ("patience", made.progress.best_step + 2)
     assert saved[0] is True
+
+
+def test_a_run_out_of_patience_makes_no_step_when_it_goes_on() -> None:
+    spent = Progress(step=5, best=1.0, best_step=3, since_best=2)
+    made, events = run(recipe(batch=4, eval={"every": 1, "patience": 2}), 9, held_out=rows(6, seed=2), progress=spent)
+    assert (made.progress.step, events) == (5, [])
 
 
 def test_the_best_is_kept_where_it_is_asked_for() -> None:

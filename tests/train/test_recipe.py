@@ -1,14 +1,19 @@
 """A recipe says all of a tuning, and what nobody reads is an error."""
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import pellucid
 from pellucid.errors import BadRequest
+from pellucid.train import recipe as recipes
 from pellucid.train.recipe import Recipe, read_recipe
 
+PACKAGE = Path(pellucid.__file__).parent
 LEAST: dict[str, Any] = {"model": {"path": "m"}, "data": {"sources": [{"path": "d.jsonl"}]}, "out": {"folder": "out"}}
 
 
@@ -66,6 +71,15 @@ def test_the_hash_is_of_what_decides_the_result() -> None:
     assert base.facts()["optim.betas"] == [0.9, 0.999]
     assert base.facts()["data.sources"][0]["path"] == "d.jsonl"
     assert not {key for key in base.facts() if key.startswith(("out", "save"))}
+
+
+def test_every_key_is_read_by_somebody() -> None:
+    """A key that changes nothing is a silent default: each is asked for by its name outside of the file that parses it."""
+    readers = "".join(path.read_text("utf8") for room in ("train", "data", "cli") for path in (PACKAGE / room).rglob("*.py") if path.name != "recipe.py")
+    parts = {name: kind for name, kind in vars(recipes).items() if dataclasses.is_dataclass(kind) and isinstance(kind, type)}
+    keys = [(name, field.name) for name, kind in parts.items() for field in dataclasses.fields(kind)]
+    assert len(keys) > 60
+    assert not [(name, key) for name, key in keys if not re.search(rf"\.{key}\b", readers)]
 
 
 def test_every_part_is_frozen() -> None:
