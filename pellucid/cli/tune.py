@@ -68,7 +68,7 @@ def command(
             note(f"stopped after step {tuning.run.progress.step:,} of {tuning.run.steps:,}; the state is saved")
             next_step("pellucid", "tune", recipe, *(overrides or ()), "--resume")
             return
-        done = finish(tuning, permission=permission, seconds=watch.seconds)
+        done = finish(tuning, permission=permission)
     from pellucid.train.report import write_report
     from pellucid.train.samples import samples
     from pellucid.train.scores import scores

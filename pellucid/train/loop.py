@@ -65,13 +65,14 @@ Event = Stepped | Evaluated | Stopped
 
 @dataclass(slots=True, kw_only=True)
 class Progress:
-    """Where a run is: all that a state says beside tensors. since_best: evaluations since the lowest loss."""
+    """Where a run is: all that a state says beside tensors. since_best: evaluations since the lowest loss. seconds: of steps, of every session."""
 
     step: int = 0
     best: float = math.inf
     best_step: int = 0
     since_best: int = 0
     tokens: int = 0
+    seconds: float = field(default=0.0, compare=False, repr=False)  # the one thing that is not the same twice
 
 
 @dataclass(kw_only=True)
@@ -141,9 +142,10 @@ def step(run: Run) -> Stepped:
     n = sum(map(n_tokens, items))
     progress.step += 1
     progress.tokens += n
-    mean = {name: value / whole for name, value in sums.items()}
+    mean, seconds = {name: value / whole for name, value in sums.items()}, time.perf_counter() - started
+    progress.seconds += seconds
     return Stepped(step=progress.step, steps=run.steps, loss=mean.pop("loss"), told=mean, norm=norm, lr=recipe.optim.lr * rate, tokens=n, learned=whole,
-                   seconds=time.perf_counter() - started)
+                   seconds=seconds)
 
 
 def evaluate(run: Run) -> dict[str, float | dict[str, float]]:

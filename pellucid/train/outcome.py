@@ -70,23 +70,23 @@ class Outcome:
             ["pellucid", "run", str(self.out), "-p", "..."]
 
 
-def finish(tuning: Tuning, *, permission: str | None = None, seconds: float = 0.0) -> Outcome:
+def finish(tuning: Tuning, *, permission: str | None = None) -> Outcome:
     """Writes the best of the run in the recipe's format. Raises LostTuning, NotAllowed; the state stays, so that it can be written otherwise (--resume)."""
     try:
-        return _finish(tuning, permission, seconds)
+        return _finish(tuning, permission)
     except (PellucidError, OSError):  # of hours of training nothing is lost where a license, a disk or a format stops the writing
         tuning.run.save(False)
         raise
 
 
-def _finish(tuning: Tuning, permission: str | None, seconds: float) -> Outcome:
+def _finish(tuning: Tuning, permission: str | None) -> Outcome:
     recipe, run, folder = tuning.recipe, tuning.run, tuning.folder
     folder.mkdir(parents=True, exist_ok=True)
     if recipe.eval.keeps_best and (best := checkpoint.best(folder)) is not None:
         checkpoint.put(best, tuning.trained.parameters)
     kind = "reward" if isinstance(run.method, BradleyTerry) else recipe.out.format or ("adapter" if tuning.trained.adapter else "merged")
     source = str(resolve(recipe.model.path))
-    facts = _facts(tuning, seconds)
+    facts = _facts(tuning)
     survived = None
     template = None if tuning.model.chat_template is None else tuning.model.chat_template.source
     if kind == "adapter":
@@ -104,7 +104,7 @@ def _finish(tuning: Tuning, permission: str | None, seconds: float) -> Outcome:
         survived = write_merged(source, out, change, quantize=recipe.out.quantize, accept_unread=recipe.model.accept_unread, permission=permission,
                                 overwrite=True, check=held_against(tuning.model, rows, tuning.trained.adapter, base))
         record = out / "record.json" if out.is_dir() else out.with_suffix(".record.json")
-    return Outcome(out=out, kind=kind, steps=run.progress.step, tokens=run.progress.tokens, seconds=seconds,
+    return Outcome(out=out, kind=kind, steps=run.progress.step, tokens=run.progress.tokens, seconds=run.progress.seconds,
                    best=None if run.progress.best == float("inf") else run.progress.best, survived=survived, record=record, model=recipe.model.path)
 
 
@@ -121,9 +121,9 @@ def _base(tuning: Tuning) -> Model:
     return pellucid.load(part.path, ops="fused", activations="exact", accept_unread=part.accept_unread)
 
 
-def _facts(tuning: Tuning, seconds: float) -> dict[str, Any]:
+def _facts(tuning: Tuning) -> dict[str, Any]:
     progress = tuning.run.progress
-    measured = {"train_seconds": seconds, "steps": float(progress.step), "tokens": float(progress.tokens),
+    measured = {"train_seconds": progress.seconds, "steps": float(progress.step), "tokens": float(progress.tokens),
                 **({} if progress.best == float("inf") else {"held_out_loss": progress.best})}
     return {"settings": {"recipe": _placed(tuning.recipe), "facts": tuning.facts}, "measured": measured}
 

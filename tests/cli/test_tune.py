@@ -1,6 +1,7 @@
 """`pellucid tune` over real files: what it writes runs, and what cannot be is said before a step is made."""
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -120,14 +121,19 @@ def test_what_cannot_be_is_said_before_a_step(say: Say, here: Path, change: list
     assert not (here / "out").exists()
 
 
-def test_what_cannot_be_written_is_not_lost(say: Say, here: Path) -> None:
-    """Two bits a number have no room for so small a change; the state stays, and another format is written without a step more."""
-    failed = say("tune", "r.yaml", "tune.kind=full", "optim.lr=1e-4", "out.format=gguf", "out.quantize=Q2_K")
+def test_what_cannot_be_written_is_not_lost(say: Say, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full when the result is written: the state stays, and nothing is trained again."""
+    from pellucid.train import outcome
+
+    def full(*args: Any, **how: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(outcome, "_write_adapter", full)
+        failed = say("tune", "r.yaml")
     assert failed.code == 1
-    assert "has lost the tuning" in failed.err
+    assert "No space left" in failed.err
     assert [place.name for place in (here / "out" / "state").iterdir()] == ["step-00000006"]
-    done = say("tune", "r.yaml", "tune.kind=full", "optim.lr=1e-4", "--resume", "--json")
-    assert json.loads(done.out)["steps"] == 6
+    assert json.loads(say("tune", "r.yaml", "--resume", "--json").out)["steps"] == 6
     events = [json.loads(line) for line in (here / "out/log.jsonl").read_text().splitlines()]
     assert sum(event["event"] == "stepped" for event in events) == 6
 
