@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from pellucid.model.report import size
 from pellucid.ops.unpack import unpack
 from pellucid.records import sha256_of
 from pellucid.spec import DecoderSpec
-from pellucid.weights.adapter import AdapterFile
+from pellucid.weights.adapter import AdapterFile, Pair
 from pellucid.weights.assemble import low_rank
 from pellucid.weights.names import NameTable, Place
 from pellucid.weights.packed_rows import PackedRows
@@ -30,7 +31,17 @@ from pellucid.weights.packed_rows import PackedRows
 _NAME = re.compile(r"[\w-]{1,80}", re.ASCII)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-Halves = Mapping[str, tuple[Tensor, Tensor, float]]  # our weight's name -> A, B and what their product is added times
+
+class Half(NamedTuple):
+    """What an adapter does to one of our matrices: A, B, what their product is added times, and of DoRA how long the rows are then."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    m: Tensor | None = None
+
+
+Halves = Mapping[str, Half]  # by our weights' names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +84,13 @@ def attach(decoder: Decoder, file: AdapterFile, name: str, *, tables: Sequence[N
     halves = placed(file, projects(decoder), decoder.spec, tables)
     own = decoder.embed.weight
     parts: dict[Project, LowRank] = {}
-    for ours, (a, b, scale) in halves.items():
+    for ours, (a, b, scale, m) in halves.items():
         matrix = decoder.get_submodule(ours.removesuffix(".weight"))
         assert isinstance(matrix, Project)
         dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), own.dtype)  # as exact as either: they are small
-        parts[matrix] = LowRank(matrix.ops, *(half.to(matrix.weight.device, dtype).contiguous() for half in (a, b)), scale)
+        a, b, m = (None if half is None else half.to(matrix.weight.device, dtype).contiguous() for half in (a, b, m))  # type: ignore[assignment]
+        parts[matrix] = LowRank(matrix.ops, a, b, scale, m)
+        parts[matrix].settle(matrix.matrix)
     for matrix, part in parts.items():
         if matrix.adapters is None:
             matrix.adapters = Adapters()
@@ -121,7 +134,7 @@ def placed(file: AdapterFile, matrices: Mapping[str, Project], spec: DecoderSpec
         tables = [NameTable(architecture.table)]
     else:
         tables = [*tables, NameTable(family(spec.family).WEIGHTS)]
-    out: dict[str, tuple[Tensor, Tensor, float]] = {}
+    out: dict[str, Half] = {}
     lost: dict[str, str] = {}
     misshapen: list[str] = []
     for theirs, pair in file.pairs.items():
@@ -140,7 +153,8 @@ def placed(file: AdapterFile, matrices: Mapping[str, Project], spec: DecoderSpec
         else:
             if twice := next((name for name in found if name in out), None):
                 raise UnknownTensors(f"adapter {file.name!r} changes {twice} twice, the second time as {theirs}. Which of the two is meant, nothing says")
-            out |= {name: (a, b, pair.scale) for name, (a, b) in found.items()}
+            lengths = {} if pair.m is None else _lengths(theirs, pair, place, shapes, spec)
+            out |= {name: Half(a, b, pair.scale, lengths.get(name)) for name, (a, b) in found.items()}
     if lost:
         theirs, why = next(iter(sorted(lost.items())))
         raise UnknownTensors(f"{len(lost)} of {len(file.pairs)} tensors that adapter {file.name!r} changes have no place in this model, so that nothing of it "
@@ -151,10 +165,11 @@ def placed(file: AdapterFile, matrices: Mapping[str, Project], spec: DecoderSpec
     return out
 
 
-def merged(weight_FD: Tensor, a_rD: Tensor, b_Fr: Tensor, scale: float) -> Tensor:
-    """The matrix with the adapter in it, W + scale B A, summed in float32 or wider and rounded once."""
-    wide = torch.promote_types(weight_FD.dtype, torch.float32)
-    return (weight_FD.to(wide) + scale * (b_Fr.to(wide) @ a_rD.to(wide))).to(weight_FD.dtype)
+def _lengths(theirs: str, pair: Pair, place: Place, shapes: Mapping[str, tuple[int, ...]], spec: DecoderSpec) -> dict[str, Tensor]:
+    """DoRA's lengths of our rows: they go where rows of B go."""
+    assert pair.m is not None
+    column_F1 = _numbers(theirs, pair.m)[:, None]
+    return {name: b[:, 0] for name, (_, b) in low_rank(theirs, column_F1.new_zeros(1, pair.a.shape[-1]), column_F1, place, shapes, spec).items()}
 
 
 class _NoMatrix(Exception):

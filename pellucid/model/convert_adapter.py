@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.errors import BadRequest, HubError, ModelNotFound, UnknownTensors
+from pellucid.errors import BadRequest, HubError, ModelNotFound, UnknownTensors, UnsupportedModel
 from pellucid.families import family
 from pellucid.families._describe import Description, describe_checkpoint
 from pellucid.families._gguf_write import architecture_of
@@ -30,7 +30,7 @@ from pellucid.model.report import count
 from pellucid.ops.choose import choose
 from pellucid.records import Record, input_file, sha256_of
 from pellucid.spec import DecoderSpec
-from pellucid.weights.adapter import ALPHA, PREFIX, TYPE, WEIGHTS, AdapterFile, is_adapter, open_adapter
+from pellucid.weights.adapter import ALPHA, MAGNITUDE, PREFIX, TYPE, WEIGHTS, AdapterFile, is_adapter, open_adapter
 from pellucid.weights.adapter import CONFIG as ADAPTER_CONFIG
 from pellucid.weights.assemble import joined_low_rank, layout
 from pellucid.weights.card import Card, front_matter
@@ -49,12 +49,13 @@ _PLAIN = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}  # and general
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """What is added to one tensor of the files: scale * B A."""
+    """What is added to one tensor of the files: scale * B A. m: of DoRA, how long the rows are then."""
 
     a: Tensor
     b: Tensor
     scale: float
     place: Place
+    m: Tensor | None = None
 
     @property
     def alpha(self) -> float:
@@ -149,17 +150,28 @@ def _joined(name: str, halves: Halves, like: Mapping[str, Tensor], table: NameTa
             continue
         if place.rule.all_experts and to == "safetensors":
             raise UnknownTensors(f"{theirs} holds all experts, and peft's files have a change of such a one in no layout that is written. Keep the GGUF file")
-        if len(scales := {halves[name][2] for name in place.names if name in halves}) > 1:
+        pairs = {name: halves[name] for name in place.names if name in halves}
+        if len(scales := {pair.scale for pair in pairs.values()}) > 1:
             raise UnknownTensors(f"{theirs} holds {', '.join(place.names[:3])}, and they are changed by scales of their own: {scales}")
-        a, b = joined_low_rank(theirs, {name: halves[name][:2] for name in place.names if name in halves}, place, spec)
-        out[theirs] = _Change(a.contiguous(), b.contiguous(), scales.pop(), place)
+        shapes = {name: tuple(like[name].shape) for name in place.names}
+        a, b = joined_low_rank(theirs, {name: (pair.a, pair.b) for name, pair in pairs.items()}, place, spec, shapes)
+        out[theirs] = _Change(a.contiguous(), b.contiguous(), scales.pop(), place, _lengths(theirs, pairs, place, spec))
     if lost := sorted(set(halves) - {name for change in out.values() for name in change.place.names}):
         raise UnknownTensors(f"{len(lost)} of {len(halves)} matrices that adapter {name!r} changes have no place in {to}, first: {', '.join(lost[:3])}")
     return out
 
 
+def _lengths(theirs: str, pairs: Halves, place: Place, spec: DecoderSpec) -> Tensor | None:
+    """DoRA's, for the rows of one of the files' tensors: they go where rows of B go."""
+    columns = {name: (pair.a.new_zeros(1, 1), pair.m[:, None]) for name, pair in pairs.items() if pair.m is not None}
+    return joined_low_rank(theirs, columns, place, spec)[1][:, 0].contiguous() if columns else None
+
+
 def _write_gguf(out: Path, changes: dict[str, _Change], card: Card, architecture: str, name: str, lineage: list[str], notes: list[str], overwrite: bool,
                 watch: Watch) -> tuple[Written, ...]:
+    if any(change.m is not None for change in changes.values()):
+        raise UnsupportedModel(f"adapter {name!r} is of DoRA, and llama.cpp's adapters have no magnitudes. Write the model with it: pellucid merge "
+                               f"BASE ADAPTER {out.name}")
     alphas = Counter(round(change.alpha, 9) for change in changes.values())
     alpha = next(change.alpha for change in changes.values() if round(change.alpha, 9) == alphas.most_common(1)[0][0])
     tensors, dtypes = [], Counter[torch.dtype]()
@@ -185,6 +197,7 @@ def _write_peft(out: Path, changes: dict[str, _Change], card: Card, like: Mappin
                 lineage: list[str], how: str) -> tuple[Written, ...]:
     tensors = {f"{PREFIX}{theirs.removesuffix('.weight')}.lora_{x}.weight": half for theirs, change in changes.items()
                for x, half in (("A", change.a), ("B", change.b))}
+    tensors |= {f"{PREFIX}{theirs.removesuffix('.weight')}{MAGNITUDE}": change.m for theirs, change in changes.items() if change.m is not None}
     lines = [f"# {out.name}", "", f"A LoRA adapter for {base}, {how} by {made_by()}. What went into it, by content:", "", "```", *lineage, "```", ""]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
@@ -203,13 +216,14 @@ def _config(changes: Mapping[str, _Change], like: Mapping[str, Tensor], table: N
     modules = {theirs.removesuffix(".weight"): change for theirs, change in changes.items()}
     there = {theirs.removesuffix(".weight") for theirs, place in layout(table, like, spec).items() if like[place.names[0]].ndim > 1}
     whole = {word for word in {_last(module) for module in modules} if all(module in modules for module in there if _last(module) == word)}
+    dora = any(change.m is not None for change in changes.values())
     rank, alpha = (Counter(each).most_common(1)[0][0] for each in ((c.a.shape[-2] for c in modules.values()), (_number(c.alpha) for c in modules.values())))
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank, "lora_alpha": alpha,
         "target_modules": sorted({_last(module) if _last(module) in whole else module for module in modules}),
         "rank_pattern": {module: c.a.shape[-2] for module, c in modules.items() if c.a.shape[-2] != rank},
         "alpha_pattern": {module: _number(c.alpha) for module, c in modules.items() if _number(c.alpha) != alpha},
-        "fan_in_fan_out": any(c.place.rule.transpose for c in modules.values()), "bias": "none", "use_rslora": False, "use_dora": False,
+        "fan_in_fan_out": any(c.place.rule.transpose for c in modules.values()), "bias": "none", "use_rslora": False, "use_dora": dora,
         "lora_dropout": 0.0, "init_lora_weights": True, "inference_mode": True, "modules_to_save": None}
 
 

@@ -20,7 +20,7 @@ from pellucid.model.cache import Held, Memory, keep
 from pellucid.model.low_rank import Choice
 from pellucid.model.parts import Normalize, Project, Rows
 from pellucid.model.tables import Tables
-from pellucid.ops.interface import Ops
+from pellucid.ops.interface import Ops, Weight
 from pellucid.spec import LatentAttention
 
 
@@ -37,6 +37,10 @@ class KeyUp(Project):
         if len(self.weight.shape) == 2:
             return super().forward(x_TL, choice)
         return self.adapted(x_TL, self.ops.matmul(x_TL, self.numbers(x_TL.dtype).flatten(0, 1), None), choice)
+
+    @property
+    def matrix(self) -> Weight:
+        return self.weight if len(self.weight.shape) == 2 else self.numbers(torch.float32).flatten(0, 1)
 
     def numbers(self, dtype: torch.dtype) -> Tensor:
         """(H, N, L)."""
@@ -74,7 +78,7 @@ class CompressedAttention(nn.Module):
         q_THR = self.ops.rotate(q_THR, cos_TR, sin_TR, pairing=pairing)
         kept_T1E = torch.cat([self.kv_norm(latent_TL)[:, None], shared_T1R], -1)
         held = keep(cache, self.index, rows, kept_T1E)
-        if self._absorbs(rows.lengths, held.lengths):
+        if self._absorbs(rows.lengths, held.lengths) and not any(matrix.turned_by(choice) for matrix in (self.k_up, self.v_up)):
             out_THV = self._absorbed(q_THN, q_THR, held, rows.lengths, choice)
         else:
             out_THV = self._expanded(q_THN, q_THR, held, rows.lengths, Choice.of(rows.adapters, held.lengths, x_TD.device))

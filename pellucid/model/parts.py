@@ -66,7 +66,17 @@ class Project(Weighted):
 
     def adapted(self, x_TD: Tensor, y_TF: Tensor, choice: Choice | None) -> Tensor:
         """What the matrix made of x, and the chosen adapters besides."""
-        return y_TF if choice is None or self.adapters is None else self.adapters.add(x_TD, y_TF, choice)
+        return y_TF if choice is None or self.adapters is None else self.adapters.add(x_TD, y_TF, choice, self.matrix, self.bias)
+
+    def turned_by(self, choice: Choice | None) -> bool:
+        """Whether a chosen adapter does more than add to what the matrix makes."""
+        return choice is not None and self.adapters is not None and any(
+            part.m is not None for name, _ in choice.parts if (part := self.adapters.get(name)) is not None)
+
+    @property
+    def matrix(self) -> Weight:
+        """The weight as (F, D)."""
+        return self.weight
 
 
 class Embed(Weighted):

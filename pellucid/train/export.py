@@ -16,7 +16,6 @@ from pellucid.api import Model
 from pellucid.data.batch import Batch
 from pellucid.data.example import Example, Item, examples
 from pellucid.errors import LostTuning
-from pellucid.model.adapters import merged
 from pellucid.model.convert import Change, Watch, convert
 from pellucid.model.decoder import Decoder
 from pellucid.model.low_rank import Choice
@@ -51,8 +50,7 @@ def change_of(trained: Trained, decoder: Decoder) -> dict[str, Callable[[Tensor]
     """What becomes of each matrix's numbers: the trained ones, or what the adapter adds."""
     if trained.adapter is None:
         return {name: lambda weight, p=p: p.detach().to(weight.dtype) for name, p in trained.parameters.items()}  # type: ignore[misc]
-    return {f"{name}.weight": lambda weight, part=part: merged(weight, part.a.detach(), part.b.detach(), part.scale)  # type: ignore[misc]
-            for name, part in trained.parts(decoder).items()}
+    return {f"{name}.weight": part.merged for name, part in trained.parts(decoder).items()}
 
 
 def weights_with(trained: Trained, decoder: Decoder) -> dict[str, Tensor]:
@@ -61,7 +59,7 @@ def weights_with(trained: Trained, decoder: Decoder) -> dict[str, Tensor]:
     out = {}
     for name, weight in decoder.weights().items():
         plain = decoder.ops.unpack(weight, weight.dtype) if isinstance(weight, PackedWeight) else weight.detach()
-        out[name] = merged(plain, parts[name].a.detach(), parts[name].b.detach(), parts[name].scale) if name in parts else plain
+        out[name] = parts[name].merged(plain) if name in parts else plain
     return out
 
 

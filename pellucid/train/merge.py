@@ -11,7 +11,7 @@ from pellucid.catalog import ancestry
 from pellucid.data.example import Example
 from pellucid.errors import BadData, BadRequest
 from pellucid.families._describe import describe_checkpoint
-from pellucid.model.adapters import merged, projects
+from pellucid.model.adapters import projects
 from pellucid.model.convert import Change, Watch
 from pellucid.records import input_file
 from pellucid.train.export import MOST, ROWS, Survived, held_against, write_merged
@@ -39,7 +39,7 @@ def merge(base: str, adapter: str, out: Path, text: str, *, dtype: str | None = 
     parts = {name: part for name, matrix in projects(model.decoder).items() if matrix.adapters is not None and (part := matrix.adapters.get(NAME)) is not None}
     place, attached = Path(resolve(adapter)), model.decoder.adapters[NAME]
     change = Change(
-        of={name: lambda weight, part=part: merged(weight, part.a, part.b, part.scale) for name, part in parts.items()},  # type: ignore[misc]
+        of={name: part.merged for name, part in parts.items()},
         kind="merge", inputs={f"adapter/{path.name}": input_file(path) for path in open_adapter(place).files}, settings={"adapter": os.path.abspath(place)},
         parents=(("weights", ancestry.of_path(place)),), licenses={attached.source: attached.license})
     return write_merged(str(resolve(base)), out, change, dtype=dtype, quantize=quantize, accept_unread=accept_unread, permission=permission,

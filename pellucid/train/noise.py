@@ -90,8 +90,8 @@ def _last(p: float) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
     return lambda module, args, out: _dropped(out, p, module)
 
 
-def _as_written(part: LowRank) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda x_TD, y_TF: y_TF + part(x_TD).to(y_TF.dtype)
+def _as_written(part: LowRank) -> Callable[..., Tensor]:
+    return lambda x_TD, y_TF, *gain_F: y_TF + part(x_TD, *gain_F).to(y_TF.dtype)
 
 
 class _Dropping:

@@ -16,6 +16,7 @@ from pellucid.catalog import ancestry, gate, lineage, verdict
 from pellucid.catalog.lineage import Node, Said
 from pellucid.data.example import examples
 from pellucid.errors import PellucidError
+from pellucid.model.adapters import Half
 from pellucid.model.convert import Change
 from pellucid.model.convert_adapter import save_adapter
 from pellucid.records import Record, sha256_of
@@ -142,7 +143,8 @@ def _placed(recipe: Recipe) -> dict[str, Any]:
 def _write_adapter(tuning: Tuning, out: Path, source: str, facts: dict[str, Any], permission: str | None) -> Path:
     model, recipe = tuning.model, tuning.recipe
     made, notes = _made(tuning, source, permission)
-    halves = {f"{name}.weight": (part.a.detach(), part.b.detach(), part.scale) for name, part in tuning.trained.parts(model.decoder).items()}
+    halves = {f"{name}.weight": Half(part.a.detach(), part.b.detach(), part.scale, None if part.m is None else part.m.detach())
+              for name, part in tuning.trained.parts(model.decoder).items()}
     card = Card(license=model.checkpoint.card.license, license_name=model.checkpoint.card.license_name, license_link=model.checkpoint.card.license_link,
                 base_models=(recipe.model.path,))
     files = save_adapter(out, halves, model.spec, base=recipe.model.path, card=card, lineage=_lines(tuning))

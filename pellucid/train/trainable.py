@@ -69,10 +69,10 @@ def _whole(decoder: Decoder) -> Trained:
 
 
 def _low_rank(decoder: Decoder, tune: TunePart, seed: int) -> Trained:
-    """A drawn as peft draws it, uniformly in +-sqrt(1 / D) (nn.init.kaiming_uniform_ with a of sqrt 5), and B zero: at first nothing is changed."""
-    if tune.dora:
-        raise BadRequest("tune.dora=true is not implemented: no magnitudes are trained beside an adapter's two halves. Leave it out; tune.rslora=true with a "
-                         "higher tune.rank is the nearest there is", field="tune.dora")
+    """A drawn as peft draws it, uniformly in +-sqrt(1 / D) (nn.init.kaiming_uniform_ with a of sqrt 5), and B zero: at first nothing is changed.
+
+    DoRA's magnitudes begin as the lengths of the matrix's rows.
+    """
     if NAME in decoder.adapters:
         raise BadRequest(f"the model has an adapter called {NAME!r} already: that name is the one in training", field="tune")
     generator = torch.Generator().manual_seed(seed)
@@ -82,11 +82,13 @@ def _low_rank(decoder: Decoder, tune: TunePart, seed: int) -> Trained:
         a_rD = torch.empty(tune.rank, matrix.d_in).uniform_(-(matrix.d_in**-0.5), matrix.d_in**-0.5, generator=generator)
         like: Tensor | PackedWeight = matrix.weight
         part = LowRank(matrix.ops, a_rD.to(like.device), torch.zeros(matrix.d_out, tune.rank, device=like.device), scale)
+        if tune.dora:
+            part.m = nn.Parameter(part.lengths(matrix.matrix))
         part.requires_grad_(True)
         if matrix.adapters is None:
             matrix.adapters = Adapters()
         matrix.adapters.put(NAME, part)
-        own |= {f"{name.removesuffix('.weight')}.lora_{half}": p for half, p in (("a", part.a), ("b", part.b))}
+        own |= {f"{name.removesuffix('.weight')}.lora_{half}": p for half, p in part.named_parameters()}
     decoder.adapters[NAME] = None  # in training: there is no file to tell of yet
     return Trained(own, NAME)
 

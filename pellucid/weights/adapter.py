@@ -1,6 +1,7 @@
 """Adapters of low rank on this disk, read so that nothing in them is silently ignored: peft's folder and llama.cpp's GGUF file.
 
-    adapter_config.json, adapter_model.safetensors    MODULE.lora_A.weight (r, D), MODULE.lora_B.weight (F, r); their product is added times alpha / r
+    adapter_config.json, adapter_model.safetensors    MODULE.lora_A.weight (r, D), MODULE.lora_B.weight (F, r); their product is added times alpha / r;
+                                                      DoRA's MODULE.lora_magnitude_vector (F,): the lengths of the rows of the sum
     NAME.gguf, general.type "adapter"                 TENSOR.lora_a (r, D), TENSOR.lora_b (F, r), of experts (X, r, D), (X, F, r); times adapter.lora.alpha / r
 
 Sources: LoraConfig and LoraLayer.update_layer of peft 0.21.2 (and `get_pattern_key`, `get_peft_model_state_dict` beside them); convert_lora_to_gguf.py and
@@ -8,6 +9,7 @@ src/llama-adapter.cpp of https://github.com/ggml-org/llama.cpp at 0b3d966f1 and 
 """
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from pellucid.weights.packed_rows import PackedRows
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+MAGNITUDE = ".lora_magnitude_vector"
 PREFIX = "base_model.model."  # what peft calls the model inside of it
 TYPE, ALPHA = "adapter.type", "adapter.lora.alpha"
 # Of LoraConfig, what cannot change what is computed here. layers_..., target_modules: which matrices there are the tensors say.
@@ -44,11 +47,15 @@ _NULL = {"target_parameters": "parameters that are no module of their own", "lay
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """What is added to one tensor of the model: scale * B A. a (r, D), b (F, r), of experts (X, r, D) and (X, F, r); in GGUF they may be packed."""
+    """What is added to one tensor of the model: scale * B A. a (r, D), b (F, r), of experts (X, r, D) and (X, F, r); in GGUF they may be packed.
+
+    m: (F,), of DoRA, how long the rows are after that.
+    """
 
     a: Tensor | PackedRows
     b: Tensor | PackedRows
     scale: float
+    m: Tensor | None = None
 
     @property
     def rank(self) -> int:
@@ -123,12 +130,27 @@ def _peft(folder: Path) -> AdapterFile:
     if twice := sorted(name for name in tensors if name.startswith(PREFIX) and name.removeprefix(PREFIX) in tensors):
         raise UnknownTensors(f"adapter {folder.name!r} has {twice[0]} with and without {PREFIX}. Which of the two is meant, nothing says")
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    lengths = {name.removesuffix(MAGNITUDE): tensors.pop(name) for name in [*tensors] if scale.dora and name.endswith(MAGNITUDE)}
     pairs = _pairs(folder.name, tensors, ".lora_A.weight", ".lora_B.weight", scale, weight=".weight")
+    if scale.dora:
+        pairs = _with_lengths(folder.name, pairs, lengths)
     modules = [name.removesuffix(".weight") for name in pairs]
     if lost := [target for target in scale.targets if not any(module == target or module.endswith(f".{target}") for module in modules)]:
         raise MissingTensors(f"{where} names target_modules {', '.join(map(repr, lost[:3]))}, and {file.name} has no tensors of such. Is the file whole?")
     return AdapterFile(name=folder.name, format="peft", files=(folder / CONFIG, file), pairs=pairs, base=scale.base, alpha=scale.alpha, config=raw,
                        card=read_card(folder))
+
+
+def _with_lengths(file: str, pairs: Mapping[str, Pair], lengths: Mapping[str, Tensor]) -> dict[str, Pair]:
+    """DoRA's. Raises MissingTensors, UnknownTensors or MisshapenTensor where not every pair has its own."""
+    modules = {name.removesuffix(".weight") for name in pairs}
+    if odd := sorted(modules ^ lengths.keys()):
+        which, kind = ("lacks", MissingTensors) if odd[0] in modules else ("has a lone", UnknownTensors)
+        raise kind(f"adapter {file!r} is of DoRA (use_dora=True) and {which} {odd[0]}{MAGNITUDE} ({len(odd)} such). Is the file whole?")
+    for module, m in lengths.items():
+        if len((b := pairs[f"{module}.weight"].b).shape) != 2 or tuple(m.shape) != (b.shape[0],):
+            raise MisshapenTensor(f"{module}{MAGNITUDE} is {tuple(m.shape)}, and one number for each of B's rows {tuple(b.shape)} was expected")
+    return {name: dataclasses.replace(pair, m=lengths[name.removesuffix(".weight")]) for name, pair in pairs.items()}
 
 
 class _Scale:
@@ -141,7 +163,6 @@ class _Scale:
         for name, why in _NULL.items():
             if said := settings(name, default=None):
                 raise UnsupportedModel(f"{where} has a setting that is not read: {name}={said!r:.60} (only null): {why}")
-        settings.expect("DoRA's magnitudes are no sum of the model and a product; merge it with the tool that made it", use_dora=False)
         settings.expect("the biases it changes are not read", bias="none")
         settings.expect(lora_bias=False, use_qalora=False)
         start = settings("init_lora_weights", default=True)
@@ -153,7 +174,7 @@ class _Scale:
         settings.inert("the tensors say it, training alone needs it, or it says who wrote the file", _INERT)
         self.where, self.rank = where, settings.count("r")
         self.alpha = _number(settings("lora_alpha"), "lora_alpha", where)
-        self.by_root = settings.flag("use_rslora", False)
+        self.by_root, self.dora = settings.flag("use_rslora", False), settings.flag("use_dora", False)
         base, targets = settings("base_model_name_or_path", default=None), settings("target_modules", default=None)
         self.base = base if isinstance(base, str) and base else None
         self.targets = [target for target in targets if isinstance(target, str)] if isinstance(targets, list) else []

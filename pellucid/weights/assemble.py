@@ -123,26 +123,41 @@ def low_rank(theirs: str, a: Tensor, b: Tensor, place: Place, shapes: Mapping[st
     return {name: (a, part) for name, part in _parts(theirs, b, plain, {name: (shapes[name][0], len(a)) for name in place.names}, spec).items()}
 
 
-def joined_low_rank(theirs: str, pairs: Mapping[str, tuple[Tensor, Tensor]], place: Place, spec: DecoderSpec) -> tuple[Tensor, Tensor]:
+def joined_low_rank(theirs: str, pairs: Mapping[str, tuple[Tensor, Tensor]], place: Place, spec: DecoderSpec,
+                    shapes: Mapping[str, Shape] | None = None) -> tuple[Tensor, Tensor]:
     """(A, B) of a change to the checkpoint tensor of that place, from those of ours: the inverse of `low_rank`.
 
-    Raises UnknownTensors where not all of ours in it are changed, or not by one A.
+    Where ours have A of their own, or some are not changed (then `shapes` of ours is needed), A is all of them above each other, and each one's rows of B
+    meet its own: the same sum, of the ranks together. Raises UnknownTensors for what has no such place.
     """
     rule = place.rule
     if rule.all_experts:
-        each = [joined_low_rank(theirs, pairs, one, spec) for one in _experts(place)]
+        each = [joined_low_rank(theirs, {name: pairs[name] for name in one.names if name in pairs}, one, spec) for one in _experts(place)]
         if len({pair[0].shape for pair in each}) > 1:
             raise UnknownTensors(f"{theirs} holds all experts, and they are changed by different ranks")
         return torch.stack([a for a, _ in each]), torch.stack([b for _, b in each])
     if rule.by_head or rule.index:
         raise UnknownTensors(f"{theirs} is stored head by head, and no change of low rank is written there")
-    if missing := [name for name in place.names if name not in pairs]:
+    if missing := [name for name in place.names if name not in pairs and shapes is None]:
         raise UnknownTensors(f"{theirs} holds {', '.join(place.names)}, and {missing[0]} is not changed with the others")
-    a = pairs[place.names[0]][0]
-    if not all(torch.equal(a, pairs[name][0]) for name in place.names):
-        raise UnknownTensors(f"{theirs} holds {', '.join(place.names)}, and they are changed by A of their own")
+    a = next(iter(pairs.values()))[0]
+    if len(pairs) < len(place.names) or not all(torch.equal(a, own) for own, _ in pairs.values()):
+        a, pairs = _side_by_side(pairs, place.names, shapes or {})
     plain = dataclasses.replace(place, rule=dataclasses.replace(rule, transpose=False, lone=False, flat=False, offset=0.0))
     return a, joined({name: pairs[name][1] for name in place.names}, plain, spec)
+
+
+def _side_by_side(pairs: Mapping[str, tuple[Tensor, Tensor]], names: Sequence[str],
+                  shapes: Mapping[str, Shape]) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    """One A for all of them: theirs above each other, with B that is zero where another's A is read."""
+    a = torch.cat([own for own, _ in pairs.values()])
+    out: dict[str, tuple[Tensor, Tensor]] = {}
+    start = 0
+    for name, (own, b) in pairs.items():
+        wide = b.new_zeros(len(b), len(a))
+        wide[:, start : start + len(own)] = b
+        out[name], start = (a, wide), start + len(own)
+    return a, {name: out[name] if name in out else (a, a.new_zeros(shapes[name][0], len(a))) for name in names}
 
 
 def _add(ours: dict[str, Tensor], theirs: str, parts: Mapping[str, Tensor]) -> None:

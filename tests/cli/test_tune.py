@@ -107,7 +107,6 @@ def test_ctrl_c_saves_and_going_on_ends_where_it_would_have(say: Say, here: Path
     (["data.max_length=12"], "rows are longer than 12 tokens"),
     (["data.max_length=9999"], "more than this model's context"),
     (["tune.targets=[nothing]"], "matches no matrix"),
-    (["tune.dora=true"], "tune.dora=true is not implemented"),
     (["model.router_loss=0.1"], "has no experts"),
     (["method=spo"], "is not one.*sft"),
     (["data.held_out=600"], "leaves nothing"),

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from pellucid.errors import BadRequest, MisshapenTensor, UnknownAdapter, UnknownTensors
-from pellucid.model.adapters import attach, detach, merged, projects
+from pellucid.model.adapters import attach, detach, projects
 from pellucid.model.cache import Cache
-from pellucid.model.low_rank import Choice
+from pellucid.model.low_rank import Choice, LowRank
 from pellucid.model.parts import Rows, hold
+from pellucid.ops.choose import choose
 from pellucid.weights.adapter import open_adapter
 from pellucid.weights.names import NameTable, Place
 from pellucid.weights.packed_rows import PackedRows
@@ -114,8 +115,9 @@ def test_merging_sums_wide_and_rounds_once() -> None:
     noise = torch.Generator().manual_seed(0)
     weight, a, b = (torch.randn(*shape, generator=noise) for shape in ((7, 5), (2, 5), (7, 2)))
     exact = weight.bfloat16().double() + 0.5 * b.double() @ a.double()
-    assert torch.equal(merged(weight.bfloat16(), a, b, 0.5), exact.float().bfloat16())
-    assert torch.allclose(merged(weight, a, b, 0.5).double(), weight.double() + 0.5 * b.double() @ a.double(), atol=1e-6)
+    part = LowRank(choose("reference"), a, b, 0.5)
+    assert torch.equal(part.merged(weight.bfloat16()), exact.float().bfloat16())
+    assert torch.allclose(part.merged(weight).double(), weight.double() + 0.5 * b.double() @ a.double(), atol=1e-6)
 
 
 def test_a_part_without_a_place_is_named_and_nothing_attaches(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_pickle_is_read_by_the_restricted_loader(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("config", "error", "message"), [
-    ({"use_dora": True}, UnsupportedModel, "use_dora=True (only False): DoRA's magnitudes are no sum"),
+    ({"use_dora": True}, MissingTensors, f"adapter 'a' is of DoRA (use_dora=True) and lacks {Q}.lora_magnitude_vector (1 such). Is the file whole?"),
     ({"bias": "lora_only"}, UnsupportedModel, "bias='lora_only' (only 'none'): the biases it changes are not read"),
     ({"lora_bias": True}, UnsupportedModel, "lora_bias=True (only False)"),
     ({"modules_to_save": ["lm_head"]}, UnsupportedModel, "modules_to_save=['lm_head'] (only null): whole modules in place of the model's own"),

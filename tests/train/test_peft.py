@@ -1,0 +1,157 @@
+"""Trained adapters beside peft: what we write it loads with equal logits, what it writes we load, and one step's gradients are its own."""
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pellucid.errors import UnsupportedModel
+from pellucid.model.adapters import Half, attach, projects
+from pellucid.model.cache import Cache
+from pellucid.model.convert_adapter import save_adapter
+from pellucid.model.decoder import Decoder
+from pellucid.model.low_rank import Choice, LowRank
+from pellucid.model.parts import Rows, hold
+from pellucid.ops.choose import choose
+from pellucid.train.recipe import TunePart
+from pellucid.train.trainable import NAME, Trained, trained
+from pellucid.weights.adapter import open_adapter
+from pellucid.weights.card import Card
+from tests.families.build import TOLERANCE, Built, error, ours
+from tests.model.adapting import adapted_logits
+from tests.model.test_decoder import case
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import peft
+
+# Plain with biases; fused q, k, v and gate, up; stored the other way round, with biases; experts one by one in the files.
+FUSED, EXPERTS = "phi3-mini_4k", "mixtral-window"
+DENSE = ["llama-biases", FUSED, "gpt2-released"]
+CARD = Card(license=None, license_name=None, license_link=None, base_models=())
+
+
+def tuned(built: Built, **tune: Any) -> tuple[Decoder, Trained]:
+    """The case with an adapter as it might be after training: no number is what it began with."""
+    decoder = ours(built.spec, built.tensors)
+    what = trained(decoder, TunePart(rank=3, alpha=7.0, **tune), seed=3)
+    noise = torch.Generator().manual_seed(4)
+    for name, p in what.parameters.items():
+        with torch.no_grad():
+            p.mul_(torch.rand(p.shape, generator=noise) + 0.6) if name.endswith("_m") else p.copy_(torch.randn(p.shape, generator=noise) * 0.15)
+    return decoder, what
+
+
+def saved(built: Built, decoder: Decoder, what: Trained, out: Path) -> Path:
+    halves = {f"{name}.weight": Half(part.a.detach(), part.b.detach(), part.scale, None if part.m is None else part.m.detach())
+              for name, part in what.parts(decoder).items()}
+    save_adapter(out, halves, built.spec, base="acme/small", card=CARD, lineage=[])
+    return out
+
+
+def by_peft(built: Built, folder: Path) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.PeftModel.from_pretrained(copy.deepcopy(built.theirs), str(folder)).eval()
+    with torch.inference_mode():
+        return model(built.tokens_T[None], use_cache=False).logits[0].clone()
+
+
+@pytest.mark.parametrize(("name", "dora"), [(name, dora) for name in DENSE for dora in (False, True)] + [(EXPERTS, False)])
+def test_peft_computes_what_was_trained_from_what_is_written(name: str, dora: bool, tmp_path: Path) -> None:
+    built = case(name)
+    decoder, what = tuned(built, dora=dora)
+    T = len(built.tokens_T)
+    ours_TV = adapted_logits(decoder, built.tokens_T, [T], [NAME])
+    assert error(ours_TV, built.logits_TV) > 0.05
+    folder = saved(built, decoder, what, tmp_path / "a")
+    assert error(by_peft(built, folder), ours_TV) < TOLERANCE
+    fresh = ours(built.spec, built.tensors)
+    attach(fresh, open_adapter(folder), "x")
+    assert error(adapted_logits(fresh, built.tokens_T, [T], ["x"]), ours_TV) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", [*DENSE, "qwen3_moe-renormalized", "deepseek_v3-released"])
+def test_dora_in_the_matrix_is_dora_beside_it(name: str, tmp_path: Path) -> None:
+    """Whole, a row among others that take none or another, and token by token from a cache, where latents are absorbed without it."""
+    built = case(name)
+    decoder, what = tuned(built, dora=True)
+    T = len(built.tokens_T)
+    ours_TV = adapted_logits(decoder, built.tokens_T, [T], [NAME])
+    inside = ours(built.spec, built.tensors)
+    for at, part in what.parts(decoder).items():
+        matrix = projects(inside)[f"{at}.weight"]
+        hold(matrix, "weight", part.merged(matrix.weight.detach()))
+    alone_TV = adapted_logits(inside, built.tokens_T, [T], [None])
+    assert error(alone_TV, built.logits_TV) > 0.05
+    assert error(ours_TV, alone_TV) < TOLERANCE
+    attach(decoder, open_adapter(saved(built, decoder, what, tmp_path / "a")), "x")
+    together_TV = adapted_logits(decoder, built.tokens_T.repeat(3), [T] * 3, [None, "x", NAME])
+    for part_TV, whose_TV in zip(together_TV.split(T), (built.logits_TV, alone_TV, alone_TV), strict=True):
+        assert error(part_TV, whose_TV) < TOLERANCE
+    cache, parts = Cache(decoder.spec), []
+    cache.plan(0, T)
+    with torch.inference_mode():
+        for part_T in built.tokens_T.split([5] + [1] * (T - 5)):
+            parts.append(decoder.unembed(decoder(part_T, None, Rows((len(part_T),), (0,), ("x",)), cache), Choice.of(["x"], [len(part_T)])))
+    assert error(torch.cat(parts), alone_TV) < TOLERANCE
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("dora", [False, True])
+def test_gradients_of_a_step_are_pefts(dora: bool, rslora: bool) -> None:
+    """Of A, B and DoRA's magnitudes, in the backend that trains; peft begins with the magnitudes that we begin with."""
+    built = case("llama-biases")
+    decoder = ours(built.spec, built.tensors, ops="training")
+    what = trained(decoder, TunePart(rank=3, alpha=7.0, dora=dora, rslora=rslora, targets=("attn.q", "mlp.down")), seed=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peft.get_peft_model(copy.deepcopy(built.theirs), peft.LoraConfig(r=3, lora_alpha=7, use_dora=dora, use_rslora=rslora,
+                                                                                  target_modules=["q_proj", "down_proj"])).eval()
+    noise = torch.Generator().manual_seed(4)
+    at = {"blocks": "base_model.model.model.layers", "attn.q": "self_attn.q_proj", "mlp.down": "mlp.down_proj", ".lora_a": ".lora_A.default.weight",
+          ".lora_b": ".lora_B.default.weight", ".lora_m": ".lora_magnitude_vector.default.weight"}
+    pairs = {}
+    for name, p in what.parameters.items():
+        other = name
+        for short, long in at.items():
+            other = other.replace(short, long)
+        pairs[name] = q = theirs.get_parameter(other)
+        with torch.no_grad():
+            if name.endswith("_m"):
+                assert torch.allclose(p, q, rtol=1e-6)
+                p.mul_(torch.rand(p.shape, generator=noise) + 0.6)
+            elif name.endswith("_b"):
+                p.copy_(torch.randn(p.shape, generator=noise) * 0.15)
+            q.copy_(p)
+    T = len(built.tokens_T)
+    hidden_TD = decoder(built.tokens_T, None, Rows((T,), (0,), (NAME,)))
+    found = decoder.unembed(hidden_TD, Choice.of([NAME], [T])).float()
+    expected = theirs(built.tokens_T[None], use_cache=False).logits[0]
+    for logits_TV in (found, expected):
+        torch.nn.functional.cross_entropy(logits_TV[:-1], built.tokens_T[1:]).backward()
+    for name, q in pairs.items():
+        assert error(what.parameters[name].grad, q.grad) < 1e-4, name
+
+
+def test_a_gain_near_one_survives_sixteen_bits() -> None:
+    """A magnitude of 1.001 of the row's length is nothing in bfloat16, and the product with what is left of it is something."""
+    noise = torch.Generator().manual_seed(1)
+    weight_FD, x_TD = torch.randn(7, 5, generator=noise), torch.randn(3, 5, generator=noise).bfloat16()
+    part = LowRank(choose("reference"), torch.zeros(2, 5), torch.zeros(7, 2), 1.0, weight_FD.norm(dim=1) * 1.03)
+    y_TF = (x_TD.float() @ weight_FD.T).bfloat16()
+    expected_TF = y_TF.float() * 1.03
+    assert ((part.onto(x_TD, y_TF, weight_FD, None).float() - expected_TF).abs() <= expected_TF.abs() * 2**-8).all()
+
+
+def test_llama_cpps_adapters_have_no_magnitudes(tmp_path: Path) -> None:
+    from tests.model.test_convert_adapter import convert, save_base
+    built = case("llama-biases")
+    decoder, what = tuned(built, dora=True)
+    base = save_base(tmp_path / "m", built)
+    with pytest.raises(UnsupportedModel, match=r"adapter 'a' is of DoRA, and llama.cpp's adapters have no magnitudes\. Write the model with it"):
+        convert(saved(built, decoder, what, tmp_path / "a"), tmp_path / "a.gguf", base=str(base))
