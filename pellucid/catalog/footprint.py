@@ -19,7 +19,7 @@ STEP_TOKENS = 512  # engine/engine.py: what a step computes at most
 # The process itself: Python, torch and this package, with nothing loaded. Measured on Linux with torch 2.13: benchmarks/plan_cpu_202611.md.
 RUNTIME_BYTES = 260_000_000
 # Packed rows are put in the order that products read them in, with scales beside them: what they take of the file's bytes, measured there too.
-REPACKED = 1.1
+REPACKED = 1.2
 # Bytes of optimizer a trained number: float32 copy, and AdamW's two moments in 32 or 8 bits. https://arxiv.org/abs/1910.02054, section 3.1; 2110.02861.
 OPTIMIZERS = {"adamw": 4 + 8, "adamw8bit": 4 + 2, "sgd": 4}
 NF4_BITS = 4 + 0.127  # of a matrix under QLoRA, with its constants quantized twice: https://arxiv.org/abs/2305.14314, section 3
