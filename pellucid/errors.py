@@ -16,6 +16,7 @@
     ├─ BadTemplate             no chat template, or one that does not render
     ├─ BadRequest              what was asked cannot be done; carries the field
     │  ├─ UnknownAdapter       no adapter of this name is loaded; carries the nearest names
+    │  ├─ OtherBase            an adapter was trained on another model
     │  ├─ PromptTooLong        carries both token counts
     │  └─ EmptyPrompt          nothing to start from
     ├─ ConstraintFailed        a grammar that outgrew its limits, or met an id it forbids, while it ran
@@ -119,6 +120,13 @@ class UnknownAdapter(BadRequest):
     def __init__(self, message: str, nearest: tuple[str, ...] = ()) -> None:
         super().__init__(message, field="adapter")
         self.nearest = nearest
+
+
+class OtherBase(BadRequest):
+    """An adapter that was trained on another model than the one it is loaded on, by their contents."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, field="adapter")
 
 
 class PromptTooLong(BadRequest):

@@ -26,7 +26,7 @@ from pellucid.engine.saved import Saved, load_prefix, save_prefix
 from pellucid.engine.score import Score
 from pellucid.engine.sequence import alike
 from pellucid.engine.speculate import PromptLookup, Proposer
-from pellucid.errors import BadConfig, BadRequest, EmptyPrompt, PromptTooLong, UnsupportedModel
+from pellucid.errors import BadConfig, BadRequest, EmptyPrompt, OtherBase, PromptTooLong, UnsupportedModel
 from pellucid.families._describe import describe_checkpoint
 from pellucid.families._tokenizer import checkpoint_tokenizer, no_tokenizer
 from pellucid.model.adapters import attach
@@ -89,12 +89,17 @@ class Model:
             raise no_tokenizer(self.checkpoint)
         return self._tokenizer
 
-    def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
+    def load_adapter(self, name: str, path: str | os.PathLike[str], *, any_base: bool = False) -> None:
         """Attaches the adapter at a folder, a .gguf file or a downloaded repository, for requests that say adapter=name: all of it, or nothing.
 
-        Raises BadRequest for a name that is taken, and what `open_adapter` and `attach` raise.
+        any_base: also one that says, by content, that it was trained on another model than this, such as the same before it was quantized. Raises OtherBase
+        for such a one otherwise, BadRequest for a name that is taken, and what `open_adapter` and `attach` raise.
         """
         file = open_adapter(resolve(path))
+        if file.base_sha256 is not None and not any_base and file.base_sha256 != self.sha256:
+            raise OtherBase(f"adapter {file.name!r} was trained on {file.base or 'a model'} with sha256 {file.base_sha256[:16]}..., and "
+                            f"{self.checkpoint.name} is {self.sha256[:16]}.... Load the model it was trained on; where this is the same in another format, "
+                            f"say --any-base (any_base=True)")
         described = describe_checkpoint(self.checkpoint, self.settings["accept_unread"])
         tables = [described.names] if self.checkpoint.gguf is None else []
         with self.engine.lock if self._engine is not None else nullcontext():

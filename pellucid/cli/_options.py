@@ -41,6 +41,8 @@ CacheDtype = Annotated[str, typer.Option("--cache-dtype", metavar="auto|same|flo
 Draft = Annotated[str | None, typer.Option("--draft", metavar="lookup|MODEL", help="Guess ahead, from the text itself or by a smaller model of the "
                                                                                     "same vocabulary; the output stays the same.")]
 Adapter = Annotated[str | None, typer.Option("--adapter", metavar="PATH", help="A LoRA adapter for this model: a folder as peft saves it, or a .gguf file.")]
+AnyBase = Annotated[bool, typer.Option("--any-base", help="Also an adapter that was trained on another model by its hash, such as the same before it was "
+                                                          "quantized.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Repeat a run exactly; drawn and reported where none is given.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads.")]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.")]
@@ -118,11 +120,14 @@ def adapter_name(path: str | None) -> str | None:
     return None if path is None else re.sub(r"[^A-Za-z0-9_-]+", "-", Path(path).resolve().name.removesuffix(".gguf")).strip("-")[:80] or "adapter"
 
 
-def load_model(name: str, *, accept_unread: Sequence[str] | None, quiet: bool, threads: int | None, adapter: str | None = None, **how: Any) -> Any:
+def load_model(name: str, *, accept_unread: Sequence[str] | None, quiet: bool, threads: int | None, adapter: str | None = None, any_base: bool = False,
+               **how: Any) -> Any:
     """The model, its report said on stderr. Where no thread count is given, no more are used than there is work for."""
     from pellucid.api import load
     called = adapter_name(adapter)
-    model = load(name, accept_unread=accept_unread or (), threads=threads, adapters=None if called is None else {called: adapter}, **how)
+    model = load(name, accept_unread=accept_unread or (), threads=threads, **how)
+    if called is not None:
+        model.load_adapter(called, adapter, any_base=any_base)
     lines = model.report.lines()
     if threads is None and model.report.device == "cpu" and (few := _threads(model)):
         width = len(lines[1]) - len(lines[1].removeprefix("weights").lstrip())  # where the report's second column begins

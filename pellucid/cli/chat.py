@@ -37,6 +37,7 @@ def command(
     cache_dtype: o.CacheDtype = "auto",
     draft: o.Draft = None,
     adapter: o.Adapter = None,
+    any_base: o.AnyBase = False,
     threads: o.Threads = None,
     device: o.Device = "auto",
     gpu_layers: o.GpuLayers = None,
@@ -67,7 +68,7 @@ def command(
     arguments, cache_bytes = template_arguments(template_arg or ()), o.n_bytes(cache)
     loaded = o.load_model(model, accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, activations=activations,
                           deterministic=deterministic, threads=threads, chat_template=chat_template, cache_bytes=cache_bytes,
-                          cache_dtype=cache_dtype, draft=draft, adapter=adapter, gpu_layers=o.gpu_layers(gpu_layers))
+                          cache_dtype=cache_dtype, draft=draft, adapter=adapter, any_base=any_base, gpu_layers=o.gpu_layers(gpu_layers))
     advised = {name: value for name, value in recommended(loaded.checkpoint.generation).items() if name not in asked}
     if advised and not quiet:
         by = "generation_config.json" if loaded.checkpoint.gguf is None else "its metadata"

@@ -24,6 +24,7 @@ def command(
     = None,
     accept_unread: o.AcceptUnread = None,
     permission: convert.Permission = None,
+    any_base: o.AnyBase = False,
     force: convert.Force = False,
     quiet: o.Quiet = False,
     json: Json = False,
@@ -41,7 +42,7 @@ def command(
     from pellucid.model.convert import Watch
     from pellucid.train.merge import merge
     started = time.perf_counter()
-    survived = merge(base, adapter, out, written, dtype=dtype, quantize=quantize, permission=permission, overwrite=force,
+    survived = merge(base, adapter, out, written, dtype=dtype, quantize=quantize, permission=permission, overwrite=force, any_base=any_base,
                      accept_unread=tuple(accept_unread or ()), watch=Watch(note=lambda line: None if quiet else note(line)))
     seconds = time.perf_counter() - started
     if json:

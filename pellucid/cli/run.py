@@ -40,6 +40,7 @@ def command(
     cache_dtype: o.CacheDtype = "auto",
     draft: o.Draft = None,
     adapter: o.Adapter = None,
+    any_base: o.AnyBase = False,
     threads: o.Threads = None,
     device: o.Device = "auto",
     gpu_layers: o.GpuLayers = None,
@@ -77,7 +78,7 @@ def command(
         raise BadRequest("no prompt. Give one with -p PROMPT, or pipe it in", field="prompt")
     loaded = o.load_model(model, accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, activations=activations,
                           deterministic=deterministic, threads=threads, chat_template=chat_template, cache_bytes=cache_bytes,
-                          cache_dtype=cache_dtype, draft=draft, adapter=adapter, gpu_layers=o.gpu_layers(gpu_layers))
+                          cache_dtype=cache_dtype, draft=draft, adapter=adapter, any_base=any_base, gpu_layers=o.gpu_layers(gpu_layers))
     if n > 1 or best_of is not None:
         completion = loaded.generate(text, **options)
         if not json:

@@ -36,6 +36,7 @@ def command(
     tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="And its key.")] = None,
     adapter: Annotated[list[str] | None, typer.Option("--adapter", metavar="NAME=PATH", help="A LoRA adapter of the model, asked for by its name; may be "
                                                                                             "repeated.")] = None,
+    any_base: o.AnyBase = False,
     cache: o.Cache = None,
     cache_dtype: o.CacheDtype = "auto",
     draft: o.Draft = None,
@@ -100,7 +101,7 @@ def command(
         raise BadRequest(f"--adapter belongs to one model, and {len(named)} are served. Serve them apart", field="adapter")
     models = {name: o.load_model(path, **how) for name, path in named}
     for name, path in adapters.items():
-        models[named[0][0]].load_adapter(name, path)
+        models[named[0][0]].load_adapter(name, path, any_base=any_base)
     for each in models.values():
         _ = each.engine  # what does not fit its memory is told now
     served = Served({name: Desk(each, max_waiting=max_waiting) for name, each in models.items()}, tool_format=tool_format)

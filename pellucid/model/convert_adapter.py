@@ -30,7 +30,7 @@ from pellucid.model.report import count
 from pellucid.ops.choose import choose
 from pellucid.records import Record, input_file, sha256_of
 from pellucid.spec import DecoderSpec
-from pellucid.weights.adapter import ALPHA, MAGNITUDE, PREFIX, TYPE, WEIGHTS, AdapterFile, is_adapter, open_adapter
+from pellucid.weights.adapter import ALPHA, BASE_SHA256, MAGNITUDE, PREFIX, TYPE, WEIGHTS, AdapterFile, is_adapter, open_adapter
 from pellucid.weights.adapter import CONFIG as ADAPTER_CONFIG
 from pellucid.weights.assemble import joined_low_rank, layout
 from pellucid.weights.card import Card, front_matter
@@ -105,13 +105,18 @@ def convert_adapter(source: str | Path, out: str | Path, *, base: str | None = N
                       notes=tuple(notes), seconds=seconds, record=path, base=base or file.base)
 
 
-def save_adapter(out: Path, halves: Halves, spec: DecoderSpec, *, base: str, card: Card, lineage: list[str]) -> tuple[Written, ...]:
-    """Writes a trained adapter as peft saves one: `halves` are by our names. Raises UnknownTensors for what peft's files have no place for."""
+def save_adapter(out: Path, halves: Halves, spec: DecoderSpec, *, base: str, card: Card, lineage: list[str],
+                 base_sha256: str | None = None) -> tuple[Written, ...]:
+    """Writes a trained adapter as peft saves one: `halves` are by our names. base_sha256: of the model that it was trained on, `Model.sha256`.
+
+    Raises UnknownTensors for what peft's files have no place for.
+    """
     with torch.device("meta"):
         decoder = Decoder(spec, choose("reference"))
     like = {name: p for name, p in decoder.named_parameters() if not (spec.tied and name == "unembed.weight")}
     table = NameTable(family(spec.family).WEIGHTS)
-    return _write_peft(out, _joined(out.name, halves, like, table, spec, "safetensors"), card, like, table, spec, base, lineage, "trained")
+    return _write_peft(out, _joined(out.name, halves, like, table, spec, "safetensors"), card, like, table, spec, base, lineage, "trained",
+                       {} if base_sha256 is None else {BASE_SHA256: base_sha256})
 
 
 def _base(file: AdapterFile, base: str | None) -> tuple[Description, str]:
@@ -194,7 +199,7 @@ def _write_gguf(out: Path, changes: dict[str, _Change], card: Card, architecture
 
 
 def _write_peft(out: Path, changes: dict[str, _Change], card: Card, like: Mapping[str, Tensor], table: NameTable, spec: DecoderSpec, base: str,
-                lineage: list[str], how: str) -> tuple[Written, ...]:
+                lineage: list[str], how: str, metadata: Mapping[str, str] | None = None) -> tuple[Written, ...]:
     tensors = {f"{PREFIX}{theirs.removesuffix('.weight')}.lora_{x}.weight": half for theirs, change in changes.items()
                for x, half in (("A", change.a), ("B", change.b))}
     tensors |= {f"{PREFIX}{theirs.removesuffix('.weight')}{MAGNITUDE}": change.m for theirs, change in changes.items() if change.m is not None}
@@ -203,7 +208,7 @@ def _write_peft(out: Path, changes: dict[str, _Change], card: Card, like: Mappin
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         draft = Path(folder) / out.name
         draft.mkdir()
-        write(draft / WEIGHTS, tensors)
+        write(draft / WEIGHTS, tensors, metadata)
         (draft / ADAPTER_CONFIG).write_text(json.dumps(_config(changes, like, table, spec, base), indent=2) + "\n", encoding="utf-8")
         (draft / "README.md").write_text(front_matter(card) + "\n".join(lines), encoding="utf-8")
         draft.chmod(0o777 & ~umask())

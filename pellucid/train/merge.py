@@ -24,7 +24,7 @@ SMALL = 2_000_000_000  # parameters
 
 
 def merge(base: str, adapter: str, out: Path, text: str, *, dtype: str | None = None, quantize: str | None = None, permission: str | None = None,
-          overwrite: bool = False, accept_unread: tuple[str, ...] = (), watch: Watch) -> Survived:
+          overwrite: bool = False, any_base: bool = False, accept_unread: tuple[str, ...] = (), watch: Watch) -> Survived:
     """Writes W + scale B A of every matrix that the adapter changes; all else as the base has it.
 
     text: what base and adapter together are asked about, and the result, some thousand tokens. Raises LostTuning where the result has lost what the adapter
@@ -35,7 +35,8 @@ def merge(base: str, adapter: str, out: Path, text: str, *, dtype: str | None = 
     described = describe_checkpoint(open_checkpoint(resolve(base)), accept_unread)
     # In float32 where that costs little: 16 bits round every activation, which hides small changes and looks like a loss.
     model = pellucid.load(base, dtype="float32" if cost.parameters(described.spec) <= SMALL else "auto", activations="exact", ops="fused",
-                          accept_unread=accept_unread, adapters={NAME: adapter})
+                          accept_unread=accept_unread)
+    model.load_adapter(NAME, adapter, any_base=any_base)
     parts = {name: part for name, matrix in projects(model.decoder).items() if matrix.adapters is not None and (part := matrix.adapters.get(NAME)) is not None}
     place, attached = Path(resolve(adapter)), model.decoder.adapters[NAME]
     change = Change(

@@ -147,7 +147,7 @@ def _write_adapter(tuning: Tuning, out: Path, source: str, facts: dict[str, Any]
               for name, part in tuning.trained.parts(model.decoder).items()}
     card = Card(license=model.checkpoint.card.license, license_name=model.checkpoint.card.license_name, license_link=model.checkpoint.card.license_link,
                 base_models=(recipe.model.path,))
-    files = save_adapter(out, halves, model.spec, base=recipe.model.path, card=card, lineage=_lines(tuning))
+    files = save_adapter(out, halves, model.spec, base=recipe.model.path, card=card, lineage=_lines(tuning), base_sha256=model.sha256)
     return _record(tuning, out, files, made, facts, notes)
 
 

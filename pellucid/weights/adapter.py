@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pellucid.weights.packed_rows import PackedRows
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+BASE_SHA256 = "pellucid.base_sha256"  # in the metadata of adapter_model.safetensors
 MAGNITUDE = ".lora_magnitude_vector"
 PREFIX = "base_model.model."  # what peft calls the model inside of it
 TYPE, ALPHA = "adapter.type", "adapter.lora.alpha"
@@ -79,6 +80,7 @@ class AdapterFile:
     alpha: float
     card: Card
     architecture: str | None = None
+    base_sha256: str | None = None  # of the base's config.json and weights, where it says so
     config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -123,10 +125,12 @@ def _peft(folder: Path) -> AdapterFile:
     if file.name == PICKLE:
         from pellucid.weights.legacy import read_pickle
         tensors: dict[str, Any] = dict(read_pickle(file))
+        base_sha256 = None
     else:
         from pellucid.weights.safetensors import SafetensorsFile
         mapped = SafetensorsFile(file)
         tensors = {name: mapped.tensor(name) for name in mapped.header.tensors}
+        base_sha256 = mapped.header.metadata.get(BASE_SHA256)
     if twice := sorted(name for name in tensors if name.startswith(PREFIX) and name.removeprefix(PREFIX) in tensors):
         raise UnknownTensors(f"adapter {folder.name!r} has {twice[0]} with and without {PREFIX}. Which of the two is meant, nothing says")
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
@@ -138,7 +142,7 @@ def _peft(folder: Path) -> AdapterFile:
     if lost := [target for target in scale.targets if not any(module == target or module.endswith(f".{target}") for module in modules)]:
         raise MissingTensors(f"{where} names target_modules {', '.join(map(repr, lost[:3]))}, and {file.name} has no tensors of such. Is the file whole?")
     return AdapterFile(name=folder.name, format="peft", files=(folder / CONFIG, file), pairs=pairs, base=scale.base, alpha=scale.alpha, config=raw,
-                       card=read_card(folder))
+                       base_sha256=base_sha256, card=read_card(folder))
 
 
 def _with_lengths(file: str, pairs: Mapping[str, Pair], lengths: Mapping[str, Tensor]) -> dict[str, Pair]:

@@ -45,6 +45,19 @@ class SafetensorsFile(MappedFile):
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes one safetensors file. `format: pt` is what transformers asks for before it reads one."""
     save_file(dict(tensors), path, metadata={"format": "pt", **(metadata or {})})
+    if metadata:
+        _in_order(path)
+
+
+def _in_order(path: Path) -> None:
+    """The metadata sorted, in place: safetensors 0.8 writes it in the order of a hash map, another in every process."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        text = json.dumps({"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, (len(text), size)
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def write_planned(draft: Draft, tensors: Sequence[Planned], metadata: Mapping[str, str] | None = None) -> None:

@@ -86,7 +86,8 @@ def test_the_options_are_these(say: Say) -> None:
     assert set(re.findall(r"^ +(?:-\w, )?(--[\w-]+)", listed, re.M)) == {
         "--system", "--think", "--template-arg", "--max-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--repetition-penalty",
         "--presence-penalty", "--frequency-penalty", "--logit-bias", "--stop", "--seed", "--threads", "--device", "--dtype", "--ops", "--deterministic",
-        "--accept-unread", "--chat-template", "--quiet", "--json", "--debug", "--help", "--cache", "--cache-dtype", "--activations", "--draft", "--adapter",
+        "--accept-unread", "--chat-template", "--quiet", "--json", "--debug", "--help", "--cache", "--cache-dtype", "--activations", "--draft",
+        "--adapter", "--any-base",
         "--gpu-layers"}
 
 

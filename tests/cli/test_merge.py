@@ -18,7 +18,7 @@ from .conftest import Said
 Say = Callable[..., Said]
 
 
-def adapter(folder: Path, size: float) -> Path:
+def adapter(folder: Path, size: float, metadata: dict[str, str] | None = None) -> Path:
     """Of every query and gate of the shipped model."""
     folder.mkdir()
     noise = torch.Generator().manual_seed(3)
@@ -29,9 +29,23 @@ def adapter(folder: Path, size: float) -> Path:
             where = f"base_model.model.model.layers.{layer}.{name}"
             tensors |= {f"{where}.lora_A.weight": torch.randn(4, D, generator=noise) * D**-0.5,
                         f"{where}.lora_B.weight": size * torch.randn(F, 4, generator=noise)}
-    save_file(tensors, folder / "adapter_model.safetensors")
+    save_file(tensors, folder / "adapter_model.safetensors", metadata)
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 4, "base_model_name_or_path": "shipped"}))
     return folder
+
+
+def test_an_adapter_that_was_trained_on_another_model_is_refused_unless_that_is_meant(say: Say, tmp_path: Path) -> None:
+    other = str(adapter(tmp_path / "a", 0.05, {"pellucid.base_sha256": "0123" * 16}))
+    own = str(adapter(tmp_path / "own", 0.05, {"pellucid.base_sha256": pellucid.load(SHIPPED).sha256}))
+    asked = ("-p", "Once", "--max-tokens", "2")
+    for command in (("run", "shipped", "--adapter", other, *asked), ("merge", "shipped", other, str(tmp_path / "out"))):
+        refused = say(*command)
+        assert refused.code == 2
+        assert "adapter 'a' was trained on shipped with sha256 0123012301230123..., and " in refused.err
+        assert "--any-base" in refused.err
+    assert not (tmp_path / "out").exists()
+    assert say("run", "shipped", "--adapter", other, *asked, "--any-base").code == 0
+    assert say("run", "shipped", "--adapter", own, *asked).code == 0
 
 
 @pytest.mark.parametrize("out", ["merged", "merged.gguf"])

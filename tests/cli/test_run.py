@@ -51,7 +51,7 @@ def test_the_options_are_these(say: Say) -> None:
         "--prompt", "--max-tokens", "--temperature", "--top-k", "--top-p", "--min-p", "--repetition-penalty", "--presence-penalty", "--frequency-penalty",
         "--logit-bias", "--stop", "--seed", "--threads", "--device", "--dtype", "--ops", "--deterministic", "--accept-unread", "--chat-template", "--record",
         "--quiet", "--json", "--debug", "--help", "--min-tokens", "--ignore-eos", "--bad-word", "--prefix", "--n", "--best-of", "--logprobs", "--cache",
-        "--cache-dtype", "--activations", "--schema", "--draft", "--adapter",
+        "--cache-dtype", "--activations", "--schema", "--draft", "--adapter", "--any-base",
         "--gpu-layers"}
 
 

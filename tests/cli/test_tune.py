@@ -34,12 +34,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_an_adapter_is_trained_written_and_used(say: Say, here: Path) -> None:
-    done = say("tune", "r.yaml", "--json")
+@pytest.mark.parametrize("more", [[], ["tune.dora=true"]])
+def test_an_adapter_is_trained_written_and_used(say: Say, here: Path, more: list[str]) -> None:
+    done = say("tune", "r.yaml", "--json", *more)
     told = json.loads(done.out)
     assert (told["kind"], told["steps"]) == ("adapter", 6)
     assert "trained" in done.err
     assert "lora_a" in done.err
+    assert ("lora_m" in done.err) == bool(more)
     events = [json.loads(line) for line in (here / "out/log.jsonl").read_text().splitlines()]
     losses = [event["loss"] for event in events if event["event"] == "stepped"]
     assert len(losses) == 6
