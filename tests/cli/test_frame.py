@@ -139,7 +139,8 @@ def test_misuse_is_json_where_json_was_asked(say: Say) -> None:
 
 def every_error() -> list[errors.PellucidError]:
     special = {"PromptTooLong": errors.PromptTooLong("m", n_prompt=9, n_ctx=8), "DiskFull": errors.DiskFull("m", needed_bytes=9, free_bytes=8),
-               "OutOfMemoryBudget": errors.OutOfMemoryBudget("m", needed_bytes=9, available_bytes=8), "MissingExtra": errors.MissingExtra("m", "chat")}
+               "OutOfMemoryBudget": errors.OutOfMemoryBudget("m", needed_bytes=9, available_bytes=8), "MissingExtra": errors.MissingExtra("m", "chat"),
+               "LostTuning": errors.LostTuning("m", share=0.25)}
     kinds = [kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, errors.PellucidError)]
     return [special[kind.__name__] if kind.__name__ in special else kind("m") for kind in kinds]
 
