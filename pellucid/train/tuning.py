@@ -94,6 +94,9 @@ def prepare(recipe: Recipe, *, observe: Callable[[Event], None] = lambda event: 
 
     resume: go on from the newest state in the recipe's folder. Raises BadRequest, BadData, and what loading a model raises.
     """
+    if (n := os.environ.get("WORLD_SIZE", "1")) != "1":  # torchrun says so; each process would train all of it into the same folder
+        raise BadRequest(f"{n} processes were started (WORLD_SIZE={n}), and a tuning runs in one. Start it without torchrun, or with --nproc-per-node 1",
+                         field="recipe")
     keep_few_kernels()
     settings = method_settings(recipe)
     states = checkpoint.states(Path(recipe.out.folder))

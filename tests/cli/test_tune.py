@@ -139,6 +139,14 @@ def test_what_cannot_be_written_is_not_lost(say: Say, here: Path, monkeypatch: p
     assert sum(event["event"] == "stepped" for event in events) == 6
 
 
+def test_several_processes_are_refused_before_they_write_over_each_other(say: Say, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = say("tune", "r.yaml")
+    assert done.code == 2
+    assert "2 processes were started" in done.err
+    assert not (here / "out").exists()
+
+
 def test_a_dry_run_says_what_would_be_done(say: Say, here: Path) -> None:
     told = json.loads(say("tune", "r.yaml", "--dry-run", "--json").out)
     assert (told["steps"], told["items"], told["held_out"], told["shapes"]) == (6, 52, 8, ["messages"])
