@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -134,8 +135,10 @@ class ChatTemplate:
         return cls(source, name=str(path), special_tokens=special_tokens)
 
     def with_tokens(self, special_tokens: Mapping[str, str]) -> ChatTemplate:
-        """The same template with these special tokens where it had none."""
-        return ChatTemplate(self.source, name=self.name, special_tokens={**special_tokens, **self.special_tokens})
+        """The same template with these special tokens where it had none. It is not compiled again: that takes longer than a row's rendering and ids."""
+        same = copy(self)
+        same.special_tokens = {**special_tokens, **self.special_tokens}
+        return same
 
     @cached_property
     def sha256(self) -> str:

@@ -363,3 +363,11 @@ def test_the_example_refuses_what_a_chat_refuses(tmp_path: Path, library: Librar
     ours = load_tokenizer(folder_with(tmp_path, library, chat_template="{{ bos_token }}{{ bos_token }}{{ messages[0].content }}"))
     with pytest.raises(BadTemplate, match=r"writes the beginning-of-sequence token '<\|begin\|>' twice"):
         example(ours)
+
+
+def test_special_tokens_are_added_without_compiling_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = ChatTemplate("{{ bos_token }}|{{ eos_token }}", special_tokens={"eos_token": "E"})
+    monkeypatch.setattr("pellucid.tokenizer.template._environment", lambda: pytest.fail("compiled again"))
+    told = plain.with_tokens({"bos_token": "B", "eos_token": "other"})
+    asked = [{"role": "user", "content": "x"}]
+    assert (told.render(asked), plain.render(asked)) == ("B|E", "|E")
