@@ -304,6 +304,10 @@ class Engine:
     def _choose(self, ready: list[tuple[Sequence, Tensor]], masks: Filled) -> dict[Sequence, int]:
         """The next id of every sequence; where drafts were computed, as many as the drafts are right, and one more. How far those are computed."""
         hidden_ND = ready[0][1] if len(ready) == 1 else torch.cat([hidden_TD for _, hidden_TD in ready])
+        if masks.words_RW is None and all(s.plain for s, _ in ready) and (ids := self.passes.likeliest(hidden_ND)) is not None:
+            for (sequence, _), chosen in zip(ready, ids, strict=True):
+                self._take(sequence, chosen)
+            return {}
         logits_NV = self.passes.unembed(hidden_ND, [s.adapter for s, hidden_TD in ready for _ in range(hidden_TD.shape[0])])
         starts = list(accumulate((hidden_TD.shape[0] for _, hidden_TD in ready), initial=0))
         for place, error in masks.errors.items():
@@ -338,6 +342,12 @@ class Engine:
                 self._fail(sequence, error)
             else:
                 self._append(sequence, sampled.ids[b], sampled.logprobs[b], sampled.top_logprobs[b])
+
+    def _take(self, sequence: Sequence, chosen: int) -> None:
+        """The likeliest id of a plain sequence has come."""
+        assert sequence.row is not None
+        sequence.row.note(chosen)
+        self._append(sequence, chosen, None, None)
 
     def _append(self, sequence: Sequence, chosen: int, logprob: float | None, top: Any) -> None:
         """An id has come; whether it is the last."""

@@ -106,6 +106,13 @@ class Passes:
         out_TV[rest], out_TV[own] = rest_NV, adapted_NV.to(rest_NV.dtype)
         return out_TV
 
+    def likeliest(self, hidden_TD: Tensor) -> list[int] | None:
+        """Of each position the id with the largest logit, the first of equal ones, where the plan finds them without computing all: else None."""
+        if self.plan is None or not self._plans(len(hidden_TD)) or self.decoder.unembed.scale != 1.0 or self.decoder.unembed.softcap is not None:
+            return None
+        ids = self.plan.likeliest(hidden_TD)
+        return None if -1 in ids else ids
+
     def _unembed(self, hidden_TD: Tensor) -> Tensor:
         if self.plan is not None and self._plans(len(hidden_TD)):
             return self.plan.unembed(hidden_TD)

@@ -66,6 +66,13 @@ class Sequence:
         return self.row is not None and self.n_computed == len(self.ids) - 1
 
     @property
+    def plain(self) -> bool:
+        """Whether its next id is the likeliest that the model itself has, and nothing else is asked of it."""
+        row = self.row
+        return (row is not None and row.plain and self.constraint is None and self.adapter is None and not self.drafts and not self.done
+                and len(row.output_ids) == self.n_output)  # else an interruption fell between choosing an id and writing it down
+
+    @property
     def done(self) -> bool:
         return self.finish_reason is not None or self.error is not None
 

@@ -106,6 +106,14 @@ class Plan:
         self._plan.unembed(self._unembed, x_TD.data_ptr(), len(x_TD), self.spec.logit_scale, self.spec.logit_softcap or 0.0, out_TV.data_ptr())
         return out_TV
 
+    def likeliest(self, hidden_TD: Tensor) -> list[int]:
+        """Of each row where its largest logit is, the first of equal ones; -1 where not all are numbers. For models that neither scale nor cap logits."""
+        x_TD = hidden_TD.float().contiguous()
+        assert x_TD.shape[1] == self._width
+        native.set_threads(n_threads())
+        out: list[int] = self._plan.likeliest(self._unembed, x_TD.data_ptr(), len(x_TD))
+        return out
+
     def seconds(self) -> dict[str, float]:
         """Seconds spent in steps of each kind since this was last asked; they are counted from the first time on."""
         spent = dict(self._plan.seconds())

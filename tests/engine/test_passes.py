@@ -70,6 +70,19 @@ def test_long_passes_of_dense_weights_are_the_decoders_and_short_ones_the_plans(
     assert Engine(small("llama-biases", deterministic=True)).passes.plan is not None
 
 
+@pytest.mark.parametrize(("name", "all_logits"), [("llama-biases", False), ("bloom-released", False), ("gemma2-caps", True)])  # capped logits may tie
+def test_greedy_ids_are_found_without_all_logits(name, all_logits, monkeypatch):
+    engine, asked = Engine(small(name, deterministic=False)), [Request(prompt_ids=list(range(3, 9 + i)), max_tokens=9, sampling=GREEDY) for i in range(3)]
+    calls: list[int] = []
+    unembed = engine.passes.unembed
+    monkeypatch.setattr(engine.passes, "unembed", lambda hidden_ND, adapters=(): calls.append(len(hidden_ND)) or unembed(hidden_ND, adapters))
+    found = engine.run(asked)
+    assert bool(calls) == all_logits
+    monkeypatch.setattr(engine.passes, "likeliest", lambda hidden_ND: None)
+    assert [one.token_ids for [one] in engine.run(asked)] == [one.token_ids for [one] in found]
+    assert calls
+
+
 def test_who_looks_inside_sees_every_pass_of_the_decoder():
     decoder = small("llama-biases", deterministic=False)
     engine, asked = Engine(decoder), Request(prompt_ids=[5, 6, 7], max_tokens=4, sampling=GREEDY, logprobs=True)

@@ -168,6 +168,35 @@ void multiply_panels(const uint8_t* panels, int64_t n_columns, int64_t first, in
   }
 }
 
+template <class V, int kFormat>
+void measure_panels(const uint8_t* panels, int64_t n_columns, int64_t first, int64_t last, float* out) {
+  constexpr Layout L = kLayouts[kFormat];
+  const int64_t n_blocks = n_columns / L.block, panel_bytes = n_blocks * L.panel_bytes();
+  for (int64_t i = first; i < last; ++i) {
+    float most = 0.0f;
+    for (int lane = 0; lane < kPanel; lane += V::kLanes) {
+      const uint8_t* panel = panels + i * panel_bytes;
+      typename V::F sum{};
+      for (int64_t block = 0; block < n_blocks; ++block) {
+        const Heads<V, kFormat> heads(panel, lane);
+        panel += L.head_bytes();
+        for (int part = 0; part < L.block / kColumns; ++part, panel += L.part_bytes()) {
+          typename V::U quads[8];
+          read_codes<V, kFormat>(panel + L.code_bytes() + 4 * lane, quads);
+          for (int k = 0; k < kColumns; ++k) {
+            const auto code = reinterpret_cast<typename V::I>(quads[k / 4] >> 8 * (k % 4) & 255u) - L.offset;
+            typename V::F number = V::to_float(code) * heads.scale_of(panel, lane, k / L.group);
+            if constexpr (L.minimum) number -= heads.minimum_of(panel, lane, k / L.group);
+            sum = V::fma(number, number, sum);
+          }
+        }
+      }
+      for (int l = 0; l < V::kLanes; ++l) most = sum[l] > most ? sum[l] : most;
+    }
+    out[i - first] = __builtin_sqrtf(most);
+  }
+}
+
 // What is smaller than this is nothing: its inverse might not be finite. Not finite numbers make the block's scale a NaN, and so the row's results.
 constexpr float kLeast = 0x1p-100f;
 
@@ -203,12 +232,13 @@ void quantize_rows(const float* x, int n, int64_t n_columns, uint8_t* out) {
 template <class V, int kFormat = 0>
 constexpr void fill(Variant& variant) {
   variant.multiply[kFormat] = multiply_panels<V, kFormat>;
+  variant.measure[kFormat] = measure_panels<V, kFormat>;
   if constexpr (kFormat + 1 < kFormats) fill<V, kFormat + 1>(variant);
 }
 
 template <class V>
 constexpr Variant make(const char* name) {
-  Variant variant{name, {}, quantize_rows<V>, {}};
+  Variant variant{name, {}, quantize_rows<V>, {}, {}};
   fill<V>(variant);
   return variant;
 }

@@ -6,6 +6,6 @@
 namespace pellucid {
 
 extern const Lanes kLanesAvx512;
-const Lanes kLanesAvx512{"avx512-vnni", attend, normalize, rotate, gate, scale, add, halve, quantize_row, multiply_dense, unpack_rows};
+const Lanes kLanesAvx512{"avx512-vnni", attend, normalize, rotate, gate, scale, add, largest, halve, quantize_row, multiply_dense, unpack_rows};
 
 }  // namespace pellucid

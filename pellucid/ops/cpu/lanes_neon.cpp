@@ -6,6 +6,6 @@
 namespace pellucid {
 
 extern const Lanes kLanesNeon;
-const Lanes kLanesNeon{"neon", attend, normalize, rotate, gate, scale, add, halve, quantize_row, multiply_dense, unpack_rows};
+const Lanes kLanesNeon{"neon", attend, normalize, rotate, gate, scale, add, largest, halve, quantize_row, multiply_dense, unpack_rows};
 
 }  // namespace pellucid

@@ -21,6 +21,12 @@ struct Gate {
   float slope, limit, up_offset;  // limit: infinite where there is none
 };
 
+// The largest number and the first place of it; place -1 where not all of them are finite.
+struct Largest {
+  float number;
+  int64_t place;
+};
+
 struct Lanes {
   const char* name;  // of the variant
   // Piece i of a pass, in pieces.scratch() floats of the thread's own.
@@ -35,6 +41,8 @@ struct Lanes {
   void (*scale)(float* x, int64_t n, float factor, float cap);
   // to += from * factor.
   void (*add)(float* to, const float* from, int64_t n, float factor);
+  // Of n numbers, 1 or more: see Largest.
+  Largest (*largest)(const float* x, int64_t n);
   // n numbers as float16: rounded to the nearest, ties to even, and no number where one is past its end (see engine/pages.py, pack16).
   void (*halve)(const float* x, int64_t n, F16* out);
   // Row m of a group of n (see packed.h): the same bytes as Variant::quantize.

@@ -107,7 +107,13 @@ void bind_plan(nb::module_& m) {
       .def("unembed", [](Plan& plan, int matrix, uintptr_t x, int64_t n, float factor, float cap, uintptr_t out) {
              nb::gil_scoped_release release;
              plan.unembed(matrix, at<const float>(x), n, factor, cap, at<float>(out));
-           }, "matrix"_a, "x"_a, "n"_a, "factor"_a, "cap"_a, "out"_a);
+           }, "matrix"_a, "x"_a, "n"_a, "factor"_a, "cap"_a, "out"_a)
+      .def("likeliest", [](Plan& plan, int matrix, uintptr_t x, int64_t n) {
+             std::vector<int64_t> out(n);
+             nb::gil_scoped_release release;
+             plan.likeliest(matrix, at<const float>(x), n, out.data());
+             return out;
+           }, "matrix"_a, "x"_a, "n"_a);
 }
 
 }  // namespace pellucid

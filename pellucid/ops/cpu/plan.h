@@ -27,6 +27,7 @@ struct Matrix {
   int64_t n_rows, n_columns;
   const float* bias;  // (rows,) or null
   const uint8_t* rows = nullptr;
+  std::vector<float> longest = {};  // of each panel the length of its longest row, once somebody asked what is likeliest
 };
 
 struct Buffer {
@@ -153,6 +154,9 @@ class Plan {
   bool run(Pass pass, int last, float* out);
   // x (n, D) times a matrix -> out (n, F), scaled and capped.
   void unembed(int matrix, const float* x, int64_t n, float factor, float cap, float* out);
+  // Of each row of x where the largest of those is, the first of equal ones: the same as if all were there. -1 where not all are finite. Neither
+  // scaled nor capped.
+  void likeliest(int matrix, const float* x, int64_t n, int64_t* out);
   // Seconds spent in the steps of each kind since the last call, if `measured`.
   std::vector<std::pair<std::string, double>> seconds();
   bool measured = false;
@@ -184,7 +188,10 @@ class Plan {
   int64_t rows_a_chunk(const Matrix& w, int64_t n) const;
   void reserve(int64_t n_tokens);
   void turn();
-  void leave_over(const float* x, int64_t D, float* out) const;  // what quantizing a row takes from it
+  const float* with_rest(const float* x, int64_t n, int64_t D) const;
+  void measure(Matrix& w) const;
+  void likeliest_of_panels(const Matrix& w, const float* x, int64_t n, int64_t* out) const;
+  void likeliest_of_all(int matrix, const float* x, int64_t n, int64_t* out);
 
   std::vector<std::unique_ptr<Step>> steps_;
   std::vector<double> spent_;

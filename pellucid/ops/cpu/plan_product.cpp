@@ -1,4 +1,4 @@
-// A plan's products: rows of activations times matrices, packed or dense, and the head.
+// A plan's products: rows of activations times matrices, packed or dense.
 #include <cstring>
 
 #include "plan_parts.h"
@@ -94,49 +94,6 @@ const uint8_t* Plan::in_tiles(const std::vector<Read>& reads, const std::vector<
                 out + (group * N + first) * kTileBytes);
   });
   return out;
-}
-
-// Of packed weights times x and what its rounding to 8 bits leaves over: model/decoder.py, Unembed.
-void Plan::unembed(int matrix, const float* x, int64_t n, float factor, float cap, float* out) {
-  const Team team;
-  const Matrix& w = matrices[matrix];
-  const int64_t D = w.n_columns, V = w.n_rows;
-  if (!w.panels) {
-    product({{x, D, n}}, {{matrix, 0, out, V}});
-    if (factor != 1.0f || cap != 0.0f) each_part(n, V, [&](int64_t t, int64_t f, int64_t size) { lanes.scale(out + t * V + f, size, factor, cap); });
-    return;
-  }
-  for (int64_t first = 0; first < n; first += kTokensAtOnce, x += kTokensAtOnce * D, out += kTokensAtOnce * V) {
-    const int64_t some = std::min(kTokensAtOnce, n - first);
-    float *rows = scratch<float>(2 * some * (D + V)), *twice = rows + 2 * some * D;  // every token's two rows lie side by side
-    each_token(some, D, [&](int64_t t) {
-      std::memcpy(rows + 2 * t * D, x + t * D, D * sizeof(float));
-      leave_over(x + t * D, D, rows + (2 * t + 1) * D);
-    });
-    const uint8_t* quantized = in_bytes({{rows, D, 2 * some}}, {0}, D);
-    const Packed packed{w.panels, w.format, V, D};
-    parallel_ranges(n_chunks(packed, 2 * some), [&](int64_t chunk) {  // both products and their sum, while they are near
-      multiply_chunk(variant, packed, quantized, 2 * some, w.bias, twice, V, chunk);
-      const auto [from, end] = rows_of_chunk(packed, 2 * some, chunk);
-      for (int64_t t = 0; t < some; ++t) {
-        float *to = out + t * V + from, *rest = twice + (2 * t + 1) * V + from;
-        std::memcpy(to, twice + 2 * t * V + from, (end - from) * sizeof(float));
-        if (w.bias) lanes.add(rest, w.bias + from, end - from, -1.0f);  // it is in both
-        lanes.add(to, rest, end - from, 1.0f);
-        if (factor != 1.0f || cap != 0.0f) lanes.scale(to, end - from, factor, cap);
-      }
-    });
-  }
-}
-
-void Plan::leave_over(const float* x, int64_t D, float* out) const {
-  uint8_t* quantized = scratch<uint8_t>(quantized_bytes(1, D));
-  lanes.quantize_row(x, D, 0, 1, quantized);
-  for (int64_t d = 0; d < D; d += kColumns, quantized += kRowBytes) {
-    float scale;
-    std::memcpy(&scale, quantized + kColumns, sizeof scale);
-    for (int64_t i = 0; i < kColumns; ++i) out[d + i] = x[d + i] - static_cast<float>(reinterpret_cast<const int8_t*>(quantized)[i]) * scale;
-  }
 }
 
 }  // namespace pellucid

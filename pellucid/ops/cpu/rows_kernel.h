@@ -109,6 +109,17 @@ void add(float* to, const float* from, int64_t n, float factor) {
   for (; i < n; ++i) to[i] += from[i] * factor;
 }
 
+Largest largest(const float* x, int64_t n) {
+  F most = all(x[0]), nothing{};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) most = larger(load(x + i), most), nothing += load(x + i) * 0.0f;
+  float number = largest(most), none = sum(nothing);
+  for (; i < n; ++i) number = x[i] > number ? x[i] : number, none += x[i] * 0.0f;
+  if (none != 0.0f) return {number, -1};
+  for (i = 0; x[i] != number;) ++i;
+  return {number, i};
+}
+
 void halve(const float* x, int64_t n, F16* out) {
   constexpr float kPast = 65520.0f;  // rounds to 2^16, which float16 lacks
   const float nan = __builtin_nanf("");

@@ -2,7 +2,7 @@
 function(pellucid_kernels target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR})
   target_sources(${target} PRIVATE ${here}/pool.cpp ${here}/processor.cpp ${here}/blocks.cpp ${here}/repack.cpp ${here}/product.cpp
-                 ${here}/attend.cpp ${here}/lanes.cpp ${here}/plan.cpp ${here}/plan_steps.cpp ${here}/plan_product.cpp ${here}/plan_experts.cpp
+                 ${here}/attend.cpp ${here}/lanes.cpp ${here}/plan.cpp ${here}/plan_steps.cpp ${here}/plan_product.cpp ${here}/plan_head.cpp ${here}/plan_experts.cpp
                  ${here}/stored.cpp ${here}/variant_portable.cpp ${here}/lanes_portable.cpp
                  ${here}/torch_threads.cpp ${here}/learn.cpp ${here}/learn_portable.cpp)
   target_include_directories(${target} PRIVATE ${here})

@@ -19,6 +19,8 @@ struct Variant {
   using MultiplyMany = void (*)(const uint8_t* panels, int64_t n_columns, int64_t first, int64_t last, const uint8_t* x, int64_t n_groups, float* out,
                                 int64_t out_stride, uint8_t* scratch);
   MultiplyMany multiply_many[kFormats];
+  // Of each of the panels [first, last) the length of its longest row.
+  void (*measure[kFormats])(const uint8_t* panels, int64_t n_columns, int64_t first, int64_t last, float* out);
 };
 
 // Codes as bytes, and two scales and minima of float32 a row, for 32 columns of a panel: what multiply_many unpacks panels to.
