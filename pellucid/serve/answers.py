@@ -61,10 +61,12 @@ class Spelled:
         return {"content": [{**self.one(i, p), "top_logprobs": [self.one(*other) for other in top]} for i, p, top in tokens], "refusal": None}
 
     def completion(self, tokens: Sequence[tuple[int, float | None, Alternatives]], offset: int = 0, *, content: bool = False) -> Json:
-        """The older shape: parallel lists. `offset`: characters of text before the first token. content: the newer one beside them."""
+        """The older shape: parallel lists, and each token's alternatives by spelling: of several spelled alike, such as bytes that are no character yet, the
+        likeliest. `offset`: characters of text before the first token. content: the newer shape beside them, which has them all.
+        """
         names = [self.one(i, 0.0)["token"] for i, _, _ in tokens]
         offsets = [offset + sum(map(len, names[:k])) for k in range(len(names))]
-        tops = [{self.one(i, 0.0)["token"]: p for i, p in top} if top else None for _, _, top in tokens]
+        tops = [{self.one(i, 0.0)["token"]: p for i, p in sorted(top, key=lambda one: one[1])} if top else None for _, _, top in tokens]
         out: Json = {"tokens": names, "token_logprobs": [p for _, p, _ in tokens], "top_logprobs": tops, "text_offset": offsets}
         if content:
             out["content"] = [{**self.one(i, p or 0.0), **({"logprob": None} if p is None else {}), "top_logprobs": [self.one(*other) for other in top]}

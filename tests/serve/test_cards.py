@@ -12,6 +12,7 @@ import pytest
 import pellucid
 from pellucid.api import Model
 from pellucid.records import Record
+from pellucid.serve.answers import Spelled
 from tests.api.scripted import scripted_model
 from tests.api.test_adapters import turning
 
@@ -101,6 +102,14 @@ def test_the_first_token_of_an_echo_has_no_probability(server: Running) -> None:
     assert content[0]["logprob"] is None
     assert content[0]["special"] is True
     assert all(one["logprob"] < 0 for one in content[1:])
+
+
+def test_of_alternatives_spelled_alike_the_older_shape_keeps_the_likeliest(shipped: Model) -> None:
+    first, second, letter = (next(i for i in range(shipped.spec.n_vocab) if shipped.tokenizer.words.bytes_of(i) == data) for data in (b"\xe2", b"\xe3", b"a"))
+    for alternatives in (((letter, -0.5), (first, -1.5), (second, -2.5)), ((second, -2.5), (first, -1.5), (letter, -0.5))):
+        told = Spelled(shipped.tokenizer).completion([(letter, -0.5, alternatives)], content=True)
+        assert told["top_logprobs"] == [{"a": -0.5, "\N{REPLACEMENT CHARACTER}": -1.5}]
+        assert {tuple(one["bytes"]): one["logprob"] for one in told["content"][0]["top_logprobs"]} == {(0x61,): -0.5, (0xe2,): -1.5, (0xe3,): -2.5}
 
 
 def test_a_spelling_of_nothing_is_an_error(server: Running) -> None:
