@@ -153,33 +153,41 @@ def _plain_inside(lark: str, kind: str) -> str:
 def _tags(value: Any) -> Source:
     """Free text in which what begins as a tag does goes on as one: its beginning, JSON of its schema without white space, its end.
 
-    value: {"tags": [{"begin": parts, "schema": ..., "end": parts}], "separator": parts, "alone": bool}; parts are texts, and ids of special tokens. After
-    a separator another tag may follow. alone: tags stand where the output begins or nowhere, and text then begins like none of them.
+    value: {"tags": [{"begin": parts, "schema": ..., "end": parts}], ...}; parts are texts, ids of special tokens, and {"regex": ...}. Beside the tags:
+    open, close: parts around all tags of a row. separator: parts after which another tag may follow; None = one tag a row.
+    last: nothing follows a row of tags. alone: they stand where the output begins or nowhere, and text then begins like none of them.
+    free, between: the output is messages, of these parts each where it is none of the tags, with `between` after every one but the last; tags end it.
     """
     try:
-        tags, separator, alone = value["tags"], _parts(value.get("separator", ())), value.get("alone", False)
-        rules = [f"{_parts(tag['begin'])} {_json(Schema(tag['schema'], 'tags').plain, COMPACT)} {_parts(tag['end'])}" for tag in tags]
-        first = [tag["begin"][0] for tag in tags]
+        rules = [f"{_parts(tag['begin'])} {_json(Schema(tag['schema'], 'tags').plain, COMPACT)} {_parts(tag['end'])}" for tag in value["tags"]]
+        first = [tag["begin"][0] for tag in value["tags"]]
+        opened, closed, free, between = (_parts(value.get(name, ())) for name in ("open", "close", "free", "between"))
+        separator = None if value.get("separator") is None else _parts(value["separator"])
     except (TypeError, KeyError, IndexError, AttributeError) as error:
         raise BadRequest(f"tags are {{'tags': [{{'begin': [...], 'schema': ..., 'end': [...]}}]}}; in what came, {type(error).__name__}: {error}",
                          field="tags") from None
-    one = " | ".join(f"tag_{i}" for i in range(len(tags)))
-    several = f"({one}) ({separator} ({one}))*" if separator else f"({one})"
-    lines = [f"tag_{i}: {rule}" for i, rule in enumerate(rules)]
-    if alone:
+    one = " | ".join(f"tag_{i}" for i in range(len(rules)))
+    row = f"({one})" if separator is None else f"({one}) ({separator} ({one}))*"
+    lines = []
+    if free:
+        lines += [f"start: (free {between})* (free | {opened} {row} {closed})", f"free: {free}"]
+    elif value.get("alone"):
         taken = "".join(sorted({re.escape(begin[0]) for begin in first if isinstance(begin, str)}))  # the first character of each
-        lines += [f"start: {several} | OTHER?", rf"OTHER: /[^\s{taken}](.|\n)*/"]
+        lines += [f"start: {row} | OTHER?", rf"OTHER: /[^\s{taken}](.|\n)*/"]
     else:  # a lazy expression ends where the beginning first stands, so that no text runs past it
-        begins = {begin: f"begins_{i}" for i, begin in enumerate(dict.fromkeys(first))}
-        lines = [f"tag_{i}: {begins[begin]} {rule.removeprefix(_parts([begin]))}" for i, (begin, rule) in enumerate(zip(first, rules, strict=True))]
+        begins = {begin: f"begins_{i}" for i, begin in enumerate(dict.fromkeys([value["open"][0]] if opened else first))}
+        if opened:
+            row = f"begins_0 {_parts(value['open'][1:])} {row} {closed}"
+        else:
+            rules = [f"{begins[begin]} {rule.removeprefix(_parts([begin]))}" for begin, rule in zip(first, rules, strict=True)]
         lines += [f"{name}[lazy]: TEXT {_parts([begin])}" if isinstance(begin, str) else f"{name}: TEXT {_parts([begin])}" for begin, name in begins.items()]
-        lines += [f"start: ({several})* end", "end: TEXT", r"TEXT: /(.|\n)*/"]
-    return Source("tags", "tags", "\n".join(lines) + TAIL)
+        lines += [f"start: end | {row}" if value.get("last") else f"start: ({row})* end", "end: TEXT", r"TEXT: /(.|\n)*/"]
+    return Source("tags", "tags", "\n".join([*(f"tag_{i}: {rule}" for i, rule in enumerate(rules)), *lines]) + TAIL)
 
 
 def _parts(parts: Any) -> str:
-    """Texts and token ids one after another, in Lark."""
-    return " ".join(f"<[{part}]>" if isinstance(part, int) else json.dumps(part) for part in parts)
+    """Texts, expressions and token ids one after another, in Lark."""
+    return " ".join(f"<[{part}]>" if isinstance(part, int) else f"/{part['regex']}/" if isinstance(part, dict) else json.dumps(part) for part in parts)
 
 
 def _gbnf(value: Any) -> Source:

@@ -64,7 +64,7 @@ def _fault(text: str, compiled: Compiled) -> str:
     if source.choices:
         return "" if text in source.choices else f"{text!r:.80} is none of the {len(source.choices)} choices"
     if source.schema is not None:
-        return _against(text, source.schema)
+        return against(text, source.schema)
     return _parsed(text, source)
 
 
@@ -92,7 +92,8 @@ def _found(regex: Regex, text: str) -> bool:
     return not _parsed(spelled, read_source("schema", json.dumps({"type": "string", "pattern": regex.source})))
 
 
-def _against(text: str, schema: Schema) -> str:
+def against(text: str, schema: Schema) -> str:
+    """What is wrong with a text as JSON of this schema, empty where nothing is."""
     try:
         value = json.loads(text, parse_float=_number, parse_int=_whole, parse_constant=_constant)
     except RecursionError:

@@ -146,17 +146,16 @@ class Chat:
             raise BadRequest("tool_choice asks for a call, and there are no tools. Give some, or leave it out", field="tool_choice")
         self.options = checked({**asked.options(), "adapter": served.adapter(served.find(asked.model)[0])})
         self._format: str | None = None
+        self._strict = {tool.function.name for tool in asked.tools or () if tool.function.strict}
+        self._parallel = asked.parallel_tool_calls is not False
         self._forced = False
         if isinstance(choice, NamedTool):
             self._force([tool for tool in self.tools if tool["name"] == choice.function.name] or self._no_such(choice.function.name), parallel=False)
         elif choice == "required":
-            self._force(self.tools, parallel=asked.parallel_tool_calls is not False)
+            self._force(self.tools, parallel=self._parallel)
         elif choice == "auto" and self.tools:
-            if asked.parallel_tool_calls is False:
-                raise BadRequest("parallel_tool_calls=false cannot be promised while the model chooses whether it calls. Say tool_choice='required', or "
-                                 "name the function", field="parallel_tool_calls")
             self._format = served.tool_format(model, self._template())
-            if any(tool.function.strict for tool in asked.tools or ()):
+            if self._strict or not self._parallel:
                 self.options = checked({**self.options, "tags": self._tags(self._format)})
         self.shown = [tool.model_dump(exclude_none=True) for tool in asked.tools or ()] if choice != "none" else None
         if self._format is None and not self._forced and "<|channel|>" in self._template(missing=""):
@@ -171,12 +170,11 @@ class Chat:
             return missing
 
     def _tags(self, name: str) -> Json:
-        """What holds calls that the model may make to the schemas of tools that are strict."""
+        """What holds calls that the model may make to the schemas of tools that are strict, and to one where more are not wanted."""
         def spelled(mark: str) -> str | int:
             token_id = self.model.tokenizer.id_of(mark)
             return token_id if token_id is not None and token_id in self.model.tokenizer.special_ids else mark
-        strict = {tool.function.name for tool in self.asked.tools or () if tool.function.strict}
-        return calls.held(name, self.tools, strict, self._template(), spelled)
+        return calls.held(name, self.tools, self._strict, self._template(), spelled, parallel=self._parallel)
 
     def _no_such(self, name: str) -> list[Any]:
         raise BadRequest(f"tool_choice names {name!r}, which is not one of the tools: {', '.join(tool['name'] for tool in self.tools)}", field="tool_choice")
@@ -195,7 +193,7 @@ class Chat:
         """What takes calls out of the text; None where there can be none."""
         if self._forced:
             return calls.Reader(["["], None, calls.json_calls)
-        return None if self._format is None else calls.reader(self._format, self.tools)
+        return None if self._format is None else calls.reader(self._format, self.tools, self._strict, parallel=self._parallel)
 
 
 async def chat(served: Served, exchange: Exchange) -> None:

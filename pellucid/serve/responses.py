@@ -199,7 +199,7 @@ def _head(asked: ResponsesRequest, name: str) -> Json:
             "reasoning": {"effort": asked.reasoning.effort if asked.reasoning is not None else None, "summary": None}, "store": False,
             "temperature": 1.0 if asked.temperature is None else asked.temperature, "top_p": 1.0 if asked.top_p is None else asked.top_p,
             "text": {"format": {"type": "text"} if form is None else form.model_dump(by_alias=True, exclude_none=True)}, "tool_choice": choice,
-            "tools": [{**tool.model_dump(), "strict": tool.strict is not False} for tool in asked.tools or ()], "truncation": "disabled", "user": asked.user}
+            "tools": [{**tool.model_dump(), "strict": tool.strict is True} for tool in asked.tools or ()], "truncation": "disabled", "user": asked.user}
 
 
 def _done(head: Json, blocks: Blocks, whole: Completion, n_prompt: int) -> Json:

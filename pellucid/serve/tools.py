@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pellucid.api.text import overlap
+from pellucid.engine.schema import Schema
+from pellucid.engine.verdict import against
 from pellucid.errors import BadRequest
 
 Kind = Literal["text", "thinking"]
@@ -25,6 +27,7 @@ class Call:
 
 
 Part = tuple[Kind, str] | Call
+Allows = Callable[[Sequence[Call]], bool]  # whether calls that stand together are ones
 Parse = Callable[[str], list[Call] | None]  # the text between two marks -> its calls, None where it is none
 
 
@@ -36,6 +39,7 @@ class Reader:
 
     def __init__(self, openings: Sequence[str], closing: str | None, parse: Parse) -> None:
         self._openings, self._closing, self._parse = tuple(openings), closing, parse
+        self.allows: Allows = _any
         self._held = ""
         self._mark: str | None = None  # of the call that is being read
         self._begun = self._called = False  # whether anything but white space has come, and whether a call has
@@ -93,6 +97,7 @@ class Reader:
         assert self._mark is not None
         whole = self._mark + body if len(self._mark) == 1 else body
         calls = self._parse(whole)
+        calls = calls if calls and self.allows(calls) else None
         parts += calls if calls else [("text", f"{self._mark}{body}{closing}")]
         self._called = self._called or bool(calls)
         self._mark = None
@@ -109,6 +114,7 @@ class Harmony:
     def __init__(self) -> None:
         self._held = self._header = self._body = ""
         self._inside = False  # a message's content
+        self.allows: Allows = _any
 
     def push(self, piece: str) -> list[Part]:
         parts: list[Part] = []
@@ -156,12 +162,17 @@ class Harmony:
     def _end(self, parts: list[Part]) -> None:
         if self._inside and (name := self._recipient) is not None:
             arguments = _object(self._body)
-            parts.append(("text", self._body) if arguments is None else Call(name, _dumped(arguments)))
+            call = None if arguments is None else Call(name, _dumped(arguments))
+            parts.append(call if call is not None and self.allows([call]) else ("text", self._body))
         self._header = self._body = ""
         self._inside = False
 
 
 AnyReader = Reader | Harmony
+
+
+def _any(calls: Sequence[Call]) -> bool:
+    return True
 
 
 def _joined(parts: list[Part]) -> list[Part]:
@@ -294,9 +305,22 @@ def marks(name: str) -> tuple[str, ...]:
     return FORMATS[name][1]
 
 
-def reader(name: str, tools: Sequence[Mapping[str, Any]]) -> AnyReader:
-    """tools: {"name", "parameters"} each."""
-    return FORMATS[name][2](tools)
+def reader(name: str, tools: Sequence[Mapping[str, Any]], strict: Collection[str] = (), *, parallel: bool = True) -> AnyReader:
+    """tools: {"name", "parameters"} each. What `held` promises is held here too: what breaks it is text.
+
+    For where a mark is a token, a model may still spell it out in plain text, which no grammar notices, and then write what it likes.
+    """
+    made = FORMATS[name][2](tools)
+    schemas = {tool["name"]: Schema(_arguments_of(tool), "tools") for tool in tools if tool["name"] in strict}
+    n = 0
+
+    def allows(calls: Sequence[Call]) -> bool:
+        nonlocal n
+        right = (parallel or n + len(calls) == 1) and not any(call.name in schemas and against(call.arguments, schemas[call.name]) for call in calls)
+        n += len(calls) if right else 0
+        return right
+    made.allows = allows
+    return made
 
 
 def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -304,34 +328,65 @@ def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {**schema, **({"additionalProperties": False} if "properties" in schema and "additionalProperties" not in schema else {})}
 
 
+def _arguments_of(tool: Mapping[str, Any]) -> dict[str, Any]:
+    return _closed(tool.get("parameters") or {"type": "object"})
+
+
 def forced_schema(tools: Sequence[Mapping[str, Any]], *, parallel: bool) -> dict[str, Any]:
     """What an output that has to be calls of these tools is held to: a list of {"name", "arguments"}, each with the arguments its schema allows."""
     if not tools:
         raise BadRequest("tool_choice asks for a call, and there are no tools. Give some, or leave it out", field="tool_choice")
-    each = [{"type": "object", "properties": {"name": {"const": tool["name"]}, "arguments": _closed(tool.get("parameters") or {"type": "object"})},
+    each = [{"type": "object", "properties": {"name": {"const": tool["name"]}, "arguments": _arguments_of(tool)},
              "required": ["name", "arguments"], "additionalProperties": False} for tool in tools]
     items = each[0] if len(each) == 1 else {"anyOf": each}
     return {"type": "array", "items": items, "minItems": 1, **({} if parallel else {"maxItems": 1})}
 
 
-def held(name: str, tools: Sequence[Mapping[str, Any]], strict: Collection[str], template: str, spell: Callable[[str], str | int]) -> dict[str, Any]:
+def held(name: str, tools: Sequence[Mapping[str, Any]], strict: Collection[str], template: str, spell: Callable[[str], str | int], *,
+         parallel: bool) -> dict[str, Any]:
     """`tags` for the engine: text as the model likes, and calls of this format, of which those of strict tools follow their schemas.
 
-    spell: a mark as it comes from the model, the id of a special token or its text. Raises BadRequest for a format that cannot be held so.
+    template: tells apart the ways a format is written. spell: a mark as it comes from the model, the id of a special token or its text. parallel: whether
+    there may be more than one call. Raises BadRequest for a format that cannot be held so.
     """
-    if name not in _AROUND or "<function=" in template:
-        raise BadRequest(f"tool {min(strict)!r} is strict, and calls as this model writes them ({name}) are not held to a schema while it chooses whether it "
-                         f"calls. Say tool_choice='required', name the function, or leave strict out", field="tools")
-    before, after, between = _AROUND[name]
-    tags = [{"begin": [spell(before[0]) if before[0] in marks(name) else before[0].replace("NAME", tool["name"]),
-                       *(part.replace("NAME", tool["name"]) for part in before[1:])],
-             "schema": _closed(tool.get("parameters") or {"type": "object"}) if tool["name"] in strict else {"type": "object"},
-             "end": [spell(part) if part in marks(name) else part for part in after]} for tool in tools]
-    return {"tags": tags, "separator": between, "alone": name != "hermes"}
+    way = _way(name, template, spell)
+    if way is None:
+        why = f"tool {min(strict)!r} is strict" if strict else "parallel_tool_calls is false"
+        raise BadRequest(f"{why}, and calls as this model writes them ({name}) are not held to anything while it chooses whether it calls. "
+                         f"Say tool_choice='required', name the function, or leave that out", field="tools" if strict else "parallel_tool_calls")
+    known = marks(name)
+
+    def spelled(parts: Sequence[Any], tool: str = "") -> list[Any]:
+        return [part if isinstance(part, dict) else spell(part) if part in known else part.replace("NAME", tool) for part in parts]
+    tags = [{"begin": spelled(way["begin"], tool["name"]), "end": spelled(way["end"]),
+             "schema": _arguments_of(tool) if tool["name"] in strict else {"type": "object"}} for tool in tools]
+    around = {key: spelled(way[key]) for key in ("open", "close", "free", "between") if key in way}
+    separator = spelled(way["separator"]) if parallel and "separator" in way else None
+    return {"tags": tags, **around, "separator": separator, "alone": way.get("alone", False), "last": way.get("last", False) or not parallel}
 
 
-# What stands before a call's arguments, after them, and between two calls. Those without marks fill the output.
-_AROUND: dict[str, tuple[list[str], list[str], list[str]]] = {
-    "hermes": (["<tool_call>", '\n{"name": "NAME", "arguments": '], ["}\n", "</tool_call>"], []),
-    "llama3": (['{"name": "NAME", "parameters": '], ["}"], ["; "]),
-    "json": (['{"name": "NAME", "arguments": '], ["}"], ["; "])}
+def _way(name: str, template: str, spell: Callable[[str], str | int]) -> dict[str, Any] | None:
+    """How calls of this format stand in an output: parts as engine/source.py's `tags` have them. None where that cannot be said."""
+    if name == "mistral" and "[ARGS]" in template:  # since the tokenizer's v11; v11 itself numbers its calls
+        number: list[Any] = ["[CALL_ID]", {"regex": "[a-zA-Z0-9]{9}"}] if "[CALL_ID]" in template else []
+        return {"open": ["[TOOL_CALLS]"], "begin": ["NAME", *number, "[ARGS]"], "end": [], "separator": ["[TOOL_CALLS]"], "last": True}
+    if name == "deepseek" and "```json" in template:  # V3 and R1
+        return {**_WAYS[name], "begin": ["<｜tool▁call▁begin｜>", "function", "<｜tool▁sep｜>", "NAME\n```json\n"],
+                "end": ["\n```", "<｜tool▁call▁end｜>"], "separator": ["\n"]}
+    if name == "harmony" and any(isinstance(spell(mark), str) for mark in Harmony.MARKS):
+        return None  # marks that are text could stand in a message as text
+    return None if "<function=" in template else _WAYS.get(name)  # Qwen 3 Coder's arguments are no JSON
+
+
+# Of calls without marks around them, the output is one or the other. A space may follow Mistral's mark: its tokenizers before Tekken put one.
+_WAYS: dict[str, dict[str, Any]] = {
+    "hermes": {"open": ["<tool_call>"], "begin": ['\n{"name": "NAME", "arguments": '], "end": ["}\n"], "close": ["</tool_call>"]},
+    "mistral": {"open": ["[TOOL_CALLS]", {"regex": r"\x20?\["}], "begin": ['{"name": "NAME", "arguments": '], "end": ["}"],
+                "separator": [", "], "close": ["]"], "last": True},
+    "deepseek": {"open": ["<｜tool▁calls▁begin｜>"], "begin": ["<｜tool▁call▁begin｜>", "NAME", "<｜tool▁sep｜>"], "end": ["<｜tool▁call▁end｜>"],
+                 "separator": [], "close": ["<｜tool▁calls▁end｜>"]},
+    "harmony": {"begin": ["<|channel|>", "commentary to=functions.NAME ", "<|constrain|>", "json", "<|message|>"], "end": [],
+                "free": ["<|channel|>", {"regex": "analysis|commentary|final"}, "<|message|>", {"regex": r"(.|\n)*"}],
+                "between": ["<|end|>", "<|start|>", "assistant"]},
+    "llama3": {"begin": ['{"name": "NAME", "parameters": '], "end": ["}"], "separator": ["; "], "alone": True},
+    "json": {"begin": ['{"name": "NAME", "arguments": '], "end": ["}"], "separator": ["; "], "alone": True}}

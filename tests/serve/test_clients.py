@@ -118,7 +118,9 @@ def test_a_function_call_in_a_response_and_its_result(client: openai.OpenAI, nam
     [call] = first.output
     assert (call.type, call.name, json.loads(call.arguments)) == ("function_call", "now", {})
     told = [*HELLO, call.model_dump(exclude_none=True), {"type": "function_call_output", "call_id": call.call_id, "output": "noon"}]
+    free = [{key: value for key, value in tools[0].items() if key != "strict"}]
     assert client.responses.create(model=name, input=told, tools=tools, max_output_tokens=4).usage.output_tokens == 4
+    assert [client.responses.create(model=name, input="Hi", tools=each, max_output_tokens=1).tools[0].strict for each in (tools, free)] == [True, False]
 
 
 def test_what_would_have_to_be_stored_is_refused(client: openai.OpenAI, name: str) -> None:

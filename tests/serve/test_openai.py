@@ -124,6 +124,16 @@ def test_a_call_of_a_strict_tool_follows_its_schema_though_the_model_chose_it(se
     assert talking["message"]["content"]
 
 
+def test_a_model_that_may_call_once_calls_once(server: Running, shipped: Model) -> None:
+    [brace] = shipped.tokenizer.encode("{")
+    asked = dict(messages=HELLO, max_tokens=80, seed=2, tools=[{"type": "function", "function": {**TOOL["function"], "strict": True}}])
+    several, one = (server.post("/v1/chat/completions", **asked, logit_bias={str(brace): 100}, parallel_tool_calls=parallel)["choices"][0]
+                    for parallel in (True, False))
+    assert several["finish_reason"] == "length"  # so small a model calls without end
+    assert len(one["message"]["tool_calls"]) == 1
+    assert one["finish_reason"] == "tool_calls"
+
+
 def test_tools_a_template_does_not_read_are_refused(server: Running) -> None:
     answer = server.post("/v1/chat/completions", model="abc", messages=HELLO, tools=[TOOL])
     assert "never reads 'tools'" in answer["error"]["message"]

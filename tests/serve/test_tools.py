@@ -1,14 +1,19 @@
 """Tool calls are read the same however the text is cut; what cannot be read stays text."""
 from __future__ import annotations
 
+import contextlib
 import json
+import random
+import re
+from collections.abc import Collection
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellucid.errors import BadRequest
-from pellucid.serve.tools import FORMATS, Call, Part, detect, forced_schema, reader
+from pellucid.engine.grammar import Compiled, Vocabulary, compile_grammar
+from pellucid.errors import BadRequest, ConstraintFailed
+from pellucid.serve.tools import FORMATS, Call, Part, detect, forced_schema, held, reader
 
 TOOLS = [{"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}}]
 CALL = Call("weather", '{"city": "Zürich", "days": 3}')
@@ -34,9 +39,9 @@ OTHERS = {
 }
 
 
-def heard(name: str, pieces: list[str]) -> tuple[str, str, list[Call]]:
-    """(text, thinking, calls) of a text that comes in pieces."""
-    one = reader(name, TOOLS)
+def heard(name: str, pieces: list[str], strict: Collection[str] = (), *, parallel: bool = True) -> tuple[str, str, list[Call]]:
+    """(text, thinking, calls) of a text that comes in pieces. strict: of STRICT_TOOLS."""
+    one = reader(name, STRICT_TOOLS if strict else TOOLS, strict, parallel=parallel)
     parts: list[Part] = [part for piece in pieces for part in one.push(piece)] + one.finish()
     told = {kind: "".join(part[1] for part in parts if isinstance(part, tuple) and part[0] == kind) for kind in ("text", "thinking")}
     return told["text"], told["thinking"], [part for part in parts if isinstance(part, Call)]
@@ -93,3 +98,113 @@ def test_a_forced_call_is_one_of_the_tools_with_its_own_arguments() -> None:
     assert schema["items"]["anyOf"][0]["properties"]["arguments"] == {**TOOLS[0]["parameters"], "additionalProperties": False}
     with pytest.raises(BadRequest, match="there are no tools"):
         forced_schema([], parallel=True)
+
+
+# What holds calls while the model chooses whether it calls
+
+STRICT = {"type": "object", "properties": {"city": {"enum": ["Bern", "Rome"]}}, "required": ["city"], "additionalProperties": False}
+STRICT_TOOLS = [{"name": "weather", "parameters": STRICT}, {"name": "time", "parameters": {"type": "object"}}]
+NAMED, ROME = '{"name": "weather", "arguments": %s}', '{"city":"Rome"}'
+WAYS = {  # how a format is written, told by its template -> (format, calls as `held` lets them be written)
+    "<tool_call>": ("hermes", [f"Well. <tool_call>\n{NAMED}\n</tool_call>", f"<tool_call>\n{NAMED}\n</tool_call>\n<tool_call>\n{NAMED}\n</tool_call>."]),
+    "[TOOL_CALLS]": ("mistral", [f"[TOOL_CALLS][{NAMED}]", f"Well. [TOOL_CALLS] [{NAMED}, {NAMED}]"]),
+    "[TOOL_CALLS][ARGS]": ("mistral", ["Well.[TOOL_CALLS]weather[ARGS]%s", "[TOOL_CALLS]weather[ARGS]%s[TOOL_CALLS]weather[ARGS]%s"]),
+    "[TOOL_CALLS][CALL_ID][ARGS]": ("mistral", ["[TOOL_CALLS]weather[CALL_ID]a1B2c3D4e[ARGS]%s"]),
+    "<｜tool▁calls▁begin｜>": ("deepseek", ["<｜tool▁calls▁begin｜>" + 2 * "<｜tool▁call▁begin｜>weather<｜tool▁sep｜>%s<｜tool▁call▁end｜>"
+                                           + "<｜tool▁calls▁end｜>"]),
+    "<｜tool▁calls▁begin｜>```json": ("deepseek", ["Well.<｜tool▁calls▁begin｜>" + "\n".join(
+        2 * ["<｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n%s\n```<｜tool▁call▁end｜>"]) + "<｜tool▁calls▁end｜>"]),
+    "Environment: ipython": ("llama3", ["; ".join(2 * ['{"name": "weather", "parameters": %s}'])]),
+    "": ("json", [NAMED, f"{NAMED}; {NAMED}"]),
+    "<|channel|><|message|>": ("harmony", ["<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions.weather "
+                                           "<|constrain|>json<|message|>%s"]),
+}
+MARKS = sorted({mark for _, shown, _ in FORMATS.values() for mark in shown})
+TOKENS = [*(bytes([i]) for i in range(256)), *(mark.encode() for mark in MARKS), b"<eos>"]
+
+
+def vocabulary(*, special: bool) -> Vocabulary:
+    """Bytes, the marks of all formats, which plain text never becomes where they are special, and an end."""
+    return Vocabulary(TOKENS, range(256, len(TOKENS)) if special else (), (len(TOKENS) - 1,))
+
+
+def ids_of(text: str, *, special: bool) -> list[int]:
+    parts = re.split(f"({'|'.join(map(re.escape, MARKS))})", text) if special else [text]
+    return [i for part in parts for i in ([256 + MARKS.index(part)] if part in MARKS else part.encode())]
+
+
+def holding(template: str, *, special: bool, parallel: bool = True) -> Compiled:
+    source = held(WAYS[template][0], STRICT_TOOLS, {"weather"}, template, lambda mark: 256 + MARKS.index(mark) if special else mark, parallel=parallel)
+    return compile_grammar("tags", source, vocabulary(special=special))
+
+
+def stops(compiled: Compiled, ids: list[int]) -> int | None:
+    """The first of these ids that the grammar refuses, as its number; len(ids) where they are no whole output."""
+    constraint = compiled.start()
+    for i, each in enumerate(ids):
+        try:
+            constraint.advance(each)
+        except ConstraintFailed:
+            return i
+    return None if constraint.can_end else len(ids)
+
+
+@pytest.mark.parametrize("special", [False, True], ids=["text", "tokens"])
+@pytest.mark.parametrize("template", WAYS)
+def test_a_strict_tool_is_called_with_arguments_of_its_schema_in_every_format(template: str, special: bool) -> None:
+    name, texts = WAYS[template]
+    assert detect(template) == name
+    if name == "harmony" and not special:
+        with pytest.raises(BadRequest, match=r"tool 'weather' is strict, and calls as this model writes them \(harmony\) are not held"):
+            holding(template, special=special)
+        return
+    compiled = holding(template, special=special)
+    told = "<|channel|>final<|message|>No call" if name == "harmony" else "No call"
+    assert stops(compiled, ids_of(told, special=special)) is None
+    for text in texts:
+        right = text.replace("%s", ROME)
+        assert stops(compiled, ids_of(right, special=special)) is None, right
+        assert heard(name, [right], strict={"weather"})[2] == [Call("weather", '{"city": "Rome"}')] * text.count("%s")
+        before = text.split("%s")[0]
+        at = stops(compiled, ids_of(before + '{"city":"Oslo"}', special=special))
+        assert at == len(ids_of(before + '{"city":"', special=special))
+        assert stops(compiled, ids_of(before + ROME[:-1], special=special)) is not None  # cut
+
+
+@pytest.mark.parametrize("template", WAYS)
+def test_one_call_is_one_where_more_are_not_wanted(template: str) -> None:
+    name, texts = WAYS[template]
+    compiled = holding(template, special=True, parallel=False)
+    for text in texts:
+        told = stops(compiled, ids_of(text.replace("%s", ROME), special=True))
+        assert (told is None) == (text.count("%s") == 1 and text.endswith(("%s", "}", ">", "]")))
+        assert len(heard(name, [text.replace("%s", ROME)], parallel=False)[2]) <= 1
+
+
+@pytest.mark.parametrize("template", WAYS)
+def test_whatever_is_drawn_its_calls_follow_their_schemas(template: str) -> None:
+    name, texts = WAYS[template]
+    compiled, tokens = holding(template, special=True), [token.decode("latin-1") if i < 256 else token.decode() for i, token in enumerate(TOKENS)]
+    draw, called = random.Random(0), 0
+    pieces = [ids_of(piece, special=True) for text in texts for piece in (text.split("%s")[0], ROME, '{"city":"Oslo"}', text.split("%s")[-1])]
+    for _ in range(60):
+        constraint, ids = compiled.start(), []
+        for _ in range(draw.randrange(1, 8)):  # what such a model likes to write, as far as it may, and then anything that may come
+            for each in [*draw.choice(pieces), *(draw.choice(b'{}",: \naRome<|') for _ in range(draw.randrange(3)))]:
+                with contextlib.suppress(ConstraintFailed):
+                    constraint.advance(each)
+                    ids.append(each)
+        text = "".join(tokens[i] for i in ids)
+        for call in heard(name, [text])[2]:  # by the grammar alone
+            called += 1
+            assert call.name != "weather" or json.loads(call.arguments)["city"] in ("Bern", "Rome")
+    assert called
+
+
+def test_a_mark_spelled_out_opens_no_call_of_a_strict_tool() -> None:
+    spelled = f'<tool_call>{NAMED % json.dumps({"city": "Oslo"})}</tool_call>'
+    assert stops(holding("<tool_call>", special=True), list(spelled.encode())) is None  # for the grammar it is text
+    for name, text in (("hermes", spelled), ("harmony", '<|channel|>commentary to=functions.weather<|message|>{"city": "Oslo"}')):
+        text_of = heard(name, list(text), strict={"weather"})
+        assert text_of[2] == []
+        assert "Oslo" in text_of[0]
