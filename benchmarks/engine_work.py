@@ -35,9 +35,9 @@ def in_use_mb() -> float:
     return (told.uordblks + told.hblkhd) / 2**20
 
 
-def request(ids: list[int], n: int, *, reuse: bool = False, temperature: float = 0.0):
+def request(ids: list[int], n: int, *, reuse: bool = False, temperature: float = 0.0, ahead: bool = True):
     from pellucid.engine.request import Request, Sampling
-    return Request(prompt_ids=ids, sampling=Sampling(temperature=temperature, seed=ids[0]), max_tokens=n, reuse=reuse)
+    return Request(prompt_ids=ids, sampling=Sampling(temperature=temperature, seed=ids[0]), max_tokens=n, reuse=reuse, ahead=ahead)
 
 
 def random_ids(row: int, length: int, n_vocab: int) -> list[int]:
@@ -174,7 +174,7 @@ class Clocked:
 
 
 def overhead(path: str, threads: int, batches: list[int], prompt: int, steps: int, temperature: float) -> dict:
-    """Decoding steps of so many sequences: milliseconds of each part. Outside: everything that is not the pass, the unembedding or the sampler.
+    """Decoding steps of a token each of so many sequences: milliseconds of each part. Outside: everything that is not the pass, the unembedding or the sampler.
 
     Inside the pass, `pages` is what finding the pages of its rows takes, which is bookkeeping too.
     """
@@ -184,11 +184,12 @@ def overhead(path: str, threads: int, batches: list[int], prompt: int, steps: in
     parts = {name: Clocked() for name in ("pass", "unembed", "sampler", "pages")}
     engine.passes.hidden = parts["pass"].around(engine.passes.hidden)  # hooks on modules would have the decoder compute what a plan does else
     engine.passes.unembed = parts["unembed"].around(engine.passes.unembed)
+    engine.passes.likeliest = parts["unembed"].around(engine.passes.likeliest)  # at temperature 0
     engine.sampler = parts["sampler"].around(engine.sampler)
     engine.cache.places = parts["pages"].around(engine.cache.places)  # the plan's; the decoder asks by layer
     out = {}
     for n in batches:
-        started = [engine.submit(request(random_ids(row, prompt, model.spec.n_vocab), steps + 8, temperature=temperature)) for row in range(n)]
+        started = [engine.submit(request(random_ids(row, prompt, model.spec.n_vocab), steps + 8, temperature=temperature, ahead=False)) for row in range(n)]
         while not all(g._sequence.output_ids for g in started):
             engine.step()
         for part in parts.values():
@@ -248,16 +249,16 @@ def mode(path: str, threads: int, mode: str, prompt: int, tokens: int, batch: in
     engine, n_vocab = model.engine, model.spec.n_vocab
 
     def decode(n: int) -> float:
-        started = [engine.submit(request(random_ids(row, prompt // 4, n_vocab), tokens + 8)) for row in range(n)]
+        started = [engine.submit(request(random_ids(row, prompt // 4, n_vocab), tokens)) for row in range(n)]
         while not all(g._sequence.output_ids for g in started):
             engine.step()
-        start = time.perf_counter()
-        for _ in range(tokens):
+        start, before = time.perf_counter(), sum(g.n_ready for g in started)
+        while not any(g.finished for g in started):
             engine.step()
-        seconds = time.perf_counter() - start
+        seconds, came = time.perf_counter() - start, sum(g.n_ready for g in started) - before
         for generation in started:
             generation.cancel()
-        return n * tokens / seconds
+        return came / seconds
 
     def prefill() -> float:
         start = time.perf_counter()

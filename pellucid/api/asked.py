@@ -28,7 +28,8 @@ def request(ids: Sequence[int], options: Mapping[str, Any], tokenizer: Tokenizer
     plain = {name: options[name] for name in _AS_THEY_ARE if name in options}
     built = Request(prompt_ids=ids, sampling=chosen, max_tokens=options.get("max_tokens", MAX_TOKENS), stop_ids=stop_ids,
                     bad_words=bad_words(options.get("bad_words", ()), tokenizer), prefix_ids=prefix_ids(options.get("prefix", ()), tokenizer),
-                    reuse=deterministic if reuse is None else reuse, constraint=grammar, adapter=options.get("adapter"), **plain)
+                    reuse=deterministic if reuse is None else reuse, constraint=grammar, adapter=options.get("adapter"),
+                    ahead=not stops, **plain)
     in_force = {**{name: getattr(chosen, name) for name in SAMPLING}, "max_tokens": built.max_tokens, "stop": list(stops), "stop_ids": sorted(stop_ids),
                 "ignore_eos": options.get("ignore_eos", False), "logprobs": built.logprobs, **plain}
     if held is not None:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.engine.burst import Bursts
 from pellucid.engine.generation import Generation, best
 from pellucid.engine.lock import Lock
 from pellucid.engine.masks import Filled, Masks
@@ -94,6 +95,7 @@ class Engine:
         self._masks = Masks(self.spec.n_vocab)
         self.books = Books()
         self.passes = Passes(decoder, self.cache)
+        self.bursts = Bursts(self.passes, self.cache)
 
     # What callers ask
 
@@ -236,8 +238,11 @@ class Engine:
                 assert not self.scheduler.running, "sequences run and none has anything to compute"
                 self._refuse_what_cannot_run()
                 return False
-            self._compute(plan)
-            seconds = done(sum(n for _, n in plan))
+            n_computed = self._burst([s for s, _ in plan])
+            if not n_computed:
+                self._compute(plan)
+                n_computed = sum(n for _, n in plan)
+            seconds = done(n_computed)
             if self.speculation is not None:
                 self.speculation.measured([n for _, n in plan], n_drafts, seconds)
             return True
@@ -246,6 +251,23 @@ class Engine:
         """Ends what was dropped unfinished."""
         while self._dropped:
             self.give_up(self._dropped.popleft(), "cancelled")
+
+    def _burst(self, sequences: list[Sequence]) -> int:
+        """Passes one after another where nothing but the likeliest ids is wanted. How many tokens were computed; 0 leaves the step to be done one by one."""
+        n = 0 if self.speculation is not None else self.bursts.length(sequences, crowded=bool(self.scheduler.waiting))
+        if not n:
+            return 0
+        try:
+            came = self.bursts.run(sequences, n)
+        except Exception as error:
+            self._fail_all(sequences, error)
+            return len(sequences)
+        for ids in came:
+            for sequence, chosen in zip(sequences, ids, strict=True):
+                self._take(sequence, chosen)
+        for sequence in sequences:
+            self._settle(sequence, sequence.n_computed + len(came))
+        return len(came) * len(sequences)
 
     def _compute(self, plan: list[tuple[Sequence, int]]) -> None:
         """A pass, and what it tells. How far a sequence is computed is written down last: whatever interrupts this, it is only done again."""

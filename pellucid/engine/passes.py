@@ -90,6 +90,19 @@ class Passes:
         positions = [p for slot, n in zip(rows.slots, rows.lengths, strict=True) for p in range(self.cache.lengths[slot], self.cache.lengths[slot] + n)]
         return self._decode(ids, positions, rows)
 
+    def goes_on(self, n: int) -> bool:
+        """Whether `go_on` can be asked for so many rows."""
+        return self.plan is not None and self.plan.goes_on and self._plans(n)
+
+    def go_on(self, sequences: Ids[Sequence], n: int, stops: Ids[int]) -> list[list[int]]:
+        """See `Plan.go_on`: sequences whose newest id alone is left to compute."""
+        assert self.plan is not None
+        slots = [_slot(s) for s in sequences]
+        for slot, sequence in zip(slots, sequences, strict=True):
+            self.cache.lengths[slot] = sequence.n_computed
+        self._was_seen = False
+        return self.plan.go_on([s.ids[-1] for s in sequences], slots, n, stops)
+
     def unembed(self, hidden_TD: Tensor, adapters: Ids[str | None] = ()) -> Tensor:
         """Logits (T, V) for the token that follows each position. adapters: that of each token; empty = none."""
         matrix = self.decoder.unembed
@@ -108,7 +121,7 @@ class Passes:
 
     def likeliest(self, hidden_TD: Tensor) -> list[int] | None:
         """Of each position the id with the largest logit, the first of equal ones, where the plan finds them without computing all: else None."""
-        if self.plan is None or not self._plans(len(hidden_TD)) or self.decoder.unembed.scale != 1.0 or self.decoder.unembed.softcap is not None:
+        if self.plan is None or not self._plans(len(hidden_TD)) or self.plan.spec.logit_scale != 1.0 or self.plan.spec.logit_softcap is not None:
             return None
         ids = self.plan.likeliest(hidden_TD)
         return None if -1 in ids else ids

@@ -114,6 +114,7 @@ class Request:
     reuse: take over what was computed for others that begin alike. The same within float rounding; bitwise where the decoder is deterministic.
     n: how many outputs; best_of: how many are generated, of which the n with the highest mean log-probability are kept; None = n.
     adapter: the name of one that the decoder has; None = the model as it is.
+    ahead: several ids may come in one step, before the first of them is looked at. False for a caller who may end it at any id, by what it means as text.
     """
 
     prompt_ids: Sequence[int]
@@ -131,6 +132,7 @@ class Request:
     n: int = 1
     best_of: int | None = None
     adapter: str | None = None
+    ahead: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "adapter", checked_adapter(self.adapter))

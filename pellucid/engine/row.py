@@ -70,6 +70,11 @@ class Row:
         """Whether its next id is the likeliest as the model has it, and nothing is asked about that."""
         return self.sampling.greedy and not self.edits.n and not self.request.scores and self.forced_id is None and not self.forbidden()
 
+    @property
+    def stays_plain(self) -> bool:
+        """Whether that is so of all ids to come as well, whatever comes, and they may come together."""
+        return self.request.ahead and self.plain and not self._words and not self.sampling.penalizes
+
     def forbidden(self) -> list[int]:
         """Ids that may not come here: by bad words and the minimum."""
         ids = list(self._never)

@@ -93,10 +93,29 @@ class Plan:
         out_TD = torch.empty(len(ids), self._width)
         native.set_threads(n_threads())
         self.finite = self._plan.run(
-            len(ids), ids_T.data_ptr(), 0 if embeddings_TD is None else embeddings_TD.data_ptr(), list(zip(rows.lengths, starts, strict=True)), tables,
+            ids_T.data_ptr(), 0 if embeddings_TD is None else embeddings_TD.data_ptr(), list(zip(rows.lengths, starts, strict=True)), tables,
             bases, [frequency.data_ptr() for frequency in frequencies], self._pools.data_ptr(), self._kept, self._last, out_TD.data_ptr())
         cache.advance(slots, rows.lengths)
         return out_TD
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether `go_on` can be asked: ids are all that a pass needs of Python, and logits are neither scaled nor capped."""
+        return self._looks_up and not self._lengths and self.spec.logit_scale == 1.0 and self.spec.logit_softcap is None
+
+    def go_on(self, ids: Sequence[int], slots: Sequence[int], n: int, stops: Sequence[int]) -> list[list[int]]:
+        """n passes in which every row goes on with its likeliest id; of each pass those (rows). ids: what each row begins with, not in the cache yet.
+
+        Fewer where a row met one of the stops, which is the last id to come then, or where something is not a number. Wants pages for all n.
+        """
+        cache = self.cache
+        tables, bases = cache.places(slots)
+        frequencies = [frequency.data_ptr() for frequency in self._turning for _ in slots]
+        native.set_threads(n_threads())
+        came: list[list[int]] = self._plan.go_on(ids, [cache.lengths[slot] for slot in slots], tables, bases, frequencies, self._pools.data_ptr(), self._kept,
+                                                 self._last, self._unembed, n, stops)
+        cache.advance(slots, [len(came)] * len(slots))
+        return came
 
     def unembed(self, hidden_TD: Tensor) -> Tensor:
         """See `Unembed`: logits (T, V), float32."""

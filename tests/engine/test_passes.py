@@ -65,7 +65,7 @@ def test_long_passes_of_dense_weights_are_the_decoders_and_short_ones_the_plans(
     sizes: list[int] = []
     forward = engine.passes.plan.forward
     monkeypatch.setattr(engine.passes.plan, "forward", lambda ids, rows: sizes.append(len(ids)) or forward(ids, rows))
-    engine.run([Request(prompt_ids=list(range(3, 40)), max_tokens=3, sampling=GREEDY)])
+    engine.run([Request(prompt_ids=list(range(3, 40)), max_tokens=3, sampling=GREEDY, logprobs=True)])
     assert sizes == [1, 1]
     assert Engine(small("llama-biases", deterministic=True)).passes.plan is not None
 

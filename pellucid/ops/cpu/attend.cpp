@@ -5,11 +5,11 @@
 
 namespace pellucid {
 
-constexpr int64_t kEach = 4;  // pieces for each thread, or rows are cut by their keys
+constexpr int64_t kEach = 4;  // pieces for each thread, or rows are cut by their keys too
 
 Pieces::Pieces(std::vector<AttendRow> rows, const Sight& sight, int64_t n_heads, int64_t n_kv_heads, int64_t width, int n_threads) : rows_(std::move(rows)) {
   const int64_t group = n_heads / n_kv_heads, block = std::max<int64_t>(1, kQueries / group), n_rows = static_cast<int64_t>(rows_.size());
-  const int64_t enough = n_rows * n_kv_heads / (n_threads > 1 ? kEach * n_threads : 1);  // heads in one piece that leave pieces for every thread
+  const int64_t enough = n_rows * n_kv_heads / n_threads;  // heads in one piece that leave pieces for every thread: what lies side by side is read in one go
   const int64_t heads = std::max<int64_t>(1, std::min({n_kv_heads, enough, kQueries / group}));
   for (int64_t b = 0; b < n_rows; ++b) {
     const AttendRow& row = rows_[b];

@@ -18,9 +18,10 @@ struct Places {
     for (int t = 0; t < kTile; ++t) at[t] = -1;
     if (first >= end) return;
     int64_t page = (first - row.base) / a.page, within = (first - row.base) % a.page;  // a division takes as long as a key's products: one a tile
-    for (int64_t position = first; position < end; ++position) {
-      at[position - start] = (row.table[page] * a.page + within) * a.n_kv_heads + head;
-      if (++within == a.page) ++page, within = 0;
+    for (int64_t position = first; position < end; ++page, within = 0) {
+      const int64_t left = end - position, n = a.page - within < left ? a.page - within : left, here = (row.table[page] * a.page + within) * a.n_kv_heads + head;
+      for (int64_t i = 0; i < n; ++i) at[position - start + i] = here + i * a.n_kv_heads;
+      position += n;
     }
   }
 };
@@ -45,6 +46,7 @@ void score_keys(const Attend& a, const Places& places, const Places& next, int64
       PELLUCID_UNROLL for (int m = 0; m < M; ++m) {
         const int64_t at = places.at[t + i + m], after = next.at[t + i + m];
         if (after >= 0) ask_for(static_cast<const T*>(a.k.data) + (after + head) * C, C);
+        if (at >= 0) ask_for(static_cast<const T*>(a.v.data) + (at + head) * a.v.width, a.v.width);
         keys[m] = at < 0 ? nullptr : static_cast<const T*>(a.k.data) + (at + head) * C;
         scales[m] = at >= 0 && a.k.scale ? a.k.scale[at + head] : 1.0f;
       }
@@ -83,14 +85,12 @@ void score_keys_of_rows(const Attend& a, const Places& places, const Places& nex
 
 // acc[r] += scores[r] . values where they lie, of n rows and N vectors of channels from c on: the same chains as in add_values.
 template <class T, int n, int N>
-void weigh_values(const Attend& a, const Places& places, const Places& next, int64_t head, const float* scores, int64_t V, int n_keys, int64_t c,
-                  float* acc) {
+void weigh_values(const Attend& a, const Places& places, int64_t head, const float* scores, int64_t V, int n_keys, int64_t c, float* acc) {
   F sum[n][N];
   PELLUCID_UNROLL for (int r = 0; r < n; ++r)
     PELLUCID_UNROLL for (int i = 0; i < N; ++i) sum[r][i] = load(acc + r * V + c + i * kLanes);
   for (int s = 0; s < n_keys; ++s) {
     const int64_t at = places.at[s];
-    if (next.at[s] >= 0) ask_for(static_cast<const T*>(a.v.data) + (next.at[s] + head) * a.v.width + c, N * kLanes);
     if (at < 0) continue;  // its share is zero
     const T* value = static_cast<const T*>(a.v.data) + (at + head) * a.v.width + c;
     F v[N];
@@ -106,20 +106,20 @@ void weigh_values(const Attend& a, const Places& places, const Places& next, int
 }
 
 template <class T, int n, int N>
-void weigh_values_of(const Attend& a, const Places& places, const Places& next, int64_t head, const float* scores, int64_t V, int n_keys, float* acc) {
+void weigh_values_of(const Attend& a, const Places& places, int64_t head, const float* scores, int64_t V, int n_keys, float* acc) {
   int64_t c = 0;
-  for (; c + N * kLanes <= V; c += N * kLanes) weigh_values<T, n, N>(a, places, next, head, scores, V, n_keys, c, acc);
-  for (; c < V; c += kLanes) weigh_values<T, n, 1>(a, places, next, head, scores, V, n_keys, c, acc);
+  for (; c + N * kLanes <= V; c += N * kLanes) weigh_values<T, n, N>(a, places, head, scores, V, n_keys, c, acc);
+  for (; c < V; c += kLanes) weigh_values<T, n, 1>(a, places, head, scores, V, n_keys, c, acc);
 }
 
 template <class T>
-void weigh_values_of_rows(const Attend& a, const Places& places, const Places& next, int64_t head, const float* scores, int64_t R, int64_t V,
-                          int n_keys, float* acc) {
+void weigh_values_of_rows(const Attend& a, const Places& places, int64_t head, const float* scores, int64_t R, int64_t V, int n_keys,
+                          float* acc) {
   int64_t r = 0;
   if constexpr (kLanes == 16)
-    for (; r + 8 <= R; r += 8) weigh_values_of<T, 8, 2>(a, places, next, head, scores + r * kSpan, V, n_keys, acc + r * V);
-  for (; r + 4 <= R; r += 4) weigh_values_of<T, 4, kLanes == 16 ? 4 : 2>(a, places, next, head, scores + r * kSpan, V, n_keys, acc + r * V);
-  for (; r < R; ++r) weigh_values_of<T, 1, 4>(a, places, next, head, scores + r * kSpan, V, n_keys, acc + r * V);
+    for (; r + 8 <= R; r += 8) weigh_values_of<T, 8, 2>(a, places, head, scores + r * kSpan, V, n_keys, acc + r * V);
+  for (; r + 4 <= R; r += 4) weigh_values_of<T, 4, kLanes == 16 ? 4 : 2>(a, places, head, scores + r * kSpan, V, n_keys, acc + r * V);
+  for (; r < R; ++r) weigh_values_of<T, 1, 4>(a, places, head, scores + r * kSpan, V, n_keys, acc + r * V);
 }
 
 }  // namespace

@@ -199,17 +199,15 @@ bool attend_span(const Attend& a, const AttendRow& row, const Piece& piece, int6
     w.sums[r] = sum(sums);
   }
   __builtin_memset(w.acc, 0, w.N * w.R * w.V * sizeof(float));
-  next = Places(a, row, piece.head, from);
   for (int64_t s = begin; s < end; s += kTile) {
-    const Places places = next;
-    next = Places(a, row, piece.head, span * kSpan + s + kTile);
+    const Places places(a, row, piece.head, span * kSpan + s);
     if (!few) stage_values<T>(a, places, w.N, w.V, w.values);
     const int64_t left = to - span * kSpan - s;
     const int n_keys = static_cast<int>(left < kTile ? left : kTile);
     for (int64_t head = 0; head < w.N; ++head) {
       int64_t r = head * w.R, last = r + w.R;
       if (few) {
-        weigh_values_of_rows<T>(a, places, next, head, w.scores + r * kSpan + s, w.R, w.V, n_keys, w.acc + r * w.V);
+        weigh_values_of_rows<T>(a, places, head, w.scores + r * kSpan + s, w.R, w.V, n_keys, w.acc + r * w.V);
         continue;
       }
       const float* values = w.values + head * kTile * w.V;

@@ -38,13 +38,41 @@ HeadNorm head_norm_of(nb::object o) {
 
 Sight sight_of(int64_t window, int64_t chunk, bool from_first, bool causal) { return {window, chunk, from_first, causal}; }
 
-bool run(Plan& plan, int64_t n_tokens, uintptr_t ids, uintptr_t embeddings, std::vector<std::pair<int64_t, int64_t>> rows,
-         std::vector<std::vector<int32_t>> tables, std::vector<int64_t> bases, std::vector<uintptr_t> frequencies, uintptr_t pools, const std::string& kept, int last, uintptr_t out) {
-  Pass pass{n_tokens, at<const int64_t>(ids), at<const float>(embeddings), {}, std::move(tables), std::move(bases), {}, at<const Pools>(pools), kind_named(kept)};
+using Starts = std::vector<std::pair<int64_t, int64_t>>;  // of each row its tokens of this pass, and those before
+using Tables = std::vector<std::vector<int32_t>>;
+
+Pass pass_of(const Starts& rows, Tables&& tables, std::vector<int64_t>&& bases, const std::vector<uintptr_t>& frequencies, uintptr_t pools,
+             const std::string& kept) {
+  Pass pass{0, nullptr, nullptr, {}, std::move(tables), std::move(bases), {}, at<const Pools>(pools), kind_named(kept)};
   for (uintptr_t address : frequencies) pass.frequencies.push_back(at<const float>(address));
-  for (const auto& [n, start] : rows) pass.rows.push_back({n, start});
+  for (const auto& [n, start] : rows) pass.rows.push_back({n, start}), pass.n_tokens += n;
+  return pass;
+}
+
+bool run(Plan& plan, uintptr_t ids, uintptr_t embeddings, const Starts& rows, Tables tables, std::vector<int64_t> bases,
+         const std::vector<uintptr_t>& frequencies, uintptr_t pools, const std::string& kept, int last, uintptr_t out) {
+  Pass pass = pass_of(rows, std::move(tables), std::move(bases), frequencies, pools, kept);
+  pass.ids = at<const int64_t>(ids), pass.embeddings = at<const float>(embeddings);
   nb::gil_scoped_release release;
   return plan.run(std::move(pass), last, at<float>(out));
+}
+
+std::vector<std::vector<int64_t>> go_on(Plan& plan, const std::vector<int64_t>& ids, const std::vector<int64_t>& starts, Tables tables,
+                                        std::vector<int64_t> bases, const std::vector<uintptr_t>& frequencies, uintptr_t pools, const std::string& kept,
+                                        int last, int head, int64_t n, const std::vector<int64_t>& stops) {
+  Starts rows;
+  for (int64_t start : starts) rows.emplace_back(1, start);
+  Pass pass = pass_of(rows, std::move(tables), std::move(bases), frequencies, pools, kept);
+  pass.ids = ids.data();
+  const int64_t B = pass.n_tokens;
+  std::vector<int64_t> came(n * B);
+  {
+    nb::gil_scoped_release release;
+    n = plan.go_on(std::move(pass), last, head, n, stops, came.data());
+  }
+  std::vector<std::vector<int64_t>> out;
+  for (int64_t i = 0; i < n; ++i) out.emplace_back(came.begin() + i * B, came.begin() + (i + 1) * B);
+  return out;
 }
 
 }  // namespace
@@ -103,7 +131,8 @@ void bind_plan(nb::module_& m) {
       .def("gate", [](Plan& plan, int gate, int up, int out, const std::string& act, float slope, float limit, float up_offset) {
              plan.gate(gate, up, out, gate_of(act, slope, limit, up_offset));
            }, "gate"_a, "up"_a, "out"_a, "act"_a, "slope"_a, "limit"_a, "up_offset"_a)
-      .def("run", run, "n_tokens"_a, "ids"_a, "embeddings"_a, "rows"_a, "tables"_a, "bases"_a, "frequencies"_a, "pools"_a, "kept"_a, "last"_a, "out"_a)
+      .def("go_on", go_on, "ids"_a, "starts"_a, "tables"_a, "bases"_a, "frequencies"_a, "pools"_a, "kept"_a, "last"_a, "head"_a, "n"_a, "stops"_a)
+      .def("run", run, "ids"_a, "embeddings"_a, "rows"_a, "tables"_a, "bases"_a, "frequencies"_a, "pools"_a, "kept"_a, "last"_a, "out"_a)
       .def("unembed", [](Plan& plan, int matrix, uintptr_t x, int64_t n, float factor, float cap, uintptr_t out) {
              nb::gil_scoped_release release;
              plan.unembed(matrix, at<const float>(x), n, factor, cap, at<float>(out));

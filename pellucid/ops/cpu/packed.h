@@ -106,6 +106,10 @@ void quantize(const Variant& variant, const float* x, int64_t n_rows, int64_t n_
 // out (n_rows, w.n_rows) = x @ w.T + bias, from quantized rows; bias may be null. Whatever stands beside a row, and however many threads work: the same bits.
 void multiply(const Variant& variant, const Packed& w, const uint8_t* x, int64_t n_rows, const float* bias, float* out, int64_t out_stride);
 
+// The same by this thread alone, of panels [first, last).
+void multiply_panels(const Variant& variant, const Packed& w, int64_t first, int64_t last, const uint8_t* x, int64_t n_rows, const float* bias, float* out,
+                     int64_t out_stride);
+
 // For a plan that splits the work itself: one chunk of the above, of n_chunks(w, n_rows).
 int64_t n_chunks(const Packed& w, int64_t n_rows);
 std::pair<int64_t, int64_t> rows_of_chunk(const Packed& w, int64_t n_rows, int64_t chunk);  // of the matrix: from, to

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
@@ -81,6 +82,30 @@ void Plan::turn() {
 bool Plan::run(Pass next, int last, float* out) {
   const Team team;  // from here on this thread's: two that share a plan wait for each other
   pass = std::move(next);
+  compute();
+  return read(last, out);
+}
+
+int64_t Plan::go_on(Pass next, int last, int head, int64_t n, const std::vector<int64_t>& stops, int64_t* out) {
+  const Team team;
+  pass = std::move(next);
+  const int64_t B = pass.n_tokens;
+  std::vector<float> hidden(B * buffers_[last].width);
+  for (int64_t i = 0; i < n; ++i) {
+    compute();
+    int64_t* const ids = out + i * B;
+    if (!read(last, hidden.data())) return i;
+    likeliest(head, hidden.data(), B, ids);
+    if (std::find(ids, ids + B, -1) != ids + B) return i;
+    if (std::find_first_of(ids, ids + B, stops.begin(), stops.end()) != ids + B) return i + 1;
+    pass.ids = ids;
+    for (PassRow& row : pass.rows) ++row.start;
+  }
+  return n;
+}
+
+// All steps over the pass.
+void Plan::compute() {
   reserve(pass.n_tokens);
   const int64_t B = static_cast<int64_t>(pass.rows.size());
   positions.clear(), row_of.clear();
@@ -106,6 +131,9 @@ bool Plan::run(Pass next, int last, float* out) {
       spent_[i] += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     }
   }
+}
+
+bool Plan::read(int last, float* out) const {
   const int64_t D = buffers_[last].width;
   float sum = 0.0f;  // a number times zero is zero, and nothing else is
   for (int64_t t = 0; t < pass.n_tokens; ++t) {

@@ -152,6 +152,9 @@ class Plan {
 
   // Runs all steps, and writes rows (T, width) of the last buffer to out. False where some of them are not numbers.
   bool run(Pass pass, int last, float* out);
+  // n passes over rows of one token each, who go on with their likeliest ids: of each pass those to out (n, rows). Returns how many passes came to an end:
+  // fewer where a row met one of the stops, which is the last to come, or where something is not a number.
+  int64_t go_on(Pass pass, int last, int head, int64_t n, const std::vector<int64_t>& stops, int64_t* out);
   // x (n, D) times a matrix -> out (n, F), scaled and capped.
   void unembed(int matrix, const float* x, int64_t n, float factor, float cap, float* out);
   // Of each row of x where the largest of those is, the first of equal ones: the same as if all were there. -1 where not all are finite. Neither
@@ -187,6 +190,8 @@ class Plan {
   const uint8_t* in_tiles(const std::vector<Read>& reads, const std::vector<int64_t>& before, int64_t D) const;
   int64_t rows_a_chunk(const Matrix& w, int64_t n) const;
   void reserve(int64_t n_tokens);
+  void compute();
+  bool read(int last, float* out) const;
   void turn();
   const float* with_rest(const float* x, int64_t n, int64_t D) const;
   void measure(Matrix& w) const;

@@ -56,6 +56,10 @@ int64_t panel_bytes(const Packed& w) { return w.n_columns / kLayouts[w.format].b
 // The rows of a chunk as a matrix of their own.
 Packed part(const Packed& w, int64_t from, int64_t end) { return {w.data + from / kPanel * panel_bytes(w), w.format, end - from, w.n_columns}; }
 
+void multiply_here(const Variant& variant, const Packed& w, const uint8_t* x, int64_t n, const float* bias, float* out, int64_t stride) {
+  multiply_panels(variant, w, 0, (w.n_rows + kPanel - 1) / kPanel, x, n, bias, out, stride);
+}
+
 }  // namespace
 
 // Of every row itself and what its rounding leaves over, side by side, in memory of this thread.
@@ -85,7 +89,7 @@ void Plan::unembed(int matrix, const float* x, int64_t n, float factor, float ca
       const auto [from, end] = rows_of_chunk(packed, 2 * some, chunk);
       const int64_t size = end - from, stride = padded(size);
       float* twice = scratch<Logits>(2 * some * stride / kWidest)->numbers;
-      multiply_chunk(variant, part(packed, from, end), quantized, 2 * some, w.bias ? w.bias + from : nullptr, twice, stride, 0);
+      multiply_here(variant, part(packed, from, end), quantized, 2 * some, w.bias ? w.bias + from : nullptr, twice, stride);
       for (int64_t t = 0; t < some; ++t, twice += 2 * stride) {
         float *to = out + t * V + from, *rest = twice + stride;
         std::memcpy(to, twice, size * sizeof(float));
@@ -131,7 +135,7 @@ void Plan::likeliest_of_panels(const Matrix& w, const float* x, int64_t n, int64
     const auto [from, end] = rows_of_chunk(packed, n, chunk);
     const int64_t size = end - from, stride = padded(size);
     float* numbers = scratch<Logits>(n * stride / kWidest)->numbers;
-    multiply_chunk(variant, part(packed, from, end), quantized, n, nullptr, numbers, stride, 0);
+    multiply_here(variant, part(packed, from, end), quantized, n, nullptr, numbers, stride);
     const float longest = *std::max_element(w.longest.begin() + from / kPanel, w.longest.begin() + (end + kPanel - 1) / kPanel);
     for (int64_t t = 0; t < n; ++t, numbers += stride) {
       const Largest found = lanes.largest(numbers, size);
@@ -158,7 +162,7 @@ void Plan::likeliest_of_panels(const Matrix& w, const float* x, int64_t n, int64
     uint8_t* both = &scratch<Rounded>(quantized_bytes(2, D))->byte;
     for (int m = 0; m < 2; ++m) lanes.quantize_row(rows + (2 * places[i].t + m) * D, D, m, 2, both);
     float* numbers = scratch<Logits>(2 * stride / kWidest)->numbers;
-    for (int64_t chunk = 0; chunk < n_chunks(here, 2); ++chunk) multiply_chunk(variant, here, both, 2, nullptr, numbers, stride, chunk);
+    multiply_here(variant, here, both, 2, nullptr, numbers, stride);
     lanes.add(numbers, numbers + stride, size, 1.0f);
     places[i].found = lanes.largest(numbers, size);
     if (places[i].found.place >= 0) places[i].found.place += from;

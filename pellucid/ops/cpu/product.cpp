@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t kChunkBytes = 96 << 10;  // of weights: with a group of rows they stay in a core's second cache
 constexpr int64_t kFewChunkBytes = 32 << 10;  // where rows are few, and chunks are read once
+constexpr int64_t kFewChunks = 4;  // a thread, at least, of a small matrix: that none waits long for the other
 constexpr int64_t kSerial = 16 << 10;  // numbers quantized in less time than it takes to call another thread
 
 int64_t panels(const Packed& w) { return (w.n_rows + kPanel - 1) / kPanel; }
@@ -20,7 +21,8 @@ int64_t panels(const Packed& w) { return (w.n_rows + kPanel - 1) / kPanel; }
 int64_t panels_a_chunk(const Packed& w, int64_t n_rows) {
   const Layout& layout = kLayouts[w.format];
   const int64_t panel_bytes = w.n_columns / layout.block * layout.panel_bytes();
-  return std::max<int64_t>(1, (n_rows > kRows ? kChunkBytes : kFewChunkBytes) / panel_bytes);
+  if (n_rows > kRows) return std::max<int64_t>(1, kChunkBytes / panel_bytes);
+  return std::max<int64_t>(1, std::min(kFewChunkBytes / panel_bytes, panels(w) / (kFewChunks * Pool::get().size())));
 }
 
 // Memory that a thread keeps, on a line's boundary.
@@ -68,9 +70,9 @@ std::pair<int64_t, int64_t> rows_of_chunk(const Packed& w, int64_t n_rows, int64
   return {chunk * rows, std::min((chunk + 1) * rows, w.n_rows)};
 }
 
-void multiply_chunk(const Variant& variant, const Packed& w, const uint8_t* x, int64_t n_rows, const float* bias, float* out, int64_t out_stride,
-                    int64_t chunk) {
-  const int64_t n = panels_a_chunk(w, n_rows), first = chunk * n, last = std::min(first + n, panels(w)), whole = std::min(last, w.n_rows / kPanel);
+void multiply_panels(const Variant& variant, const Packed& w, int64_t first, int64_t last, const uint8_t* x, int64_t n_rows, const float* bias, float* out,
+                     int64_t out_stride) {
+  const int64_t whole = std::min(last, w.n_rows / kPanel);
   int64_t done = 0;  // rows whose whole panels are
   const auto multiply = variant.multiply[w.format];
   if (const auto many = variant.multiply_many[w.format]; many && n_rows >= kRows && first < whole) {
@@ -91,6 +93,12 @@ void multiply_chunk(const Variant& variant, const Packed& w, const uint8_t* x, i
       for (int m = 0; m < rows; ++m)
         for (int64_t f = first * kPanel; f < std::min(last * kPanel, w.n_rows); ++f) out[m * out_stride + f] += bias[f];
   }
+}
+
+void multiply_chunk(const Variant& variant, const Packed& w, const uint8_t* x, int64_t n_rows, const float* bias, float* out, int64_t out_stride,
+                    int64_t chunk) {
+  const int64_t n = panels_a_chunk(w, n_rows), first = chunk * n;
+  multiply_panels(variant, w, first, std::min(first + n, panels(w)), x, n_rows, bias, out, out_stride);
 }
 
 void multiply(const Variant& variant, const Packed& w, const uint8_t* x, int64_t n_rows, const float* bias, float* out, int64_t out_stride) {
