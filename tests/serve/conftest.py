@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -53,6 +54,10 @@ class Running:
 
     def engine(self, name: str | None = None) -> Any:
         return self.served.find(name)[1].model.engine
+
+    def buffers(self, n_bytes: int) -> None:
+        """How much the kernel holds for a client that does not read; connections that come later have it from the listening socket."""
+        self._server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, n_bytes)
 
     def ask_to_stop(self) -> None:
         self._server.should_exit = True

@@ -258,6 +258,28 @@ def test_a_client_that_leaves_frees_its_pages(server: Running, stream: bool) -> 
     assert engine.cache.used_share == 0
 
 
+def test_a_slow_reader_holds_up_nobody_and_loses_nothing(serve: Callable[..., Running], shipped: Model) -> None:
+    running = serve(shipped=shipped)
+    running.buffers(16_384)
+    body = json.dumps({"prompt": "Once", "max_tokens": 300, "n": 4, "stream": True, "ignore_eos": True, "seed": 7}).encode()
+    with socket.socket() as wire:
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        wire.connect(("127.0.0.1", running.port))
+        wire.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        wait_for(lambda: running.engine().report().n_running == 4)
+        assert running.post("/v1/completions", prompt="Once", max_tokens=5, seed=1)["usage"]["completion_tokens"] == 5
+        wait_for(lambda: running.engine().report().n_running == 0)  # written to the end, and its pages free, while nothing was read
+        assert running.engine().cache.used_share == 0
+        desk = running.served.find(None)[1]
+        assert desk.n_under_way == 4  # it waits for its reader
+        answer = b"".join(iter(lambda: wire.recv(1 << 20), b"")).decode()
+    events = [json.loads(line[6:]) for line in answer.splitlines() if line.startswith("data: {")]
+    assert "data: [DONE]" in answer
+    whole = running.post("/v1/completions", prompt="Once", max_tokens=300, n=4, ignore_eos=True, seed=7)["choices"]
+    assert ["".join(event["choices"][0]["text"] for event in events if event["choices"][0]["index"] == i) for i in range(4)] == [one["text"] for one in whole]
+    wait_for(lambda: desk.n_under_way == 0)
+
+
 def test_too_many_are_told_when_to_come_again(serve: Callable[..., Running], shipped: Model) -> None:
     running = serve(max_waiting=0, shipped=shipped)
     asked = {"prompt": "Once", "max_tokens": 60, "n": 64, "ignore_eos": True}
