@@ -84,6 +84,14 @@ class Generation(Iterator[int]):
         sequence = self._sequence
         return [(sequence.ids[sequence.n_prompt + i], sequence.logprobs[i], sequence.top_logprobs[i]) for i in range(start, n)]
 
+    def prompt_scored(self) -> list[tuple[int, float | None, Alternatives]]:
+        """The same of the prompt, whose first id has nothing before it; none where not asked for, or before an id was taken."""
+        sequence = self._sequence
+        if self.request.prompt_logprobs is None or not self._n_taken:
+            return []
+        tops: list[Alternatives] = [(), *(sequence.top_scores if self.request.prompt_logprobs else [()] * len(sequence.scores))]
+        return list(zip(self.request.prompt_ids, [None, *sequence.scores], tops, strict=True))
+
     @property
     def finish_reason(self) -> FinishReason | None:
         """None while there are ids to take."""

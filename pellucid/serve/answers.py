@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from pellucid.api import Completion
@@ -65,7 +66,8 @@ class Spelled:
         likeliest. `offset`: characters of text before the first token. content: the newer shape beside them, which has them all.
         """
         names = [self.one(i, 0.0)["token"] for i, _, _ in tokens]
-        offsets = [offset + sum(map(len, names[:k])) for k in range(len(names))]
+        special = self._tokenizer.special_ids  # which stand in no text
+        offsets = list(accumulate((0 if i in special else len(name) for (i, _, _), name in zip(tokens, names, strict=True)), initial=offset))[:-1]
         tops = [{self.one(i, 0.0)["token"]: p for i, p in sorted(top, key=lambda one: one[1])} if top else None for _, _, top in tokens]
         out: Json = {"tokens": names, "token_logprobs": [p for _, p, _ in tokens], "top_logprobs": tops, "text_offset": offsets}
         if content:
@@ -95,14 +97,18 @@ def about(completion: Completion) -> Json:
     return out
 
 
+def prompt_told(completion: Completion, spelled: Spelled) -> list[Json | None]:
+    """A prompt's tokens as a chat has an answer's; None for the first."""
+    return [None if p is None else {**spelled.one(i, p), "top_logprobs": [spelled.one(*other) for other in top]} for i, p, top in prompt_tokens(completion)]
+
+
 def text_choice(index: int, completion: Completion, spelled: Spelled, *, echo: str | None, logprobs: bool, prompt_logprobs: bool,
                 content: bool = False) -> Json:
     tokens: list[tuple[int, float | None, Alternatives]] = [*(prompt_tokens(completion) if echo is not None else []), *tokens_of(completion)]
     out: Json = {"index": index, "text": (echo or "") + completion.text, "finish_reason": FINISH[completion.finish_reason],
                  "logprobs": spelled.completion(tokens, content=content) if logprobs else None, **about(completion)}
     if prompt_logprobs:
-        out["prompt_logprobs"] = [None if p is None else {**spelled.one(i, p), "top_logprobs": [spelled.one(*other) for other in top]}
-                                  for i, p, top in prompt_tokens(completion)]
+        out["prompt_logprobs"] = prompt_told(completion, spelled)
     return out
 
 
@@ -152,7 +158,9 @@ class ChatAnswer:
 
     def choice(self, index: int, completion: Completion) -> Json:
         logprobs = self._spelled.chat(tokens_of(completion)) if self._spelled is not None and completion.logprobs is not None else None
-        return {"index": index, "message": self.message(), "logprobs": logprobs, "finish_reason": self.finish_reason(completion), **about(completion)}
+        asked = self._spelled is not None and completion.prompt_logprobs is not None
+        more = {"prompt_logprobs": prompt_told(completion, self._spelled)} if asked else {}  # type: ignore[arg-type]
+        return {"index": index, "message": self.message(), "logprobs": logprobs, "finish_reason": self.finish_reason(completion), **about(completion), **more}
 
 
 def tools_of(tools: Sequence[Any] | None) -> list[Mapping[str, Any]]:

@@ -37,13 +37,14 @@ class Closing(PellucidError):
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What one output said in a step. completion: the whole of it, once it has ended."""
+    """What one output said in a step. prompt: its prompt's tokens, with the first. completion: the whole of it, once it has ended."""
 
     index: int
     n_tokens: int
     parts: Sequence[tuple[Kind, str]]
     tokens: Sequence[Token]  # where log-probabilities are asked for
     completion: Completion | None = None
+    prompt: Sequence[tuple[int, float | None, Alternatives]] = ()
 
 
 class Ticket:
@@ -262,4 +263,5 @@ def _read(index: int, stream: Stream) -> Said | None:
     tokens = generation.scored(before) if generation.request.logprobs else []
     if generation.n_taken == before and not parts and not stream.ended:
         return None
-    return Said(index, generation.n_taken - before, parts, tokens, stream.result if stream.ended else None)
+    prompt = generation.prompt_scored() if not before else ()
+    return Said(index, generation.n_taken - before, parts, tokens, stream.result if stream.ended else None, prompt)

@@ -45,6 +45,10 @@ STATUS: tuple[tuple[type[Exception], int, str, str | None], ...] = (  # the firs
 )
 
 
+# What OpenAI calls what we call so. Tools are held by two kinds of grammar.
+SPELLED: dict[str | None, str] = {"schema": "response_format", "lark": "grammar", "compact": "tools", "tags": "tools", "template_args": "chat_template_kwargs"}
+
+
 def told(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, body and headers. What nobody meant to raise is logged whole, and answered with nothing of it."""
     if isinstance(error, Refused):
@@ -54,7 +58,8 @@ def told(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]:
     for known, status, kind, code in STATUS:
         if isinstance(error, known):
             headers = {"Retry-After": str(error.retry_seconds)} if isinstance(error, Busy) else {"Retry-After": "1"} if status == 503 else {}
-            return status, _body(str(error), kind, getattr(error, "field", None), code), headers
+            field = getattr(error, "field", None)
+            return status, _body(str(error), kind, SPELLED.get(field, field), code), headers
     log.error("a request failed in a way nobody expected", exc_info=error)
     words = str(error) if isinstance(error, PellucidError) else f"the server failed ({type(error).__name__}); its log says more"
     return 500, _body(words, "server_error", None, None), {}

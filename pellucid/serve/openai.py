@@ -12,7 +12,7 @@ from pellucid.api import Completion, Model
 from pellucid.api.completion import checked, chosen, each
 from pellucid.errors import BadRequest, BadTemplate, ModelNotFound, PromptTooLong, did_you_mean, nearest
 from pellucid.serve import tools as calls
-from pellucid.serve.answers import ChatAnswer, Head, Json, Spelled, text_choice, tools_of, usage
+from pellucid.serve.answers import ChatAnswer, Head, Json, Spelled, prompt_told, text_choice, tools_of, usage
 from pellucid.serve.desk import Desk, Prepare, Start, Ticket
 from pellucid.serve.exchange import Exchange
 from pellucid.serve.shapes import ChatRequest, CompletionRequest, EmbeddingRequest, NamedTool
@@ -59,12 +59,12 @@ async def asking(exchange: Exchange, name: str, desk: Desk, prepare: Prepare) ->
             exchange.uses(name, ticket.n_prompt, ticket.n_written)
 
 
-def prompts_of(prompt: Any) -> list[str | list[int]]:
+def prompts_of(prompt: Any, field: str = "prompt") -> list[str | list[int]]:
     """One or several, as text or ids."""
     if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
         return [prompt]
     if not prompt:
-        raise BadRequest("prompt is an empty list; expected a text, token ids, or several of them", field="prompt")
+        raise BadRequest(f"{field} is an empty list; expected a text, token ids, or several of them", field=field)
     return list(prompt)
 
 
@@ -90,15 +90,18 @@ async def completions(served: Served, exchange: Exchange) -> None:
         if asked.stream:
             done: list[Completion] = []
             offsets: dict[int, int] = {}
-            for i, echo in enumerate(echo for echo in echoes for _ in wanted):
-                if echo is not None:
-                    await exchange.event(head.plain([{"index": i, "text": echo, "logprobs": None, "finish_reason": None}]))
+            unsaid = {i: echo for i, echo in enumerate(echo for echo in echoes for _ in wanted) if echo is not None}
             async for said in ticket.said():
+                if (echo := unsaid.pop(said.index, None)) is not None:  # with what is known of its tokens once the first of the answer is there
+                    told = spelled.completion(said.prompt, content=content) if said.prompt and asked.logprobs is not None else None
+                    await exchange.event(head.plain([{"index": said.index, "text": echo, "logprobs": told, "finish_reason": None}]))
+                    offsets[said.index] = len(echo)
                 text = "".join(piece for kind, piece in said.parts)
                 reason = None if said.completion is None else said.completion.finish_reason
                 logprobs = spelled.completion(said.tokens, offsets.get(said.index, 0), content=content) if said.tokens else None
                 offsets[said.index] = offsets.get(said.index, 0) + len(text)
-                await exchange.event(head.plain([{"index": said.index, "text": text, "logprobs": logprobs, "finish_reason": _finish(reason)}]))
+                more = {"prompt_logprobs": prompt_told(said.completion, spelled)} if said.completion is not None and asked.prompt_logprobs is not None else {}
+                await exchange.event(head.plain([{"index": said.index, "text": text, "logprobs": logprobs, "finish_reason": _finish(reason), **more}]))
                 done += [said.completion] if said.completion is not None else []
             if asked.stream_options is not None and asked.stream_options.include_usage:
                 await exchange.event(head.plain([], usage=usage(ticket.n_prompt, done)))
@@ -149,6 +152,11 @@ class Chat:
         self._strict = {tool.function.name for tool in asked.tools or () if tool.function.strict}
         self._parallel = asked.parallel_tool_calls is not False
         self._forced = False
+        forced = choice not in ("none", "auto")
+        calls.check(self.tools, [tool["name"] for tool in self.tools] if forced else self._strict)
+        if self.tools and choice != "none" and (other := asked.held()) is not None:
+            raise BadRequest(f"{other} holds the whole output, so that {'the call tool_choice asks for' if forced else 'no call'} could be written. Leave one "
+                             f"of them out, or say tool_choice='none'", field=other)
         if isinstance(choice, NamedTool):
             self._force([tool for tool in self.tools if tool["name"] == choice.function.name] or self._no_such(choice.function.name), parallel=False)
         elif choice == "required":
@@ -232,7 +240,10 @@ async def _stream_chat(exchange: Exchange, head: Head, ticket: Ticket, answers: 
             logprobs = None
         if said.completion is not None:
             whole.append(said.completion)
-            more = {} if said.completion.verdict is None else {"verdict": {"status": said.completion.verdict.status, "reason": said.completion.verdict.reason}}
+            verdict = said.completion.verdict
+            more: Json = {} if verdict is None else {"verdict": {"status": verdict.status, "reason": verdict.reason}}
+            if said.completion.prompt_logprobs is not None:
+                more["prompt_logprobs"] = prompt_told(said.completion, spelled)
             await exchange.event(choice(i, {}, answer.finish_reason(said.completion), **more))
     if asked.stream_options is not None and asked.stream_options.include_usage:
         await exchange.event(head.plain([], usage=usage(ticket.n_prompt, whole)))
@@ -241,13 +252,17 @@ async def _stream_chat(exchange: Exchange, head: Head, ticket: Ticket, answers: 
 async def embeddings(served: Served, exchange: Exchange) -> None:
     asked = await exchange.body(EmbeddingRequest)
     name, desk = served.find(asked.model)
-    model, texts = desk.model, prompts_of(asked.input)
+    model, texts = desk.model, prompts_of(asked.input, "input")
     if asked.dimensions is not None and asked.dimensions != (model.spec.d_embed or model.spec.d_model):
         raise BadRequest(f"dimensions={asked.dimensions}: this model's vectors have {model.spec.d_model} numbers, and cutting them is nothing it was "
                          f"trained for. Leave it out", field="dimensions")
-    ids = [model.prompt_ids(text) for text in texts]
-    work: Callable[[], Any] = lambda: model.embed(ids, pooling=asked.pooling or "mean", adapter=served.adapter(name)).numpy()  # noqa: E731
-    vectors_ND: np.ndarray = await desk.call(work)
+    try:
+        ids = [model.prompt_ids(text) for text in texts]
+        work: Callable[[], Any] = lambda: model.embed(ids, pooling=asked.pooling or "mean", adapter=served.adapter(name)).numpy()  # noqa: E731
+        vectors_ND: np.ndarray = await desk.call(work)
+    except BadRequest as error:
+        error.field = "input" if error.field in ("prompt", "ids") else error.field
+        raise
     spell: Callable[[np.ndarray], Any] = (lambda v: base64.b64encode(v.astype("<f4").tobytes()).decode()) if asked.encoding_format == "base64" \
         else (lambda v: v.tolist())
     n = sum(map(len, ids))

@@ -86,7 +86,7 @@ class ResponsesRequest(Shape):
     model: str | None = None
     input: str | list[InputMessage | InputCall | InputResult | InputReasoning]
     instructions: str | None = None
-    max_output_tokens: int | None = None
+    max_output_tokens: Annotated[int | None, Field(ge=1)] = None
     temperature: float | None = None
     top_p: float | None = None
     stream: bool | None = None

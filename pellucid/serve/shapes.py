@@ -5,7 +5,7 @@ What stands in OpenAI's API and cannot be done here is a field that has to be le
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -70,6 +70,7 @@ class Sampled(Shape):
 
     def options(self) -> Json:
         """As `pellucid.api.completion.Options` has them. Raises BadRequest for what contradicts itself."""
+        self.held()
         same = ("temperature", "top_p", "n", "seed", "stop", "presence_penalty", "frequency_penalty", "top_k", "min_p", "repetition_penalty",
                 "min_tokens", "ignore_eos", "bad_words", "prompt_logprobs", "regex", "choice", "gbnf")
         out: Json = {name: value for name in same if (value := getattr(self, name)) is not None}
@@ -82,6 +83,15 @@ class Sampled(Shape):
         if self.stream_options is not None and not self.stream:
             raise BadRequest("stream_options are given and stream is not true. Leave them out, or stream", field="stream_options")
         return {"reuse": True, **out}
+
+    def held(self) -> str | None:
+        """The field that holds the output to something. Raises BadRequest for more than one."""
+        given = [name for name in ("response_format", "regex", "choice", "grammar", "gbnf") if getattr(self, name) is not None]
+        if self.response_format is not None and self.response_format.type == "text":
+            given.remove("response_format")
+        if len(given) > 1:
+            raise BadRequest(f"{given[0]} and {given[1]} are both given, and an output is held to one thing. Leave one out", field=given[1])
+        return given[0] if given else None
 
 
 class CompletionRequest(Sampled):
@@ -172,8 +182,9 @@ class Message(Shape):
 
     def plain(self) -> Json:
         """As chat templates read it: arguments as an object, a developer's words as the system's."""
-        if self.role != "assistant" and self.content is None:
-            raise BadRequest(f"a message of the role {self.role!r} has no content", field="messages")
+        if self.content is None and (self.role != "assistant" or not (self.tool_calls or self.reasoning_content)):
+            raise BadRequest(f"a message of the role {self.role!r} has no content{', and calls no tool' if self.role == 'assistant' else ''}",
+                             field="messages")
         if self.tool_calls and self.role != "assistant":
             raise BadRequest(f"a message of the role {self.role!r} has tool_calls, which are the assistant's", field="messages")
         out: Json = {"role": "system" if self.role == "developer" else self.role, "content": self.content or ""}
@@ -260,13 +271,17 @@ def _said(error: ValidationError) -> BadRequest:
     faults = error.errors(include_url=False)
     first = [fault for fault in faults if fault["loc"][:1] == faults[0]["loc"][:1]]
     fault = max(first, key=lambda f: (f["type"] in ("value_error", "extra_forbidden"), len(f["loc"])))
-    place = ".".join(str(part) for part in fault["loc"] if not (isinstance(part, str) and ("[" in part or part in _BRANCHES)))
+    branches = {"str", "int", *(shape.__name__ for shape in _shapes(Shape))}  # what pydantic puts into a place to say which of several types it tried
+    place = ".".join(str(part) for part in fault["loc"] if not (isinstance(part, str) and ("[" in part or part in branches)))
     told = fault["msg"].removeprefix("Value error, ")
     got = "" if fault["type"] in ("missing", "extra_forbidden", "value_error") else f", got {fault['input']!r:.80}"
     return BadRequest(f"{place}: {told[0].lower()}{told[1:]}{got}", field=str(fault["loc"][0]) if fault["loc"] else None)
 
 
-_BRANCHES = ("str", "int", "NamedTool")  # what pydantic puts into a place to say which of several types it tried
+def _shapes(shape: type[Shape]) -> Iterator[type[Shape]]:
+    for one in shape.__subclasses__():
+        yield one
+        yield from _shapes(one)
 
 
 def _id(key: str) -> int:

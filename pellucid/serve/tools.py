@@ -323,9 +323,29 @@ def reader(name: str, tools: Sequence[Mapping[str, Any]], strict: Collection[str
     return made
 
 
+def check(tools: Sequence[Mapping[str, Any]], held: Collection[str]) -> None:
+    """Raises BadRequest for tools of one name, whose calls nobody could tell apart, for arguments that are no object, and, of those that are `held` to their
+    schemas, for a schema that cannot be enforced.
+    """
+    for i, tool in enumerate(tools):
+        place, schema = f"tools[{i}].function", tool.get("parameters") or {}
+        if any(tool["name"] == other["name"] for other in tools[:i]):
+            raise BadRequest(f"{place}.name: {tool['name']!r} is the name of another tool too. Give each its own", field="tools")
+        if schema.get("type", "object") != "object":
+            raise BadRequest(f"{place}.parameters: arguments are an object, and its type is {schema['type']!r}. Put it into one: "
+                             f'{{"type": "object", "properties": {{...}}}}', field="tools")
+        if tool["name"] in held:
+            try:
+                Schema(_arguments_of(tool), f"{place}.parameters")
+            except BadRequest as error:
+                raise BadRequest(str(error), field="tools") from None
+
+
 def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that a tool does not name it cannot take, so none are written unless its schema says that others may be."""
-    return {**schema, **({"additionalProperties": False} if "properties" in schema and "additionalProperties" not in schema else {})}
+    if "properties" not in schema:
+        return dict(schema)
+    return {"type": "object", **schema, **({} if "additionalProperties" in schema else {"additionalProperties": False})}
 
 
 def _arguments_of(tool: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,6 +70,32 @@ def test_an_echo_comes_with_the_prompts_log_probabilities(server: Running, shipp
     assert told[1:] == pytest.approx([*mine.prompt_logprobs, *mine.logprobs], abs=1e-2)
 
 
+@pytest.mark.parametrize("prompt", ["Once upon", [1, 500, 600]], ids=["text", "ids"])
+def test_an_echo_in_pieces_has_the_prompts_log_probabilities_too(server: Running, prompt: Any) -> None:
+    asked = dict(model="shipped", prompt=prompt, max_tokens=3, echo=True, logprobs=1, seed=1, n=2)
+    whole = server.post("/v1/completions", **asked)["choices"]
+    events = [json.loads(event)["choices"][0] for event in server.events("/v1/completions", **asked)[:-1]]
+    for choice in whole:
+        mine = [event for event in events if event["index"] == choice["index"]]
+        assert "".join(event["text"] for event in mine) == choice["text"]
+        for name, values in choice["logprobs"].items():
+            assert [value for event in mine if event["logprobs"] for value in event["logprobs"][name]] == values
+        starts = choice["logprobs"]["text_offset"]
+        assert [choice["text"][at:].startswith(token) for at, token in zip(starts, choice["logprobs"]["tokens"], strict=True)].count(False) == 1  # the begin
+    assert len(whole) == 2
+
+
+@pytest.mark.parametrize(("path", "asked"), [("/v1/completions", {"prompt": "Once upon"}), ("/v1/chat/completions", {"messages": HELLO})], ids=["text", "chat"])
+def test_a_prompts_log_probabilities_come_whole_and_in_pieces(server: Running, path: str, asked: dict) -> None:
+    asked = dict(asked, model="shipped", max_tokens=2, prompt_logprobs=1, seed=1)
+    answer = server.post(path, **asked)
+    [choice] = answer["choices"]
+    told = choice["prompt_logprobs"]
+    assert (len(told), told[0]) == (answer["usage"]["prompt_tokens"], None)
+    assert all(one["logprob"] <= one["top_logprobs"][0]["logprob"] for one in told[1:])
+    assert json.loads(server.events(path, **asked)[-2])["choices"][0]["prompt_logprobs"] == told
+
+
 def test_a_chat_is_what_the_model_answers(server: Running, shipped: Model) -> None:
     answer = server.post("/v1/chat/completions", messages=HELLO, max_tokens=16, seed=4, logprobs=True, top_logprobs=2)
     [choice] = answer["choices"]
@@ -202,6 +228,25 @@ def test_an_adapter_is_asked_for_by_its_name(serve: Callable[..., Running], tmp_
     ("completions", {"prompt": "a", "best_of": 3, "stream": True}, 400, "cannot wait for", "best_of"),
     ("completions", {"prompt": "a", "logit_bias": {"x": 1}}, 400, "expected a token id", "logit_bias"),
     ("embeddings", {"input": "a", "dimensions": 3}, 400, "dimensions=3", "dimensions"),
+    ("embeddings", {"input": []}, 400, "input is an empty list", "input"),
+    ("embeddings", {"input": [[1, 99999999]]}, 400, "vocabulary", "input"),
+    ("embeddings", {"input": "a " * 2000}, 400, "context holds 1,024", "input"),
+    ("responses", {"input": "a", "max_output_tokens": 0}, 400, "greater than or equal to 1, got 0", "max_output_tokens"),
+    ("responses", {"input": [{"type": "image"}]}, 400, "input.0.type: input should be 'message', got 'image'", "input"),
+    ("completions", {"prompt": "a", "grammar": "start: x"}, 400, "unknown name", "grammar"),
+    ("chat/completions", {"messages": HELLO, "response_format": {"type": "json_object"}, "regex": "a"}, 400, "response_format and regex are both", "regex"),
+    ("chat/completions", {"messages": HELLO, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"typ": 1}}}}, 400, "typ",
+     "response_format"),
+    ("chat/completions", {"messages": HELLO, "tools": [TOOL], "response_format": {"type": "json_object"}}, 400, "no call could be written", "response_format"),
+    ("chat/completions", {"messages": HELLO, "tools": [TOOL], "tool_choice": "required", "regex": "a"}, 400, "the call tool_choice asks for", "regex"),
+    ("chat/completions", {"messages": HELLO, "tools": [TOOL, TOOL]}, 400, "tools[1].function.name: 'weather' is the name of another tool", "tools"),
+    ("chat/completions", {"messages": HELLO, "tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "string"}}}]}, 400,
+     "tools[0].function.parameters: arguments are an object, and its type is 'string'", "tools"),
+    ("chat/completions", {"messages": HELLO, "tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "objec"}, "strict": True}}]}, 400,
+     "arguments are an object, and its type is 'objec'", "tools"),
+    ("chat/completions", {"messages": HELLO, "tool_choice": "required", "tools": [{"type": "function", "function": {
+        "name": "a", "parameters": {"properties": {"x": {"type": "strin"}}}}}]}, 400, "tools[0].function.parameters at #/properties/x/type: 'strin'", "tools"),
+    ("chat/completions", {"messages": [{"role": "assistant"}]}, 400, "has no content, and calls no tool", "messages"),
 ], ids=lambda value: str(value)[:50])
 def test_a_fault_has_its_status_and_names_its_field(server: Running, path: str, body: dict, status: int, words: str, param: str | None) -> None:
     answer = server.client.post(f"/v1/{path}", json=body)
