@@ -11,6 +11,7 @@ import numpy as np
 from pellucid.api import Completion, Model
 from pellucid.api.completion import checked, chosen, each
 from pellucid.errors import BadRequest, BadTemplate, ModelNotFound, PromptTooLong, did_you_mean, nearest
+from pellucid.serve import held
 from pellucid.serve import tools as calls
 from pellucid.serve.answers import ChatAnswer, Head, Json, Spelled, prompt_told, text_choice, tools_of, usage
 from pellucid.serve.desk import Desk, Prepare, Start, Ticket
@@ -153,7 +154,7 @@ class Chat:
         self._parallel = asked.parallel_tool_calls is not False
         self._forced = False
         forced = choice not in ("none", "auto")
-        calls.check(self.tools, [tool["name"] for tool in self.tools] if forced else self._strict)
+        held.check(self.tools, [tool["name"] for tool in self.tools] if forced else self._strict)
         if self.tools and choice != "none" and (other := asked.held()) is not None:
             raise BadRequest(f"{other} holds the whole output, so that {'the call tool_choice asks for' if forced else 'no call'} could be written. Leave one "
                              f"of them out, or say tool_choice='none'", field=other)
@@ -182,13 +183,13 @@ class Chat:
         def spelled(mark: str) -> str | int:
             token_id = self.model.tokenizer.id_of(mark)
             return token_id if token_id is not None and token_id in self.model.tokenizer.special_ids else mark
-        return calls.held(name, self.tools, self._strict, self._template(), spelled, parallel=self._parallel)
+        return held.held(name, self.tools, self._strict, self._template(), spelled, parallel=self._parallel)
 
     def _no_such(self, name: str) -> list[Any]:
         raise BadRequest(f"tool_choice names {name!r}, which is not one of the tools: {', '.join(tool['name'] for tool in self.tools)}", field="tool_choice")
 
     def _force(self, tools: Sequence[Any], *, parallel: bool) -> None:
-        self._forced, self.options = True, checked({**self.options, "compact": calls.forced_schema(tools, parallel=parallel)})
+        self._forced, self.options = True, checked({**self.options, "compact": held.forced_schema(tools, parallel=parallel)})
 
     def prepare(self, wanted: Sequence[Json]) -> tuple[list[Start], int]:
         marks = calls.marks(self._format) if self._format is not None else ()

@@ -13,7 +13,6 @@ from typing import Any, Literal
 from pellucid.api.text import overlap
 from pellucid.engine.schema import Schema
 from pellucid.engine.verdict import against
-from pellucid.errors import BadRequest
 
 Kind = Literal["text", "thinking"]
 
@@ -306,12 +305,12 @@ def marks(name: str) -> tuple[str, ...]:
 
 
 def reader(name: str, tools: Sequence[Mapping[str, Any]], strict: Collection[str] = (), *, parallel: bool = True) -> AnyReader:
-    """tools: {"name", "parameters"} each. What `held` promises is held here too: what breaks it is text.
+    """tools: {"name", "parameters"} each. What serve/held.py promises is held here too: what breaks it is text.
 
     For where a mark is a token, a model may still spell it out in plain text, which no grammar notices, and then write what it likes.
     """
     made = FORMATS[name][2](tools)
-    schemas = {tool["name"]: Schema(_arguments_of(tool), "tools") for tool in tools if tool["name"] in strict}
+    schemas = {tool["name"]: Schema(arguments_of(tool), "tools") for tool in tools if tool["name"] in strict}
     n = 0
 
     def allows(calls: Sequence[Call]) -> bool:
@@ -323,24 +322,6 @@ def reader(name: str, tools: Sequence[Mapping[str, Any]], strict: Collection[str
     return made
 
 
-def check(tools: Sequence[Mapping[str, Any]], held: Collection[str]) -> None:
-    """Raises BadRequest for tools of one name, whose calls nobody could tell apart, for arguments that are no object, and, of those that are `held` to their
-    schemas, for a schema that cannot be enforced.
-    """
-    for i, tool in enumerate(tools):
-        place, schema = f"tools[{i}].function", tool.get("parameters") or {}
-        if any(tool["name"] == other["name"] for other in tools[:i]):
-            raise BadRequest(f"{place}.name: {tool['name']!r} is the name of another tool too. Give each its own", field="tools")
-        if schema.get("type", "object") != "object":
-            raise BadRequest(f"{place}.parameters: arguments are an object, and its type is {schema['type']!r}. Put it into one: "
-                             f'{{"type": "object", "properties": {{...}}}}', field="tools")
-        if tool["name"] in held:
-            try:
-                Schema(_arguments_of(tool), f"{place}.parameters")
-            except BadRequest as error:
-                raise BadRequest(str(error), field="tools") from None
-
-
 def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments that a tool does not name it cannot take, so none are written unless its schema says that others may be."""
     if "properties" not in schema:
@@ -348,65 +329,5 @@ def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "object", **schema, **({} if "additionalProperties" in schema else {"additionalProperties": False})}
 
 
-def _arguments_of(tool: Mapping[str, Any]) -> dict[str, Any]:
+def arguments_of(tool: Mapping[str, Any]) -> dict[str, Any]:
     return _closed(tool.get("parameters") or {"type": "object"})
-
-
-def forced_schema(tools: Sequence[Mapping[str, Any]], *, parallel: bool) -> dict[str, Any]:
-    """What an output that has to be calls of these tools is held to: a list of {"name", "arguments"}, each with the arguments its schema allows."""
-    if not tools:
-        raise BadRequest("tool_choice asks for a call, and there are no tools. Give some, or leave it out", field="tool_choice")
-    each = [{"type": "object", "properties": {"name": {"const": tool["name"]}, "arguments": _arguments_of(tool)},
-             "required": ["name", "arguments"], "additionalProperties": False} for tool in tools]
-    items = each[0] if len(each) == 1 else {"anyOf": each}
-    return {"type": "array", "items": items, "minItems": 1, **({} if parallel else {"maxItems": 1})}
-
-
-def held(name: str, tools: Sequence[Mapping[str, Any]], strict: Collection[str], template: str, spell: Callable[[str], str | int], *,
-         parallel: bool) -> dict[str, Any]:
-    """`tags` for the engine: text as the model likes, and calls of this format, of which those of strict tools follow their schemas.
-
-    template: tells apart the ways a format is written. spell: a mark as it comes from the model, the id of a special token or its text. parallel: whether
-    there may be more than one call. Raises BadRequest for a format that cannot be held so.
-    """
-    way = _way(name, template, spell)
-    if way is None:
-        why = f"tool {min(strict)!r} is strict" if strict else "parallel_tool_calls is false"
-        raise BadRequest(f"{why}, and calls as this model writes them ({name}) are not held to anything while it chooses whether it calls. "
-                         f"Say tool_choice='required', name the function, or leave that out", field="tools" if strict else "parallel_tool_calls")
-    known = marks(name)
-
-    def spelled(parts: Sequence[Any], tool: str = "") -> list[Any]:
-        return [part if isinstance(part, dict) else spell(part) if part in known else part.replace("NAME", tool) for part in parts]
-    tags = [{"begin": spelled(way["begin"], tool["name"]), "end": spelled(way["end"]),
-             "schema": _arguments_of(tool) if tool["name"] in strict else {"type": "object"}} for tool in tools]
-    around = {key: spelled(way[key]) for key in ("open", "close", "free", "between") if key in way}
-    separator = spelled(way["separator"]) if parallel and "separator" in way else None
-    return {"tags": tags, **around, "separator": separator, "alone": way.get("alone", False), "last": way.get("last", False) or not parallel}
-
-
-def _way(name: str, template: str, spell: Callable[[str], str | int]) -> dict[str, Any] | None:
-    """How calls of this format stand in an output: parts as engine/source.py's `tags` have them. None where that cannot be said."""
-    if name == "mistral" and "[ARGS]" in template:  # since the tokenizer's v11; v11 itself numbers its calls
-        number: list[Any] = ["[CALL_ID]", {"regex": "[a-zA-Z0-9]{9}"}] if "[CALL_ID]" in template else []
-        return {"open": ["[TOOL_CALLS]"], "begin": ["NAME", *number, "[ARGS]"], "end": [], "separator": ["[TOOL_CALLS]"], "last": True}
-    if name == "deepseek" and "```json" in template:  # V3 and R1
-        return {**_WAYS[name], "begin": ["<｜tool▁call▁begin｜>", "function", "<｜tool▁sep｜>", "NAME\n```json\n"],
-                "end": ["\n```", "<｜tool▁call▁end｜>"], "separator": ["\n"]}
-    if name == "harmony" and any(isinstance(spell(mark), str) for mark in Harmony.MARKS):
-        return None  # marks that are text could stand in a message as text
-    return None if "<function=" in template else _WAYS.get(name)  # Qwen 3 Coder's arguments are no JSON
-
-
-# Of calls without marks around them, the output is one or the other. A space may follow Mistral's mark: its tokenizers before Tekken put one.
-_WAYS: dict[str, dict[str, Any]] = {
-    "hermes": {"open": ["<tool_call>"], "begin": ['\n{"name": "NAME", "arguments": '], "end": ["}\n"], "close": ["</tool_call>"]},
-    "mistral": {"open": ["[TOOL_CALLS]", {"regex": r"\x20?\["}], "begin": ['{"name": "NAME", "arguments": '], "end": ["}"],
-                "separator": [", "], "close": ["]"], "last": True},
-    "deepseek": {"open": ["<｜tool▁calls▁begin｜>"], "begin": ["<｜tool▁call▁begin｜>", "NAME", "<｜tool▁sep｜>"], "end": ["<｜tool▁call▁end｜>"],
-                 "separator": [], "close": ["<｜tool▁calls▁end｜>"]},
-    "harmony": {"begin": ["<|channel|>", "commentary to=functions.NAME ", "<|constrain|>", "json", "<|message|>"], "end": [],
-                "free": ["<|channel|>", {"regex": "analysis|commentary|final"}, "<|message|>", {"regex": r"(.|\n)*"}],
-                "between": ["<|end|>", "<|start|>", "assistant"]},
-    "llama3": {"begin": ['{"name": "NAME", "parameters": '], "end": ["}"], "separator": ["; "], "alone": True},
-    "json": {"begin": ['{"name": "NAME", "arguments": '], "end": ["}"], "separator": ["; "], "alone": True}}

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from pellucid.engine.grammar import Compiled, Vocabulary, compile_grammar
 from pellucid.errors import BadRequest, ConstraintFailed
-from pellucid.serve.tools import FORMATS, Call, Part, detect, forced_schema, held, reader
+from pellucid.serve.held import forced_schema, held
+from pellucid.serve.tools import FORMATS, Call, Part, detect, reader
 
 TOOLS = [{"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}}]
 CALL = Call("weather", '{"city": "Zürich", "days": 3}')
