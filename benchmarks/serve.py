@@ -5,7 +5,8 @@
     python benchmarks/serve.py ready shipped
 
 Add --json for the machine form. Clients are this process: they share the machine's cores with what they measure, on every side alike. Sides alternate, each
-in a fresh process. --llama-cpp-python is an interpreter with llama-cpp-python and its server: pip install 'llama-cpp-python[server]'.
+in a fresh process. --llama-cpp-python is an interpreter with llama-cpp-python and its server: pip install 'llama-cpp-python[server]'. That server writes one
+answer at a time, and whoever else asks waits until it is whole (app.py holds a lock around the model). It takes prompts as text alone: so both are asked.
 """
 from __future__ import annotations
 
@@ -18,13 +19,14 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine import alternating, gguf, prompts_of, spread, work
+from engine import alternating, spread, work
 from speed import RANDOM, find, versions, warm
 
 START_SECONDS = 120
@@ -35,14 +37,16 @@ class Told:
     """What one request saw, in seconds from asking."""
 
     status: int = 0
-    text: str = ""
+    texts: dict[int, str] = field(default_factory=dict)  # of each choice; of what is no answer, all of it
     at: list[float] = field(default_factory=list)  # when each event came
+    reason: str | None = None  # why it ended
     finished: bool = False
 
 
-async def ask(port: int, body: dict | bytes, *, leave_after: int | None = None, slow: float = 0.0, path: str = "/v1/completions") -> Told:
-    """One request over a socket of its own. leave_after: so many events; slow: seconds before each is read."""
+async def ask(port: int, body: dict | bytes, *, leave_after: int | None = None, slow: float = 0.0) -> Told:
+    """One request over a socket of its own, a chat where the body has messages. leave_after: so many events; slow: seconds before each is read."""
     told, begun = Told(), time.perf_counter()
+    path = "/v1/chat/completions" if (b'"messages"' if isinstance(body, bytes) else "messages") in body else "/v1/completions"
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -54,7 +58,9 @@ async def ask(port: int, body: dict | bytes, *, leave_after: int | None = None, 
         while header := (await reader.readline()).strip().lower():
             chunked = chunked or header == b"transfer-encoding: chunked"
         if not chunked:
-            told.text = (await reader.read()).decode()
+            data = await reader.read()
+            told.texts = {choice["index"]: _said(choice) for choice in json.loads(data)["choices"]} if told.status == 200 else {0: data.decode()}
+            told.finished = told.status == 200
             return told
         async for line in _lines(reader):
             if not line.startswith("data: "):
@@ -63,8 +69,9 @@ async def ask(port: int, body: dict | bytes, *, leave_after: int | None = None, 
                 told.finished = True
                 break
             told.at.append(time.perf_counter() - begun)
-            choices = json.loads(line[6:])["choices"]
-            told.text += choices[0]["text"] if choices else ""
+            for choice in json.loads(line[6:])["choices"]:
+                told.texts[choice["index"]] = told.texts.get(choice["index"], "") + _said(choice)
+                told.reason = choice["finish_reason"] or told.reason
             if leave_after is not None and len(told.at) >= leave_after:
                 break
             if slow:
@@ -74,6 +81,14 @@ async def ask(port: int, body: dict | bytes, *, leave_after: int | None = None, 
         with contextlib.suppress(OSError):
             await writer.wait_closed()
     return told
+
+
+def _said(choice: dict) -> str:
+    """A choice's words, calls of tools among them; those of a chunk of it."""
+    if "text" in choice:
+        return choice["text"]
+    message = choice.get("delta") or choice.get("message") or {}
+    return (message.get("content") or "") + "".join(json.dumps(call["function"]) for call in message.get("tool_calls") or ())
 
 
 async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[str]:
@@ -99,32 +114,54 @@ def server(args: argparse.Namespace, side: str, path: Path, *more: str) -> Itera
     if side == "pellucid":
         words = [sys.executable, "-m", "pellucid", "serve", f"it={path}", "--port", str(port), "--threads", str(args.threads), "-q", *more]
     else:
-        words = [args.llama_cpp_python, "-m", "llama_cpp.server", "--model", str(gguf(args, path, args.gguf)), "--port", str(port), "--n_ctx", "4096",
+        words = [args.llama_cpp_python, "-m", "llama_cpp.server", "--model", str(gguf(args, path)), "--port", str(port), "--n_ctx", "2048",
                  "--n_threads", str(args.threads), "--n_threads_batch", str(args.threads), "--verbose", "False", "--interrupt_requests", "False"]
     begun = time.perf_counter()
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5).read()
-                break
-            except OSError:
-                if process.poll() is not None or time.perf_counter() - begun > START_SECONDS:
-                    assert process.stderr is not None
-                    raise SystemExit(f"{side} did not start:\n{process.stderr.read().decode()[-3000:]}") from None
-                time.sleep(0.02)
-        yield port, process.pid, time.perf_counter() - begun
-    finally:
-        process.terminate()
-        process.wait(60)
+    with tempfile.TemporaryFile() as log:  # not a pipe: one that nobody reads fills up, and the server then waits for ever
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=log)
+        try:
+            while True:
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5).read()
+                    break
+                except OSError:
+                    if process.poll() is not None or time.perf_counter() - begun > START_SECONDS:
+                        log.seek(0)
+                        raise SystemExit(f"{side} did not start:\n{log.read().decode()[-3000:]}") from None
+                    time.sleep(0.02)
+            yield port, process.pid, time.perf_counter() - begun
+        finally:
+            process.terminate()
+            process.wait(60)
 
 
 # Clients at once
 
-def bodies(path: Path, args: argparse.Namespace, n: int) -> list[dict]:
-    """Prompts that share no beginning, as ids where the server takes them."""
-    n_vocab = json.loads((path / "config.json").read_text())["vocab_size"]
-    return [dict(prompt=ids, max_tokens=args.answer, temperature=0, stream=True) for ids in prompts_of(n, args.prompt, n_vocab)]
+def gguf(args: argparse.Namespace, path: Path) -> Path:
+    """The same weights with their tokenizer as one file, made once: benchmarks/engine.py's have no vocabulary, since ids go in there."""
+    name = "shipped" if args.model == "shipped" else path.name
+    target = args.scratch / f"{name}-text-{args.gguf}.gguf"
+    if not target.exists():
+        subprocess.run([sys.executable, "-m", "pellucid", "convert", str(path), str(target), "--dtype", args.gguf], check=True, stdout=subprocess.DEVNULL)
+    return target
+
+
+def texts_of(path: Path, args: argparse.Namespace, n: int) -> tuple[list[str], list[list[int]]]:
+    """Texts of so many tokens with what a prompt begins with, and their ids: words in no order, so that no two begin alike."""
+    import pellucid
+    tokenizer = pellucid.load_tokenizer(path)
+    draw, words = random.Random(args.seed), sorted(set((Path(pellucid.__file__).parent / "shipped" / "held_out.txt").read_text().split()))
+    texts: list[str] = []
+    while len(texts) < n:
+        text = tokenizer.decode(tokenizer.encode(" ".join(draw.choices(words, k=args.prompt)), special=True)[: args.prompt])
+        if len(tokenizer.encode(text, special=True)) == args.prompt:  # cut inside a word, it may read otherwise
+            texts.append(text)
+    return texts, [tokenizer.encode(text, special=True) for text in texts]
+
+
+def post(port: int, body: dict) -> bytes:
+    return urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/v1/completions", json.dumps(body).encode(),
+                                                         {"Content-Type": "application/json"}), timeout=60).read()
 
 
 async def closed_loop(port: int, asked: list[dict], clients: int) -> tuple[list[Told], float]:
@@ -135,7 +172,11 @@ async def closed_loop(port: int, asked: list[dict], clients: int) -> tuple[list[
         while waiting:
             told.append(await ask(port, waiting.pop()))
     await asyncio.gather(*(client() for _ in range(clients)))
-    return told, time.perf_counter() - begun
+    seconds = time.perf_counter() - begun
+    if wrong := [t for t in told if t.status != 200 or t.reason != "length"]:
+        raise SystemExit(f"{len(wrong)} of {len(told)} answers are not as long as asked, first: status {wrong[0].status}, ended by {wrong[0].reason}, "
+                         f"{wrong[0].texts!r:.300}. Other prompts: --seed")
+    return told, seconds
 
 
 def seen(told: list[Told], seconds: float, args: argparse.Namespace) -> dict[str, float]:
@@ -150,28 +191,37 @@ def seen(told: list[Told], seconds: float, args: argparse.Namespace) -> dict[str
     return row
 
 
+def cell(args: argparse.Namespace, path: Path, side: str, clients: int) -> dict[str, float]:
+    """One side's rates and waits with so many clients."""
+    texts, ids = texts_of(path, args, clients * (args.each + 1))
+    if side == "engine":  # as many at once, several times over
+        [*runs] = work("pellucid", path, prompts=ids[:clients], answer=args.answer, repeats=args.each, threads=args.threads, dtype="auto")["runs"]
+        return dict(output_tokens_per_second=clients * args.answer / statistics.median(run["seconds"] for run in runs))
+    asked = [dict(prompt=text, max_tokens=args.answer, temperature=0, stream=True) for text in texts]
+    with server(args, side, path) as (port, _, _):
+        counted = json.loads(post(port, dict(asked[0], stream=False)))["usage"]["prompt_tokens"]
+        if counted != args.prompt:
+            raise SystemExit(f"{side} counts {counted} tokens in a prompt of {args.prompt}: the sides would not be asked alike")
+        asyncio.run(closed_loop(port, asked[:min(clients, 8)], clients))  # warm, with prompts of its own: their pages would be found again
+        return seen(*asyncio.run(closed_loop(port, asked[clients:], clients)), args)
+
+
 def load(args: argparse.Namespace, path: Path) -> dict:
     """Per number of clients: each side's rates and waits, and our server's rate over the bare engine's for as many requests at once."""
-    out = {}
-    for clients in args.clients:
-        asked = bodies(path, args, clients * args.each)
-        sides = ["engine", "pellucid", *(["llama.cpp"] if args.llama_cpp_python and clients <= 8 else [])]
+    sides = ["engine", "pellucid", *(["llama.cpp"] if args.llama_cpp_python else [])]
 
-        def measure(side: str, asked: list[dict] = asked, clients: int = clients) -> dict:
-            warm(path)
-            if side == "engine":  # as many at once, several times over
-                prompts = [body["prompt"] for body in asked[:clients]]
-                [*runs] = work("pellucid", path, prompts=prompts, answer=args.answer, repeats=args.each, threads=args.threads, dtype="auto")["runs"]
-                return dict(output_tokens_per_second=clients * args.answer / statistics.median(run["seconds"] for run in runs))
-            with server(args, side, path) as (port, _, _):
-                asyncio.run(closed_loop(port, asked[:clients], clients))  # warm
-                return seen(*asyncio.run(closed_loop(port, asked, clients)), args)
-        rounds = alternating(sides, args.rounds, measure)
-        rows = {side: {name: spread([r[side][name] for r in rounds]) for name in rounds[0][side]} for side in sides}
-        ratios = {f"pellucid / {other}": spread([r["pellucid"]["output_tokens_per_second"] / r[other]["output_tokens_per_second"] for r in rounds])
-                  for other in sides if other != "pellucid"}
-        out[str(clients)] = dict(sides=rows, ratios=ratios)
-    return out
+    def measure(side: str, clients: int) -> dict:
+        warm(path)
+        return cell(args, path, side, clients)
+    return {str(clients): over_rounds(alternating(sides, args.rounds, lambda side, clients=clients: measure(side, clients))) for clients in args.clients}
+
+
+def over_rounds(rounds: list[dict[str, dict[str, float]]]) -> dict:
+    """Each side's spread, and our server's output tokens per second over the others', round by round."""
+    rows = {side: {name: spread([r[side][name] for r in rounds]) for name in rounds[0][side]} for side in rounds[0]}
+    ratios = {f"pellucid / {other}": spread([r["pellucid"]["output_tokens_per_second"] / r[other]["output_tokens_per_second"] for r in rounds])
+              for other in rows if other != "pellucid"}
+    return dict(sides=rows, ratios=ratios)
 
 
 def show_load(out: dict) -> str:
@@ -190,18 +240,34 @@ def show_load(out: dict) -> str:
 
 # Thousands of odd clients
 
+WRONG = [b"{", b"[]", b"\xff", b"[" * 100_000, b'{"prompt": 3}', b'{"prompt": "a", "max_tokens": 0}', b'{"prompt": "a", "regex": "("}',
+         b'{"prompt": "a", "shoe": 1}', b'{"messages": []}', b'{"messages": [{"role": "user", "content": "a"}], "tool_choice": "required"}',
+         b'{"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"typ": 1}}}}',
+         json.dumps(dict(prompt="long " * 5000)).encode()]
+
+
+def kinds_of_answers() -> list[dict]:
+    """What is asked: texts and chats, streamed and whole, one and two at once, free, held to a schema and calls of a tool."""
+    words = ["The sea", "Once upon a time", "It was a dark", "She said", "A dog", "In the morning", "No", "Why did he"]
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}, "n": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["ok", "n"]}
+    tool = {"type": "function", "function": {"name": "note", "parameters": schema}}
+    held = dict(response_format={"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}, max_tokens=40)
+    texts = [dict(prompt=word, max_tokens=n, seed=seed, stream=True) for word in words for n in (1, 5, 24) for seed in range(4)]
+    chats = [dict(messages=[{"role": "user", "content": word}], seed=seed, stream=stream, **more) for word in words for seed, stream in ((1, True), (2, False))
+             for more in (dict(max_tokens=12, n=2), held, dict(tools=[tool], tool_choice="required", parallel_tool_calls=False, max_tokens=60))]
+    return texts + chats
+
+
 def soak(args: argparse.Namespace, path: Path) -> dict:
     """Whole answers beside ones that are left, slow readers and bodies that are wrong; each whole one is held against what it is alone."""
-    words = ["The sea", "Once upon a time", "It was a dark", "She said", "A dog", "In the morning", "No", "Why did he"]
-    kinds = [dict(prompt=prompt, max_tokens=n, temperature=1.0, seed=seed, stream=True) for prompt in words for n in (1, 5, 24) for seed in range(4)]
-    wrong = [b"{", b"[]", b'{"prompt": 3}', b'{"prompt": "a", "max_tokens": 0}', b'{"prompt": "a", "regex": "("}', b'{"prompt": "a", "shoe": 1}',
-             json.dumps(dict(prompt="long " * 5000)).encode()]
+    kinds = kinds_of_answers()
     told: dict[str, int] = dict(whole=0, left=0, slow=0, refused=0, busy=0, wrong_answers=0, wrong_statuses=0)
     memory: list[float] = []
     draw = random.Random(args.seed)
 
     async def run(port: int, pid: int) -> None:
-        alone = [(await ask(port, body)).text for body in kinds]
+        alone = [(await ask(port, body)).texts for body in kinds]
+        assert all(text for texts in alone for text in texts.values()), alone
         left = iter(range(args.requests))
 
         async def client() -> None:
@@ -210,11 +276,11 @@ def soak(args: argparse.Namespace, path: Path) -> dict:
                     memory.append(_resident_mb(pid))
                 what, k = draw.random(), draw.randrange(len(kinds))
                 if what < 0.1:
-                    got = await ask(port, draw.choice(wrong))
+                    got = await ask(port, draw.choice(WRONG))
                     told["refused"] += 1
                     told["wrong_statuses"] += got.status != 400
                 elif what < 0.3:
-                    await ask(port, dict(kinds[k], max_tokens=200), leave_after=draw.randrange(1, 6))
+                    await ask(port, dict(kinds[k], max_tokens=200, stream=True), leave_after=draw.randrange(1, 6))
                     told["left"] += 1
                 else:
                     slow = 0.02 if what < 0.32 else 0.0
@@ -223,7 +289,7 @@ def soak(args: argparse.Namespace, path: Path) -> dict:
                         told["busy"] += 1
                         continue
                     told["slow" if slow else "whole"] += 1
-                    told["wrong_answers"] += not got.finished or got.text != alone[k]
+                    told["wrong_answers"] += not got.finished or got.texts != alone[k]
         await asyncio.gather(*(client() for _ in range(args.clients[0])))
         await asyncio.sleep(1)
         memory.append(_resident_mb(pid))
