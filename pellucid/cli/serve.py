@@ -17,6 +17,8 @@ from pellucid.errors import BadRequest, MissingExtra
 def command(
     model: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="Folders, files or owner/name[@revision]; else the model in the "
                                                                                  "package. NAME=MODEL gives it a name to be asked for by.")] = None,
+    served_name: Annotated[list[str] | None, typer.Option("--served-model-name", metavar="NAME", help="The same as NAME=MODEL: what the models are asked for "
+                                                                                                     "by, one for each, in their order.")] = None,
     host: Annotated[str, typer.Option("--host", help="The address to listen on; this machine only, unless said otherwise.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
     keys: Annotated[bool, typer.Option("--keys", help="Ask for a key, see `pellucid keys`; so does any address that others reach.")] = False,
@@ -88,7 +90,7 @@ def command(
     how: dict[str, Any] = dict(accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, activations=activations,
                                deterministic=deterministic, threads=threads, chat_template=chat_template, cache_bytes=o.n_bytes(cache),
                                cache_dtype=cache_dtype, draft=draft, gpu_layers=o.gpu_layers(gpu_layers))
-    named = [_named(each) for each in model or [o.SHIPPED]]
+    named = _all_named(model or [o.SHIPPED], served_name or [])
     if twice := [name for i, (name, _) in enumerate(named) if name in [other for other, _ in named[:i]]]:
         raise BadRequest(f"two models are called {twice[0]!r}. Give them names: one={named[0][1]} other=...", field="model")
     if not _is_here(host):
@@ -125,6 +127,16 @@ def _pass_gate(path: str, permission: str | None, quiet: bool) -> None:
 def _adapter(text: str) -> tuple[str, str]:
     """NAME=PATH, or a path by its last part."""
     return _parted(text) or (o.adapter_name(text) or "", text)
+
+
+def _all_named(models: list[str], names: list[str]) -> list[tuple[str, str]]:
+    """Each model by the name it is asked for by."""
+    if not names:
+        return [_named(each) for each in models]
+    if len(names) != len(models) or any(_parted(each) for each in models):
+        raise BadRequest(f"--served-model-name is given {len(names)} times for {len(models)} models ({', '.join(models)}). Give one for each, in their order, "
+                         f"and none as NAME=MODEL", field="served_name")
+    return list(zip(names, models, strict=True))
 
 
 def _named(text: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,6 +35,28 @@ def test_it_serves_and_stops_when_told(tmp_path: Path) -> None:
     assert "Traceback" not in noted
 
 
+def test_it_serves_https_under_another_name_to_so_many_at_once(tmp_path: Path) -> None:
+    pem = str(Path(__file__).with_name("localhost.pem"))  # a certificate that signs itself, and its key
+    server = subprocess.Popen([sys.executable, "-m", "pellucid", "serve", "shipped", "--served-model-name", "gpt-4o", "--port", "0", "--json", "-q",
+                               "--tls-cert", pem, "--tls-key", pem, "--max-connections", "2"], stdout=subprocess.PIPE, text=True, env=environment(tmp_path))
+    try:
+        assert server.stdout is not None
+        told = json.loads(server.stdout.readline())
+        assert told["url"].startswith("https://127.0.0.1:")
+        trusting = ssl.create_default_context(cafile=pem)
+        with httpx.Client(verify=trusting, trust_env=False, timeout=30) as client:
+            assert [card["id"] for card in client.get(f"{told['url']}/models").json()["data"]] == ["gpt-4o"]
+            with pytest.raises(httpx.ConnectError, match="certificate verify failed"), httpx.Client(trust_env=False) as other:
+                other.get(f"{told['url']}/models")
+            with httpx.Client(verify=trusting, trust_env=False, timeout=30) as second:
+                assert second.get(f"{told['url']}/models").status_code == 503
+        with httpx.Client(verify=trusting, trust_env=False, timeout=30) as client:
+            assert client.get(f"{told['url']}/models").status_code == 200
+    finally:
+        server.terminate()
+        server.communicate(timeout=30)
+
+
 @pytest.mark.parametrize(("args", "words"), [
     (["--host", "0.0.0.0", "--database", "sqlite://"], "there is none in use"),
     (["--keys", "--open"], "contradict each other"),
@@ -42,6 +65,8 @@ def test_it_serves_and_stops_when_told(tmp_path: Path) -> None:
     (["--tool-format", "qwen"], "is not one of auto, harmony, hermes"),
     (["--max-body", "much"], "--max-body 'much' is not a size"),
     (["shipped", "shipped"], "two models are called 'shipped'"),
+    (["shipped", "--served-model-name", "a", "--served-model-name", "b"], "--served-model-name is given 2 times for 1 models (shipped)"),
+    (["one=shipped", "--served-model-name", "a"], "and none as NAME=MODEL"),
     (["no-such-model"], "no-such-model"),
 ])
 def test_what_cannot_be_is_said_before_anything_is_loaded(say: Callable[..., Said], args: list[str], words: str) -> None:

@@ -303,6 +303,27 @@ def test_a_client_that_leaves_frees_its_pages(server: Running, stream: bool) -> 
     assert engine.cache.used_share == 0
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failure_nobody_meant_tells_the_log_and_not_the_client(serve: Callable[..., Running], shipped: Model, caplog: pytest.LogCaptureFixture,
+                                                                monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+    running = serve(shipped=shipped)
+    asked = {"prompt": "A word that nobody else says: xylograph", "max_tokens": 4, "seed": 1, "stream": stream}
+
+    def fails() -> None:
+        raise RuntimeError("in /the/house")
+    with caplog.at_level("DEBUG"):
+        with monkeypatch.context() as patch:
+            patch.setattr(running.engine(), "step", fails)
+            failed = running.client.post("/v1/completions", json=asked)
+        assert running.client.post("/v1/completions", json=asked).status_code == 200  # and the server goes on
+    assert failed.status_code == 500
+    assert "the server failed (RuntimeError); its log says more" in failed.text
+    assert "house" not in failed.text
+    assert "Traceback" not in failed.text
+    assert "in /the/house" in caplog.text
+    assert "xylograph" not in caplog.text
+
+
 def test_a_slow_reader_holds_up_nobody_and_loses_nothing(serve: Callable[..., Running], shipped: Model) -> None:
     running = serve(shipped=shipped)
     running.buffers(16_384)
