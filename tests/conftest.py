@@ -33,6 +33,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs Linux's /proc"))
         if item.get_closest_marker("browser") and not (shutil.which("chromium") and find_spec("playwright")):
             item.add_marker(pytest.mark.skip(reason="needs Debian's chromium, and playwright"))
+        if item.get_closest_marker("curl") and not shutil.which("curl"):
+            item.add_marker(pytest.mark.skip(reason="needs curl"))
         if item.get_closest_marker("node") and not (shutil.which("node") and (ROOT / "web" / "node_modules").is_dir()):
             item.add_marker(pytest.mark.skip(reason="needs Node 20.19 or newer, and what web/ is built with: make web"))
         if item.get_closest_marker("cross") and not (shutil.which("aarch64-linux-gnu-g++") and shutil.which("qemu-aarch64")):

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 from collections.abc import Iterator
 from typing import Literal
 
@@ -46,6 +47,28 @@ def test_many_at_once(server: Running, model: Model, name: str) -> None:
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
             return await asyncio.gather(*(ask(client, seed) for seed in range(8)))
     assert asyncio.run(all_of_them()) == [model.generate("Once upon", max_tokens=10, seed=seed).text for seed in range(8)]
+
+
+def test_a_chat_in_pieces_of_a_client_that_does_not_wait(server: Running, model: Model, name: str) -> None:
+    async def said() -> str:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            stream = await client.chat.completions.create(model=name, messages=HELLO, max_tokens=10, seed=1, stream=True)
+            return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+    assert asyncio.run(said()) == model.chat(HELLO, max_tokens=10, seed=1).text
+
+
+@pytest.mark.curl
+def test_curl_as_the_help_has_it(server: Running, model: Model, name: str) -> None:
+    def curl(path: str, **body: object) -> str:
+        done = subprocess.run(["curl", "-sS", "--fail", "--noproxy", "*", f"{server.url}/v1/{path}", "-d", json.dumps(dict(body, model=name))],
+                              capture_output=True, text=True, check=True, timeout=60)
+        return done.stdout
+    mine = model.generate("Once upon a time", max_tokens=10, seed=1, temperature=1.0).text
+    assert json.loads(curl("completions", prompt="Once upon a time", max_tokens=10, seed=1))["choices"][0]["text"] == mine
+    *chunks, end = [line.removeprefix("data: ") for line in curl("completions", prompt="Once upon a time", max_tokens=10, seed=1, stream=True).split("\n\n")
+                    if line]
+    assert "".join(json.loads(chunk)["choices"][0]["text"] for chunk in chunks) == mine
+    assert end == "[DONE]"
 
 
 class Weather(BaseModel):
