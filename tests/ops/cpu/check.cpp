@@ -18,6 +18,8 @@ using namespace pellucid;
 
 int check_lanes();  // check_lanes.cpp: how many facts failed
 int check_stored();  // check_stored.cpp
+int check_head();  // check_head.cpp
+int check_learn();  // check_learn.cpp
 
 namespace {
 
@@ -115,7 +117,7 @@ int main() {
     check_product(format, 1, 256, 3, noise);
     check_product(format, 21, 512, 31, noise);
   }
-  n_failed += check_lanes() + check_stored();
+  n_failed += check_lanes() + check_stored() + check_head() + check_learn();
   std::printf("%d formats, variants", kFormats);
   for (const Variant* variant : variants()) std::printf(" %s", variant->name);
   std::printf(": %d failed\n", n_failed);
