@@ -60,12 +60,12 @@ def speed(args: argparse.Namespace, path: Path, n_vocab: int) -> dict:
         file = gguf(args, path, kind)
 
         def measure(side: str, file: Path = file) -> dict:
-            told = {task: one(args, side, file, n_vocab, shape, args.repeats) for task, shape in TASKS.items()}
-            rates = {task: statistics.median(rate(task, run) for run in told[task]["runs"]) for task in TASKS}
-            return dict(rates, memory=max(t["peak_memory_mb"] for t in told.values()), about=told["decode"].get("features") or told["decode"].get("ops"))
+            told = {task: one(args, side, file, n_vocab, TASKS[task], args.repeats) for task in args.tasks}
+            rates = {task: statistics.median(rate(task, run) for run in told[task]["runs"]) for task in args.tasks}
+            return dict(rates, memory=max(t["peak_memory_mb"] for t in told.values()), about=(last := told[args.tasks[-1]]).get("features") or last.get("ops"))
         rounds = alternating(list(SIDES), args.rounds, measure)
         rows = {task: dict({side: spread([r[side][task] for r in rounds]) for side in SIDES},
-                           ratio=spread([r["pellucid"][task] / r["llama.cpp"][task] for r in rounds])) for task in TASKS}
+                           ratio=spread([r["pellucid"][task] / r["llama.cpp"][task] for r in rounds])) for task in args.tasks}
         memory = {side: max(r[side]["memory"] for r in rounds) for side in SIDES}
         out[kind] = dict(tasks=rows, peak_memory_mb=memory, about={side: rounds[0][side]["about"] for side in SIDES})
     return out
@@ -154,6 +154,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("command", choices=["speed", "first", "agree"])
     parser.add_argument("model", help=f"'shipped', {', '.join(map(repr, RANDOM))} or a folder")
     parser.add_argument("--gguf", nargs="+", default=["q4_0", "q4_k_m", "q8_0"], help="kinds of files")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, help="of `speed`")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of processes")
     parser.add_argument("--repeats", type=int, default=3, help="measurements inside a process, of which the median counts")
     parser.add_argument("--threads", type=int, default=2)

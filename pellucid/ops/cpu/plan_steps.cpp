@@ -46,80 +46,24 @@ void look_up(const Matrix& w, int64_t i, float* out) {
   else widen<F16>(static_cast<const F16*>(w.dense) + i * D, D, out);
 }
 
-struct EmbedStep : Step {
-  int matrix, out;
-  float factor;
-  EmbedStep(int matrix, int out, float factor) : matrix(matrix), out(out), factor(factor) {}
-  const char* name() const override { return "embed"; }
+// f(plan, token, D) for every token, where D is the width of the buffer that is written.
+template <class Fn>
+struct EachToken : Step {
+  const char* what;
+  int out;
+  Fn f;
+  EachToken(const char* what, int out, Fn f) : what(what), out(out), f(f) {}
+  const char* name() const override { return what; }
   void run(Plan& plan) override {
     const int64_t D = plan.buffers_[out].width;
-    each_token(plan.pass.n_tokens, D, [&](int64_t t) {
-      float* x = plan.at(out, t);
-      if (plan.pass.embeddings) std::memcpy(x, plan.pass.embeddings + t * D, D * sizeof(float));
-      else look_up(plan.matrices[matrix], plan.pass.ids[t], x);
-      if (factor != 1.0f) plan.lanes.scale(x, D, factor, 0.0f);
-    });
+    each_token(plan.pass.n_tokens, D, [&](int64_t t) { f(plan, t, D); });
   }
 };
 
-struct PlaceStep : Step {
-  int matrix, x;
-  int64_t offset;
-  PlaceStep(int matrix, int x, int64_t offset) : matrix(matrix), x(x), offset(offset) {}
-  const char* name() const override { return "place"; }
-  void run(Plan& plan) override {
-    const int64_t D = plan.buffers_[x].width;
-    each_token(plan.pass.n_tokens, D, [&](int64_t t) {
-      float* row = scratch<float>(D);
-      look_up(plan.matrices[matrix], plan.positions[t] + offset, row);
-      plan.lanes.add(plan.at(x, t), row, D, 1.0f);
-    });
-  }
-};
-
-struct AddStep : Step {
-  int to, from;
-  float factor;
-  AddStep(int to, int from, float factor) : to(to), from(from), factor(factor) {}
-  const char* name() const override { return "add"; }
-  void run(Plan& plan) override {
-    const int64_t D = plan.buffers_[to].width;
-    each_token(plan.pass.n_tokens, D, [&](int64_t t) { plan.lanes.add(plan.at(to, t), plan.at(from, t), D, factor); });
-  }
-};
-
-// to += from * the sigmoid of one number a token.
-struct AddSharedStep : Step {
-  int to, from, gate;
-  AddSharedStep(int to, int from, int gate) : to(to), from(from), gate(gate) {}
-  const char* name() const override { return "add"; }
-  void run(Plan& plan) override {
-    const int64_t D = plan.buffers_[to].width;
-    each_token(plan.pass.n_tokens, D, [&](int64_t t) { plan.lanes.add(plan.at(to, t), plan.at(from, t), D, 1.0f / (1.0f + std::exp(-*plan.at(gate, t)))); });
-  }
-};
-
-struct ScaleStep : Step {
-  int x;
-  const float* factor;
-  ScaleStep(int x, const float* factor) : x(x), factor(factor) {}
-  const char* name() const override { return "scale"; }
-  void run(Plan& plan) override {
-    const int64_t D = plan.buffers_[x].width;
-    each_token(plan.pass.n_tokens, D, [&](int64_t t) { plan.lanes.scale(plan.at(x, t), D, *factor, 0.0f); });
-  }
-};
-
-struct NormalizeStep : Step {
-  int x, out;
-  Norm norm;
-  NormalizeStep(int x, int out, const Norm& norm) : x(x), out(out), norm(norm) {}
-  const char* name() const override { return "normalize"; }
-  void run(Plan& plan) override {
-    const int64_t D = plan.buffers_[x].width;
-    each_token(plan.pass.n_tokens, D, [&](int64_t t) { plan.lanes.normalize(norm, plan.at(x, t), D, plan.at(out, t)); });
-  }
-};
+template <class Fn>
+std::unique_ptr<Step> tokenwise(const char* what, int out, Fn f) {
+  return std::make_unique<EachToken<Fn>>(what, out, f);
+}
 
 struct MultiplyStep : Step {
   int x;
@@ -232,12 +176,41 @@ struct GateStep : Step {
 
 }  // namespace
 
-void Plan::embed(int matrix, int out, float factor) { steps_.push_back(std::make_unique<EmbedStep>(matrix, out, factor)); }
-void Plan::place(int matrix, int x, int64_t offset) { steps_.push_back(std::make_unique<PlaceStep>(matrix, x, offset)); }
-void Plan::add(int to, int from, float factor) { steps_.push_back(std::make_unique<AddStep>(to, from, factor)); }
-void Plan::add_shared(int to, int from, int gate) { steps_.push_back(std::make_unique<AddSharedStep>(to, from, gate)); }
-void Plan::scale(int x, const float* factor) { steps_.push_back(std::make_unique<ScaleStep>(x, factor)); }
-void Plan::normalize(int x, int out, const Norm& norm) { steps_.push_back(std::make_unique<NormalizeStep>(x, out, norm)); }
+void Plan::embed(int matrix, int out, float factor) {
+  steps_.push_back(tokenwise("embed", out, [=](Plan& plan, int64_t t, int64_t D) {
+    float* x = plan.at(out, t);
+    if (plan.pass.embeddings) std::memcpy(x, plan.pass.embeddings + t * D, D * sizeof(float));
+    else look_up(plan.matrices[matrix], plan.pass.ids[t], x);
+    if (factor != 1.0f) plan.lanes.scale(x, D, factor, 0.0f);
+  }));
+}
+
+void Plan::place(int matrix, int x, int64_t offset) {
+  steps_.push_back(tokenwise("place", x, [=](Plan& plan, int64_t t, int64_t D) {
+    float* row = scratch<float>(D);
+    look_up(plan.matrices[matrix], plan.positions[t] + offset, row);
+    plan.lanes.add(plan.at(x, t), row, D, 1.0f);
+  }));
+}
+
+void Plan::add(int to, int from, float factor) {
+  steps_.push_back(tokenwise("add", to, [=](Plan& plan, int64_t t, int64_t D) { plan.lanes.add(plan.at(to, t), plan.at(from, t), D, factor); }));
+}
+
+void Plan::add_shared(int to, int from, int gate) {
+  steps_.push_back(tokenwise("add", to, [=](Plan& plan, int64_t t, int64_t D) {
+    plan.lanes.add(plan.at(to, t), plan.at(from, t), D, 1.0f / (1.0f + std::exp(-*plan.at(gate, t))));
+  }));
+}
+
+void Plan::scale(int x, const float* factor) {
+  steps_.push_back(tokenwise("scale", x, [=](Plan& plan, int64_t t, int64_t D) { plan.lanes.scale(plan.at(x, t), D, *factor, 0.0f); }));
+}
+
+void Plan::normalize(int x, int out, const Norm& norm) {
+  steps_.push_back(tokenwise("normalize", out, [=](Plan& plan, int64_t t, int64_t D) { plan.lanes.normalize(norm, plan.at(x, t), D, plan.at(out, t)); }));
+}
+
 void Plan::multiply(int x, std::vector<std::pair<int, int>> outs) { steps_.push_back(std::make_unique<MultiplyStep>(x, std::move(outs))); }
 void Plan::gate(int gate, int up, int out, const Gate& how) { steps_.push_back(std::make_unique<GateStep>(gate, up, out, how)); }
 
