@@ -27,7 +27,7 @@ _READ_BYTES, _SQUARE = 256 << 20, 1024  # of one reading, at least; the side of 
 class Hardware:
     """One machine, or one card. memory: bytes a model may take. bandwidth: bytes a second. rates: dtype -> FLOP/s. rent: US dollars an hour.
 
-    measured: whether bandwidth and rates were measured here, or stand in a data sheet.
+    measured: whether bandwidth and rates were measured here, or stand in a data sheet. reported: the names drivers give it, letter for letter.
     """
 
     key: str
@@ -41,13 +41,14 @@ class Hardware:
     measured: bool = False
     instructions: tuple[str, ...] = ()
     cores: int | None = None
+    reported: tuple[str, ...] = ()
     sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def table() -> dict[str, Hardware]:
     """Every row by key."""
-    return {key: Hardware(key=key, sources={source: tuple(what) for source, what in row["from"].items()},
-                          **{name: value for name, value in row.items() if name != "from"}) for key, row in _read()["hardware"].items()}
+    return {key: Hardware(key=key, sources={source: tuple(what) for source, what in row["from"].items()}, reported=tuple(row.get("reported", ())),
+                          **{name: value for name, value in row.items() if name not in ("from", "reported")}) for key, row in _read()["hardware"].items()}
 
 
 def find(asked: str) -> Hardware:

@@ -1,14 +1,17 @@
 """`pellucid plan`: whether a model fits, how fast and how dear it is, from its widths alone."""
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 import typer
 
 from pellucid import cost
+from pellucid.catalog import cards, planning
 from pellucid.catalog import hardware as machines
-from pellucid.catalog import planning
+from pellucid.catalog.cards import Card
 from pellucid.catalog.footprint import LADDER, OPTIMIZERS, Footprint
 from pellucid.catalog.hardware import Hardware
 from pellucid.catalog.planning import FITS
@@ -28,7 +31,7 @@ def command(
     context: Annotated[str | None, typer.Option("--context", metavar="TOKENS", help="Of a row, such as 32k; else 4096, or what it reaches.")] = None,
     batch: Annotated[int, typer.Option("--batch", help="Rows at once.")] = 1,
     quantize: Annotated[str | None, typer.Option("--quantize", metavar="FORMAT", help="bf16, q8_0, q4_k_m, ...; else the widest that fits.")] = None,
-    on: Annotated[list[str] | None, typer.Option("--on", metavar="HARDWARE", help="Such as h100 or m4-max; may be repeated. `here` is this machine.")] = None,
+    on: Annotated[list[str] | None, typer.Option("--on", metavar="HARDWARE", help="h100, m4-max, ..., `here`, or `gpu`, the cards here; repeatable.")] = None,
     memory: Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="What this machine has, in place of what is free.")] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Measure this machine's memory and arithmetic for a second, for speeds here.")] = False,
     prompt: Annotated[str, typer.Option("--prompt", metavar="TOKENS", help="Of the prompt whose first token is waited for.")] = "512",
@@ -66,7 +69,8 @@ def command(
         raise BadRequest(f"--batch {batch} and --rank {rank} begin at 1", field="batch" if batch < 1 else "rank")
     here = _here(memory, measure)
     asked = subject(model)
-    places = [here if key == "here" else machines.find(key) for key in on] if on else [here, *(machines.find(key) for key in _SHOWN)]
+    found = cards.cards()
+    places = _places(on, here, found)
     footprint = Footprint(asked.spec)
     wanted = tokens(context, "--context")
     n = min(wanted or 4096, asked.spec.n_ctx)
@@ -77,7 +81,9 @@ def command(
         "model": asked.name, "read_from": asked.read_from, "parameters": cost.parameters(asked.spec), "active": cost.active_parameters(asked.spec),
         "context": n, "batch": batch, "stored_bytes": asked.stored, "weight_bytes": {format: footprint.weight_bytes(format) for format in formats},
         "cache_bytes_per_token": cost.cache_bytes_per_token(asked.spec, 2), "cache_bytes": batch * footprint.cache_bytes(n),
-        "step_bytes": footprint.step_bytes(), "grams_per_kwh": grams}
+        "step_bytes": footprint.step_bytes(), "grams_per_kwh": grams,
+        "machine": {"name": here.name, "cores": here.cores, "instructions": list(here.instructions), "memory": here.memory, "measured": here.measured,
+                    "bandwidth": here.bandwidth, "gpus": [asdict(card) for card in found]}}
     if train is not None:
         n_seq = min(tokens(seq, "--seq") or 0, asked.spec.n_ctx)
         facts["training"] = _training(footprint, places, train, tokens(tokens_, "--tokens", kilo=1000) or 0, n_seq, rank, optimizer, grams)
@@ -89,7 +95,7 @@ def command(
     if json:
         emit(facts)
         return None
-    _print(asked, footprint, facts, train)
+    _print(asked, facts, found, train)
     return None
 
 
@@ -97,6 +103,17 @@ def _here(memory: str | None, measure: bool) -> Hardware:
     room = o.n_bytes(memory, "--memory")
     here = machines.this_machine(measure=measure)
     return here if room is None else replace(here, memory=room)
+
+
+def _places(on: list[str] | None, here: Hardware, found: Sequence[Card]) -> list[Hardware]:
+    """What is asked for; else this machine, its cards, and what many have."""
+    owned = cards.places(found)
+    told: list[Hardware] = []
+    for key in on or ["here", *(card.key for card in owned), *_SHOWN]:
+        if key == "gpu" and not owned:
+            raise BadRequest(f"--on gpu: this machine has {cards.describe(found)}. Name one of the catalog, such as --on l4", field="on")
+        told += owned if key == "gpu" else [here] if key == "here" else [card for card in owned if card.key == key] or [machines.find(key)]
+    return told
 
 
 def _place(footprint: Footprint, place: Hardware, quantize: str | None, n: int, batch: int, prompt: int, price: float | None,
@@ -132,7 +149,7 @@ def _training(footprint: Footprint, places: list[Hardware], method: str, n_token
             "total_bytes": sum(parts.values()), "trained": trained, "places": told}
 
 
-def _print(asked: Subject, footprint: Footprint, facts: dict[str, Any], train: str | None) -> None:
+def _print(asked: Subject, facts: dict[str, Any], found: Sequence[Card], train: str | None) -> None:
     idle = facts["parameters"] - facts["active"] > facts["parameters"] // 2
     active = f", {count(facts['active'])} of them for a token" if idle else ""
     rows = [("model", f"{asked.name} · {count(facts['parameters'])} parameters{active}"), ("", f"from {asked.read_from}"),
@@ -145,6 +162,10 @@ def _print(asked: Subject, footprint: Footprint, facts: dict[str, Any], train: s
         rows.append(("step", f"{size(facts['step_bytes'])} beside them while computing"))
         methods = " · ".join(f"{method} {size(n)}" for method, n in facts["training_bytes"].items())
         rows.append(("training", f"{methods} (rows of {min(2048, asked.spec.n_ctx):,})"))
+    machine = facts["machine"]
+    about = " · ".join([machine["name"].removeprefix("this machine: "), *([" ".join(machine["instructions"])] if machine["instructions"] else []),
+                        cards.describe(found)])
+    rows += [("" if i else "here", line) for i, line in enumerate(textwrap.wrap(about, 70))]
     for label, text in rows:
         print(f"{label:9} {text}")
     print()

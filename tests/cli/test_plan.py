@@ -86,3 +86,24 @@ def test_a_plan_of_the_catalog_imports_no_torch(program: Say) -> None:
     said = program("plan", "qwen3-8b", "--on", "h100", "--json", PYTHONPROFILEIMPORTTIME="1")
     assert said.code == 0
     assert "torch" not in {line.split("|")[-1].strip().partition(".")[0] for line in said.err.splitlines()}
+
+
+def test_the_cards_of_this_machine_are_places_of_their_own(say: Say, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA L4, 23034, 22000'\necho 'NVIDIA L4, 23034, 512'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    told = json.loads(say("plan", "llama-3.1-8b", "--json").out)
+    assert [card["name"] for card in told["machine"]["gpus"][:2]] == ["NVIDIA L4"] * 2
+    assert [place["key"] for place in told["places"]][:2] == ["here", "gpu0"]
+    card, = (place for place in json.loads(say("plan", "llama-3.1-8b", "--on", "gpu", "--json").out)["places"] if place["key"] == "gpu0")
+    assert (card["memory"], card["best_format"], card["speed"] is not None) == (22000 << 20, "bf16", True)
+    said = say("plan", "llama-3.1-8b")
+    assert "2 × NVIDIA L4" in said.out
+    assert max(map(len, said.out.splitlines())) <= 80
+
+
+def test_cards_that_are_not_here_are_refused_with_what_is(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pellucid.catalog.cards.cards", lambda: ())
+    said = say("plan", "llama-3.1-8b", "--on", "gpu")
+    assert (said.code, said.err) == (2, "error: --on gpu: this machine has no GPU. Name one of the catalog, such as --on l4\n")
