@@ -10,6 +10,7 @@ from hashlib import blake2b
 from pellucid.data.example import Item
 from pellucid.data.kept import Some, content
 
+DIGEST = 16  # bytes that stand for an item: among 10^9 of them two are the same once in 10^20 times
 _MARK = 1024  # places between two counts that are kept of how a mixture was drawn
 
 
@@ -109,5 +110,5 @@ def held_out(items: Sequence[Item], n: int, seed: int) -> tuple[Sequence[Item], 
 
 
 def digest(item: Item) -> bytes:
-    """Of all that an item says: equal for rows that say the same."""
-    return blake2b(content(item), digest_size=16).digest()
+    """Of all that an item says: equal for rows that say the same, wherever they were read."""
+    return blake2b(content(item), digest_size=DIGEST).digest()

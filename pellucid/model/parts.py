@@ -26,8 +26,8 @@ class Rows:
     adapters: tuple[str | None, ...] = ()
 
     @classmethod
-    def of(cls, *lengths: int, slots: Sequence[int] | None = None) -> Rows:
-        return cls(lengths, tuple(range(len(lengths)) if slots is None else slots))
+    def of(cls, *lengths: int, slots: Sequence[int] | None = None, adapter: str | None = None) -> Rows:
+        return cls(lengths, tuple(range(len(lengths)) if slots is None else slots), () if adapter is None else (adapter,) * len(lengths))
 
 
 def hold(module: nn.Module, name: str, weight: Weight) -> None:

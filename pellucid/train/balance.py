@@ -46,7 +46,7 @@ class Balance:
         chosen: dict[int, tuple[Tensor, int]] = {}
         for part in parts:
             batch = Batch.of(part, self.decoder.embed.weight.device)
-            rows = Rows(batch.lengths, tuple(range(len(batch.lengths))), () if adapter is None else (adapter,) * len(batch.lengths))
+            rows = Rows.of(*batch.lengths, adapter=adapter)
             with torch.no_grad(), self.watching() as seen:
                 self.decoder(batch.tokens_T, rows=rows)
             for X, (counted_X, _, n) in _counted(seen).items():

@@ -114,7 +114,7 @@ def log_probs(decoder: Decoder, rows: Sequence[Example], adapter: str | None) ->
     out = []
     for row in rows:
         batch = Batch.of([row], decoder.embed.weight.device)
-        how = Rows(batch.lengths, (0,), () if adapter is None else (adapter,))
+        how = Rows.of(*batch.lengths, adapter=adapter)
         choice = Choice.of(how.adapters, how.lengths, batch.tokens_T.device) if adapter is not None else None
         out.append(decoder.unembed(decoder(batch.tokens_T, rows=how), choice).float().log_softmax(-1).cpu())
     return out

@@ -183,8 +183,7 @@ def _out_of_patience(run: Run) -> bool:
 
 def _loss(run: Run, items: Sequence[Item]) -> tuple[Tensor, dict[str, Tensor]]:
     batch = Batch.of(items, run.decoder.embed.weight.device)
-    n = len(batch.lengths)
-    rows = Rows(batch.lengths, tuple(range(n)), () if run.trained.adapter is None else (run.trained.adapter,) * n)
+    rows = Rows.of(*batch.lengths, adapter=run.trained.adapter)
     if run.balance is None or not torch.is_grad_enabled():
         loss, told = run.method.loss(run.decoder, batch, rows)
     else:

@@ -126,7 +126,7 @@ def _kept(decoder: Decoder, n: int, adapter: str | None) -> int:
     drawn = torch.get_rng_state()
     try:
         with torch.enable_grad(), saved_tensors_hooks(pack, lambda tensor: tensor):
-            decoder.train()(tokens_T, rows=Rows((n,), (0,), () if adapter is None else (adapter,)))
+            decoder.train()(tokens_T, rows=Rows.of(n, adapter=adapter))
     finally:
         decoder.train(trained)
         torch.set_rng_state(drawn)

@@ -1,8 +1,6 @@
 """What the model said before it was trained: the reference that DPO, IPO and KTO measure its change from."""
 from __future__ import annotations
 
-import hashlib
-from array import array
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -13,17 +11,16 @@ from torch import Tensor
 
 from pellucid.data.batch import Batch, micro
 from pellucid.data.example import Example, examples
+from pellucid.data.stock import DIGEST, digest
 from pellucid.errors import BadCheckpoint, BadRequest
 from pellucid.model.decoder import Decoder
 from pellucid.model.parts import Rows
 from pellucid.train.loss import by_row, token_log_probs
 
-DIGEST = 16  # bytes that stand for an example: among 10^9 of them two are the same once in 10^20 times
-
 
 def answer_log_probs(decoder: Decoder, batch: Batch, adapter: str | None = None) -> Tensor:
     """log p of what is learned of each row, (B,), float32, without a gradient."""
-    rows = Rows.of(*batch.lengths) if adapter is None else Rows(batch.lengths, tuple(range(len(batch.lengths))), (adapter,) * len(batch.lengths))
+    rows = Rows.of(*batch.lengths, adapter=adapter)
     with torch.no_grad():
         hidden_TD = decoder(batch.tokens_T, rows=rows)
         return by_row(token_log_probs(decoder, hidden_TD, batch.target_T, rows), batch.target_T, batch.lengths)
@@ -103,8 +100,3 @@ class Reference:
         if of != model:
             raise BadCheckpoint(f"{path} holds log-probabilities of the model {of}, and {model} is tuned. Delete it, and they are computed again")
         self.kept |= zip((bytes(key) for key in keys.tolist()), values.tolist(), strict=True)
-
-
-def digest(row: Example) -> bytes:
-    """What stands for an example's ids and for which of them are learned, wherever it was read."""
-    return hashlib.blake2b(array("q", row.ids).tobytes() + bytes(row.learned), digest_size=DIGEST).digest()

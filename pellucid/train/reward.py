@@ -116,7 +116,7 @@ def check_scores(folder: Path, decoder: Decoder, head: Project, adapter: str | N
     batch = Batch.of(rows, decoder.embed.weight.device)
     with torch.no_grad():
         decoder.eval()
-        expected_B = scored(decoder, head, batch.tokens_T, Rows(batch.lengths, tuple(range(len(rows))), () if adapter is None else (adapter,) * len(rows)))
+        expected_B = scored(decoder, head, batch.tokens_T, Rows.of(*batch.lengths, adapter=adapter))
     found_B = torch.tensor(RewardModel.load(folder).scores([row.ids for row in rows]))
     apart, spread = (found_B - expected_B.cpu()).square().sum().item(), (expected_B - expected_B.mean()).square().sum().item()
     if apart > (1 - KEPT) * spread + 1e-6:
