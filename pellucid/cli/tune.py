@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
 import sys
 import time
@@ -41,9 +42,10 @@ def command(
     pellucid tune recipe.yaml steps=20 batch=4 --dry-run
     pellucid tune recipe.yaml --resume
     """
+    from pellucid.train.distributed import ended_by_another
     from pellucid.train.outcome import finish
     from pellucid.train.recipe import read_recipe
-    from pellucid.train.tuning import prepare
+    from pellucid.train.tuning import alone, prepare
     if shipped:
         _list(json)
         return
@@ -53,21 +55,26 @@ def command(
     if preview is not None:
         _preview(asked, preview, quiet, json)
         return
-    with _interrupts() as asked_to_stop, _Watch(quiet, Path(asked.out.folder)) as watch:
+    quiet = quiet or os.environ.get("RANK", "0") != "0"  # of the processes that torchrun started the first one talks
+    with ended_by_another(), _interrupts() as asked_to_stop, _Watch(quiet, Path(asked.out.folder)) as watch:
         tuning = prepare(asked, observe=watch, resume=resume, asked_to_stop=asked_to_stop)
         if not quiet:
             note("\n".join(tuning.model.report.lines()))
             note(_plan(tuning))
         if dry_run:
-            if json:
+            if json and tuning.run.group.first:
                 emit(tuning.described())
             return
         watch.begin(tuning)
         tuning.train()
         if tuning.run.progress.step < tuning.run.steps and watch.stopped == "asked":
-            note(f"stopped after step {tuning.run.progress.step:,} of {tuning.run.steps:,}; the state is saved")
-            next_step("pellucid", "tune", recipe, *(overrides or ()), "--resume")
+            if tuning.run.group.first:
+                note(f"stopped after step {tuning.run.progress.step:,} of {tuning.run.steps:,}; the state is saved")
+                next_step("pellucid", "tune", recipe, *(overrides or ()), "--resume")
             return
+        if (last := alone(asked, tuning)) is None:
+            return
+        tuning = last
         done = finish(tuning, permission=permission)
     from pellucid.train.report import write_report
     from pellucid.train.samples import samples
@@ -153,7 +160,7 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
     asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:
-        if asked:
+        if asked and os.environ.get("WORLD_SIZE", "1") == "1":  # torchrun passes on what the terminal has sent already
             raise KeyboardInterrupt
         asked.append(number)
     try:
@@ -196,6 +203,8 @@ class _Watch:
 
     def begin(self, tuning: Any) -> None:
         from pellucid.train.watch import JsonLines, TensorBoard
+        if not tuning.run.group.first:
+            return
         self._also = [JsonLines(self._folder), *([TensorBoard(self._folder)] if tuning.recipe.out.tensorboard else [])]
         self._task = self._bar.add_task("training", total=tuning.run.steps, completed=tuning.run.progress.step, told="")
         self._bar.start()

@@ -31,8 +31,8 @@ class Balance:
     parts they are counted first, in a pass of their own.
     """
 
-    def __init__(self, decoder: Decoder, coefficient: float) -> None:
-        self.decoder, self.coefficient = decoder, coefficient
+    def __init__(self, decoder: Decoder, coefficient: float, n_processes: int = 1) -> None:
+        self.decoder, self.coefficient, self.n_processes = decoder, coefficient, n_processes
         self.mixtures = [module for module in decoder.modules() if isinstance(module, MixtureOfExperts)]
         self._weight = 0.0
         self._chosen: dict[int, tuple[Tensor, int]] | None = None  # by the number of experts: choices of each, and how many tokens chose, layers added up
@@ -41,7 +41,7 @@ class Balance:
         """Before the first part of a step. weight: what its loss is divided by."""
         parts = micro(items, max_tokens)
         self._weight, self._chosen = weight, None
-        if len(parts) == 1:
+        if len(parts) == 1 and self.n_processes == 1:
             return
         chosen: dict[int, tuple[Tensor, int]] = {}
         for part in parts:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pellucid.errors import BadCheckpoint, BadRequest
+from pellucid.train.distributed import like, whole
 from pellucid.train.loop import Progress, Run
 
 FOLDER = "state"
@@ -35,15 +36,19 @@ def save(folder: Path, run: Run, facts: Mapping[str, Any], *, keep: int, best: b
     best: as the best so far, in place of the one before, without what only going on needs.
     """
     place = folder / FOLDER / f"{'best' if best else 'step'}-{run.progress.step:08d}"
+    trained = {name: _held(p, run) for name, p in run.trained.parameters.items()}  # shards are gathered by all processes, and the first one writes
+    optimizer = {} if best else {name: _held(tensor, run) for name, tensor in run.optimizer.state().items()}
+    if not run.group.first:
+        return place
     place.parent.mkdir(parents=True, exist_ok=True)
     for left in place.parent.iterdir():  # by a process that was killed while it wrote or deleted
         if _LEFT.fullmatch(left.name):
             shutil.rmtree(left)
     draft = place.with_name(f".{place.name}.part")
     draft.mkdir()
-    _write(draft / "trained.safetensors", {name: p.detach() for name, p in run.trained.parameters.items()})
+    _write(draft / "trained.safetensors", trained)
     if not best:
-        _write(draft / "optimizer.safetensors", run.optimizer.state())
+        _write(draft / "optimizer.safetensors", optimizer)
     state = {"progress": dataclasses.asdict(run.progress), "facts": dict(facts), "random": _random()}
     with (draft / "state.json").open("w") as file:
         json.dump(state, file)
@@ -57,6 +62,12 @@ def save(folder: Path, run: Run, facts: Mapping[str, Any], *, keep: int, best: b
     for old in [each for each in _found(folder, _BEST) if each != place] if best else states(folder)[:-keep]:
         _remove(old)
     return place
+
+
+def _held(tensor: Tensor, run: Run) -> Tensor:
+    """All of it, where it is to be written; on other processes than the first nothing is kept."""
+    found = whole(tensor.detach())
+    return found if run.group.first else found.new_empty(0)
 
 
 def states(folder: Path) -> list[Path]:
@@ -92,7 +103,7 @@ def put(place: Path, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         raise BadCheckpoint(f"{place} holds other tensors than are trained: {', '.join(odd[:3])}. Is it another model's?")
     with torch.no_grad():
         for name, p in parameters.items():
-            p.copy_(tensors[name])
+            p.copy_(like(tensors[name], p))
 
 
 def _found(folder: Path, name: re.Pattern[str]) -> list[Path]:

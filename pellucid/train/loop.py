@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pellucid.data.batch import Batch, micro
+from pellucid.data.batch import Batch
 from pellucid.data.example import Item, n_tokens
 from pellucid.errors import NotFinite
 from pellucid.model.decoder import Decoder
 from pellucid.model.parts import Rows
 from pellucid.train.balance import Balance
+from pellucid.train.distributed import ALONE, Group
 from pellucid.train.method import Method
 from pellucid.train.noise import Dropouts, dropping
 from pellucid.train.optim import Optimizer
@@ -65,13 +66,17 @@ Event = Stepped | Evaluated | Stopped
 
 @dataclass(slots=True, kw_only=True)
 class Progress:
-    """Where a run is: all that a state says beside tensors. since_best: evaluations since the lowest loss. seconds: of steps, of every session."""
+    """Where a run is: all that a state says beside tensors. since_best: evaluations since the lowest loss. seconds: of steps, of every session.
+
+    processes: that trained together, at the most; the sums of several round otherwise than those of one.
+    """
 
     step: int = 0
     best: float = math.inf
     best_step: int = 0
     since_best: int = 0
     tokens: int = 0
+    processes: int = field(default=1, compare=False)
     seconds: float = field(default=0.0, compare=False, repr=False)  # the one thing that is not the same twice
 
 
@@ -93,6 +98,7 @@ class Run:
     asked_to_stop: Callable[[], bool] = lambda: False
     drop: Dropouts = field(default_factory=Dropouts)
     balance: Balance | None = None
+    group: Group = ALONE
 
 
 def train(run: Run) -> None:
@@ -113,7 +119,7 @@ def _train(run: Run) -> None:
             break
         if recipe.save.every and progress.step % recipe.save.every == 0 and progress.step < run.steps:
             run.save(False)
-        if run.asked_to_stop() and progress.step < run.steps:
+        if run.group.any(run.asked_to_stop()) and progress.step < run.steps:
             run.save(False)
             run.observe(Stopped(step=progress.step, why="asked"))
             break
@@ -121,18 +127,21 @@ def _train(run: Run) -> None:
 
 def step(run: Run) -> Stepped:
     """One step. Its parts are divided by the weight of the whole, so that how it is cut changes nothing but memory and speed."""
-    started, progress, recipe = time.perf_counter(), run.progress, run.recipe
+    started, progress, recipe, group = time.perf_counter(), run.progress, run.recipe, run.group
     items = run.items(progress.step)
     whole = sum(map(run.method.weight, items))
     sums: Counter[str] = Counter()
     run.decoder.train()
+    group.draw_anew(recipe.seed, progress.step)
     run.method.begin(run.decoder, items, run.trained.adapter, recipe.micro_tokens)
     if run.balance is not None:
         run.balance.begin(items, whole, run.trained.adapter, recipe.micro_tokens)
-    for part in micro(items, recipe.micro_tokens):
+    for part, counts in group.share(items, recipe.micro_tokens):
         loss, told = _loss(run, part)
-        (loss / whole).backward()  # type: ignore[no-untyped-call]
-        sums.update({name: float(value) for name, value in {"loss": loss.detach(), **told}.items()})
+        (counts * loss / whole).backward()  # type: ignore[no-untyped-call]
+        sums.update({name: counts * float(value) for name, value in {"loss": loss.detach(), **told}.items()})
+    sums = group.summed(sums)
+    group.sum_gradients(run.trained.parameters)
     norm = run.optimizer.clip(recipe.optim.clip)
     if not math.isfinite(norm):
         raise NotFinite(f"the gradients of step {progress.step + 1} have no finite norm, though its loss is {sums['loss'] / whole:.4g}. Its rows: "
@@ -154,9 +163,10 @@ def evaluate(run: Run) -> dict[str, float | dict[str, float]]:
     sums: Counter[str] = Counter()
     with torch.no_grad():
         run.method.begin(run.decoder, run.held_out, run.trained.adapter, run.recipe.micro_tokens)
-        for part in micro(run.held_out, run.recipe.micro_tokens):
+        for part, counts in run.group.share(run.held_out, run.recipe.micro_tokens):
             loss, told = _loss(run, part)
-            sums.update({name: float(value) for name, value in {"loss": loss, **told}.items()})
+            sums.update({name: counts * float(value) for name, value in {"loss": loss, **told}.items()})
+    sums = run.group.summed(sums)
     whole = sum(map(run.method.weight, run.held_out))
     mean = {name: value / whole for name, value in sums.items()}
     return {"loss": mean.pop("loss"), "told": mean}

@@ -13,6 +13,7 @@ from pellucid.model.decoder import Decoder
 from pellucid.model.memory import available_bytes
 from pellucid.model.parts import Rows
 from pellucid.model.report import size
+from pellucid.train.distributed import ALONE, Group
 from pellucid.train.loss import CHUNK_BYTES
 from pellucid.train.optim import BLOCK, SMALL
 from pellucid.train.recipe import Recipe
@@ -48,18 +49,20 @@ class Need:
         return f"{' + '.join(each)}{free}{again}"
 
 
-def need(decoder: Decoder, trained: Trained, recipe: Recipe, lengths: Sequence[int], together: int = 1) -> Need:
+def need(decoder: Decoder, trained: Trained, recipe: Recipe, lengths: Sequence[int], together: int = 1, group: Group = ALONE) -> Need:
     """What a run of rows of these lengths takes, at least so many of them together; blocks are recomputed where the recipe says so or leaves it to memory.
+
+    group: each of its processes has a share of gradients and optimizer, and those of one machine share its memory.
 
     Raises OutOfMemoryBudget for more than there is, with what would fit.
     """
     asked = recipe.model.gradient_checkpointing
     part = _largest_part(lengths, recipe.micro_tokens, together)
     n = [(p.numel(), p.element_size()) for p in trained.parameters.values()]
-    whole = Need(gradients=sum(count * (each if each >= 4 else each + 4) for count, each in n),  # of 16 bits: and in float32, while a step is made
-                 optimizer=int(sum(count * (_moments(count, recipe.optim.name) + 4 * (each < 4)) for count, each in n)),
+    whole = Need(gradients=sum(count * (each if each >= 4 else each + 4) for count, each in n) // group.n,  # of 16 bits: and in float32, while a step is made
+                 optimizer=int(sum(count * (_moments(count, recipe.optim.name) + 4 * (each < 4)) for count, each in n)) // group.n,
                  activations=activation_bytes(decoder, part, trained.adapter), logits=_CHUNKS * min(CHUNK_BYTES, 4 * sum(part) * decoder.spec.n_vocab),
-                 available=available_bytes(decoder.embed.weight.device), recomputed=False)
+                 available=group.own(available_bytes(decoder.embed.weight.device), decoder.embed.weight.device), recomputed=False)
     again = _again(whole, decoder, part)
     chosen = again if asked is True or (asked == "auto" and not whole.fits) else whole
     if not chosen.fits:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pellucid.train.distributed import like, whole
 from pellucid.train.recipe import OptimPart
 
 BLOCK = 256  # numbers that share a scale in an 8-bit state; https://arxiv.org/abs/2110.02861 has 2,048, and later releases of its authors 256
@@ -45,7 +46,7 @@ class Optimizer:
     def clip(self, most: float | None) -> float:
         """The norm of all gradients together, which are scaled down to `most` where it is more."""
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
         if most is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), most, norm)
         return float(norm)
@@ -63,13 +64,13 @@ class Optimizer:
         with torch.no_grad():
             for name, master in self.masters.items():
                 if master is not self.parameters[name]:
-                    master.copy_(state[f"master.{name}"])
+                    master.copy_(like(state[f"master.{name}"], master))
         for optimizer in self.each:
             for name, kept in self._named(optimizer):
                 found = {key.partition(".")[0]: value.clone() for key, value in state.items() if key.partition(".")[2] == name}
                 found.pop("master", None)
                 if found:
-                    optimizer.state[kept] = found
+                    optimizer.state[kept] = {key: like(value, kept) for key, value in found.items()}
 
     @property
     def n_bytes(self) -> int:

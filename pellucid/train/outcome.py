@@ -125,7 +125,8 @@ def _base(tuning: Tuning) -> Model:
 def _facts(tuning: Tuning) -> dict[str, Any]:
     progress = tuning.run.progress
     measured = {"train_seconds": progress.seconds, "steps": float(progress.step), "tokens": float(progress.tokens),
-                **({} if progress.best == float("inf") else {"held_out_loss": progress.best})}
+                **({} if progress.best == float("inf") else {"held_out_loss": progress.best}),
+                **({} if progress.processes == 1 else {"processes": float(progress.processes)})}
     return {"settings": {"recipe": _placed(tuning.recipe), "facts": tuning.facts}, "measured": measured}
 
 

@@ -33,6 +33,9 @@ def replay(record: Record, observe: Callable[[Event], None] = lambda event: None
     recorded = {Path(path).name: str(facts["sha256"]) for path, facts in record.output.get("files", {}).items() if Path(path).suffix in WEIGHTS}
     if record.kind != "tune" or not isinstance(plain, dict) or not recorded:
         raise BadRecord(f"a record of kind {record.kind!r} is no tuning's, or says nothing of its recipe and its files")
+    if (n := int(record.measured.get("processes", 1))) > 1:
+        raise BadRecord(f"{n} processes trained this together, and their sums round otherwise than those of the one that replays: it would not come out the "
+                        f"same. Train again as it was trained: torchrun --nproc-per-node {n} -m pellucid tune RECIPE")
     with tempfile.TemporaryDirectory() as folder:
         recipe = read_recipe({**plain, "out": {**plain["out"], "folder": folder, "tensorboard": False}})
         tuning = prepare(recipe, observe=observe)

@@ -29,6 +29,7 @@ from pellucid.records import Input, input_file
 from pellucid.train import checkpoint
 from pellucid.train.added_tokens import with_added_tokens
 from pellucid.train.balance import Balance, coefficient_of
+from pellucid.train.distributed import ALONE, Group, check, join
 from pellucid.train.loop import Event, Run, train
 from pellucid.train.made import check_asked, written
 from pellucid.train.memory import Need, need
@@ -89,15 +90,39 @@ class Tuning:
 
 
 def prepare(recipe: Recipe, *, observe: Callable[[Event], None] = lambda event: None, resume: bool = False,
-            asked_to_stop: Callable[[], bool] = lambda: False) -> Tuning:
+            asked_to_stop: Callable[[], bool] = lambda: False, group: Group | None = None) -> Tuning:
     """Loads the model and the data of a recipe, and everything that can be wrong with them is said here, before a step is made.
 
-    resume: go on from the newest state in the recipe's folder. Raises BadRequest, BadData, and what loading a model raises.
+    resume: go on from the newest state in the recipe's folder. group: the processes that train together; None = those that torchrun started.
+    Raises BadRequest, BadData, and what loading a model raises.
     """
-    if (n := os.environ.get("WORLD_SIZE", "1")) != "1":  # torchrun says so; each process would train all of it into the same folder
-        raise BadRequest(f"{n} processes were started (WORLD_SIZE={n}), and a tuning runs in one. Start it without torchrun, or with --nproc-per-node 1",
-                         field="recipe")
+    group = join() if group is None else group
     keep_few_kernels()
+    with group.in_turn():  # what the first one writes is there for the others, and what is wrong is said once
+        tuning = _prepare(recipe, group, observe, resume, asked_to_stop)
+    run = tuning.run
+    if group.n > 1:
+        run.decoder.recomputed = group.any(tuning.memory.recomputed)
+        group.shard(run.decoder, tuning.trained)
+        run.optimizer = Optimizer(tuning.trained.parameters, recipe.optim)
+    if resume:
+        checkpoint.load(checkpoint.states(tuning.folder)[-1], run, tuning.facts)
+    run.progress.processes = max(run.progress.processes, group.n)
+    return tuning
+
+
+def alone(recipe: Recipe, tuning: Tuning, observe: Callable[[Event], None] = lambda event: None) -> Tuning | None:
+    """Where several processes trained: the run in the first of them alone, from the state that all write now; None in the others, whose work is done."""
+    group = tuning.run.group
+    if group.n == 1:
+        return tuning
+    tuning.run.save(False)
+    group.leave()
+    return prepare(recipe, observe=observe, resume=True, group=ALONE) if group.first else None
+
+
+def _prepare(recipe: Recipe, group: Group, observe: Callable[[Event], None], resume: bool, asked_to_stop: Callable[[], bool]) -> Tuning:
+    check(recipe, group)
     settings = method_settings(recipe)
     states = checkpoint.states(Path(recipe.out.folder))
     if states and not resume:
@@ -119,16 +144,15 @@ def prepare(recipe: Recipe, *, observe: Callable[[Event], None] = lambda event: 
     steps = recipe.steps or data.stock.steps(recipe.epochs)
     held = data.held_out[: recipe.eval.rows]
     refer_ahead(method, model, chain([held] if held else [], map(data.stock.step, range(steps))), Path(recipe.out.folder), recipe.micro_tokens)
-    drop, balance, notes = at_training(recipe, model, method)
+    drop, balance, notes = at_training(recipe, model, method, group)
     with dropping(model.decoder, drop, list(what.parts(model.decoder).values()), recipe.tune.dropout):
-        memory = need(model.decoder, what, recipe, data.learned.lengths, len(examples(data.stock.step(0)[0])))
+        memory = need(model.decoder, what, recipe, data.learned.lengths, len(examples(data.stock.step(0)[0])), group)
     model.decoder.recomputed = memory.recomputed
-    run = Run(decoder=model.decoder, trained=what, method=method, optimizer=Optimizer(what.parameters, recipe.optim), recipe=recipe, steps=steps,
-              items=data.stock.step, held_out=held, observe=observe, asked_to_stop=asked_to_stop, drop=drop, balance=balance)
+    optimizer = Optimizer(what.parameters if group.n == 1 else {}, recipe.optim)  # of shards, later, where there are several processes
+    run = Run(decoder=model.decoder, trained=what, method=method, optimizer=optimizer, recipe=recipe, steps=steps, items=data.stock.step,
+              held_out=held, observe=observe, asked_to_stop=asked_to_stop, drop=drop, balance=balance, group=group)
     facts = {**recipe.facts(), "all steps": steps, "the model": model.sha256, **{f"data {role}": file.sha256 for role, file in data.files.items()}}
     run.save = partial(_save, recipe, run, facts)
-    if resume:
-        checkpoint.load(states[-1], run, facts)
     return Tuning(recipe, model, what, data, run, facts, memory, notes)
 
 
@@ -136,7 +160,7 @@ def _save(recipe: Recipe, run: Run, facts: dict[str, Any], best: bool) -> None:
     checkpoint.save(Path(recipe.out.folder), run, facts, keep=recipe.save.keep, best=best)
 
 
-def at_training(recipe: Recipe, model: Model, method: Method) -> tuple[Dropouts, Balance | None, tuple[str, ...]]:
+def at_training(recipe: Recipe, model: Model, method: Method, group: Group = ALONE) -> tuple[Dropouts, Balance | None, tuple[str, ...]]:
     """What config.json has for training alone, as the recipe wants it, and notes on what of it stays off.
 
     Raises UnsupportedModel for what is not implemented, BadRequest for a router's loss where there is no router.
@@ -150,7 +174,7 @@ def at_training(recipe: Recipe, model: Model, method: Method) -> tuple[Dropouts,
         else:
             notes.append(f"{said[0]}={said[1]:g} in config.json stays off, as transformers leaves it without output_router_logits; "
                          f"model.router_loss={said[1]:g} turns it on")
-    balance = Balance(model.decoder, coefficient) if coefficient else None
+    balance = Balance(model.decoder, coefficient, group.n) if coefficient else None
     if balance is not None and not balance.mixtures:
         raise BadRequest(f"model.router_loss={coefficient:g}, and {model.checkpoint.name} has no experts. Leave it out", field="model.router_loss")
     return drop, balance, tuple(notes)
