@@ -25,6 +25,8 @@ QWEN = dict(  # the widths of Qwen2.5-0.5B: pellucid/catalog/shapes.toml
     num_attention_heads=14, num_key_value_heads=2, max_position_embeddings=32768, rms_norm_eps=1e-6, rope_theta=1e6, hidden_act="silu",
     tie_word_embeddings=True, use_sliding_window=False, sliding_window=32768, max_window_layers=24, torch_dtype="bfloat16", bos_token_id=1, eos_token_id=2)
 RUNS = [(model, format, context) for model in FAMILIES for format in ("bf16", "q4_k_m") for context in (512, 2000)]
+RUNS += [(model, method, length) for model, method in (("random-30m", "lora"), ("random-30m", "full"), ("random-1.1b", "lora")) for length in (512,)]
+ROWS = {"random-30m": 8, "random-1.1b": 2}  # of a training step
 TOKENS = 12  # decoded at the end of the context
 
 
@@ -58,6 +60,21 @@ def worker(path: str, context: int) -> None:
     print(json.dumps({"peak_bytes": peak_bytes(), "decode": statistics.median(rates)}))
 
 
+def train(path: str, method: str, length: int) -> None:
+    """Four steps of tuning as benchmarks/tune.py makes them; the peak of the process and tokens a second."""
+    from tune import pellucid_side
+    rows = ROWS[Path(path).name]
+    seconds, _ = pellucid_side(path, argparse.Namespace(batch=rows, steps=4, length=length, method=method, recompute=False))()
+    print(json.dumps({"peak_bytes": peak_bytes(), "decode": rows * length / min(seconds[1:])}))
+
+
+def predict_training(model: str, method: str, length: int, scratch: Path) -> dict:
+    from pellucid.catalog.footprint import Footprint
+    from pellucid.catalog.subject import subject
+    parts = Footprint(subject(str(scratch / model)).spec).training_bytes(method, n_tokens=ROWS[model] * length)
+    return {"bandwidth": float("nan"), "peak_bytes": sum(parts.values()), "decode": float("nan"), "parts": parts}
+
+
 def predict(model: str, format: str, context: int, scratch: Path) -> dict:
     from pellucid.catalog import hardware, planning
     from pellucid.catalog.footprint import Footprint
@@ -75,18 +92,21 @@ def main() -> None:
     parser.add_argument("--run", type=int)
     parser.add_argument("--out", type=Path, default=Path("out/plan.jsonl"))
     parser.add_argument("--report", type=Path)
-    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        return worker(args.worker[0], int(args.worker[1]))
+        path, format, context = args.worker
+        return train(path, format, int(context)) if format in ("lora", "full") else worker(path, int(context))
     if args.make:
         return make(args.scratch)
     if args.report:
         return report([json.loads(line) for line in args.report.read_text().splitlines()])
     model, format, context = RUNS[args.run]
-    told = predict(model, format, context, args.scratch)
-    done = subprocess.run([sys.executable, __file__, "--worker", str(made(model, format, args.scratch)), str(context)], check=True, capture_output=True,
-                          text=True, env=os.environ)
+    training = model in ROWS
+    told = (predict_training if training else predict)(model, format, context, args.scratch)
+    path = args.scratch / model if training else made(model, format, args.scratch)
+    done = subprocess.run([sys.executable, __file__, "--worker", str(path), format, str(context)], check=True, stdout=subprocess.PIPE, text=True,
+                          env=os.environ)
     measured = json.loads(done.stdout.splitlines()[-1])
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("a") as out:

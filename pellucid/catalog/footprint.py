@@ -20,8 +20,11 @@ STEP_TOKENS = 512  # engine/engine.py: what a step computes at most
 RUNTIME_BYTES = 260_000_000
 # Packed rows are put in the order that products read them in, with scales beside them: what they take of the file's bytes, measured there too.
 REPACKED = 1.2
-# Bytes of optimizer a trained number: float32 copy, and AdamW's two moments in 32 or 8 bits. https://arxiv.org/abs/1910.02054, section 3.1; 2110.02861.
-OPTIMIZERS = {"adamw": 4 + 8, "adamw8bit": 4 + 2, "sgd": 4}
+# Bytes of optimizer a trained number: AdamW's two moments in 32 bits, or in 8 with a scale for each 256. https://arxiv.org/abs/2110.02861
+MOMENTS = {"adamw": 8, "adamw8bit": 2 + 8 / 256, "sgd": 0}
+FLOAT32_BELOW = 200_000_000  # parameters: up to so many a whole model is trained in float32 where the recipe does not say
+CHUNK_BYTES = 1 << 26  # of logits in float32 at a time: 512 tokens of a vocabulary of 32,000
+TRAINING_BYTES = RUNTIME_BYTES  # the process itself, once an optimizer has made a step
 NF4_BITS = 4 + 0.127  # of a matrix under QLoRA, with its constants quantized twice: https://arxiv.org/abs/2305.14314, section 3
 
 
@@ -106,20 +109,25 @@ class Footprint:
         return sum(math.prod(t.shape[:-2]) * rank * (t.shape[-2] + t.shape[-1]) for name, t in self.tensors.items()
                    if name.startswith("blk.") and packable(name, t.shape))
 
-    def training_bytes(self, method: str, *, n_tokens: int, optimizer: str = "adamw", rank: int = 16) -> dict[str, int]:
-        """What a training step of n_tokens holds, by part. method: full, lora or qlora.
+    def training_bytes(self, method: str, *, n_tokens: int, optimizer: str = "adamw", rank: int = 16, recomputed: bool = False) -> dict[str, int]:
+        """What a training step of n_tokens in one row holds, by part, as `pellucid tune` computes it. method: full, lora or qlora.
 
-        bfloat16 weights and gradients, float32 copies in the optimizer; each layer's input is kept and its inside computed again
-        (https://arxiv.org/abs/1604.06174), one layer's inside and its gradients at a time; logits and their gradients in float32.
+        Small models are trained in float32 and others in bfloat16 with masters; adapters are float32. What backward needs of every layer is kept, or, recomputed,
+        its input and one layer's inside at a time (https://arxiv.org/abs/1604.06174). Of logits there are a few tokens' at a time, their gradient written over them.
         """
-        everything = cost.parameters(self.spec)
-        trained = everything if method == "full" else self.adapter_numbers(rank)
+        everything, full = cost.parameters(self.spec), method == "full"
+        trained = everything if full else self.adapter_numbers(rank)
         packed = sum(math.prod(t.shape) for name, t in self.tensors.items() if name.startswith("blk.") and packable(name, t.shape))
-        weights = 2 * everything if method != "qlora" else int(packed * NF4_BITS / 8) + 2 * (everything - packed)
-        inner = max((_inner(self.spec, layer) for layer in self.spec.layers), default=0)
-        activations = 2 * n_tokens * (len(self.spec.layers) * self.spec.d_model + 2 * (inner + 2 * self.spec.d_model))
-        return {"weights": weights + (0 if method == "full" else 2 * trained), "gradients": 2 * trained, "optimizer": OPTIMIZERS[optimizer] * trained,
-                "activations": activations, "logits": 2 * 4 * n_tokens * self.spec.n_vocab, "runtime": RUNTIME_BYTES}
+        width = 4 if full and everything <= FLOAT32_BELOW else 2
+        masters = full and width == 2
+        weights = width * everything if method != "qlora" else int(packed * NF4_BITS / 8) + 2 * (everything - packed)
+        n = len(self.spec.layers)
+        layers = sum(_kept(self.spec, layer, width, 0 if full else rank) for layer in self.spec.layers)
+        if recomputed and n:
+            layers = 2 * layers // n + n * width * self.spec.d_model  # of one layer its gradients too
+        return {"weights": weights + (0 if full else 4 * trained), "gradients": (6 if masters else 4) * trained,
+                "optimizer": int((MOMENTS[optimizer] + 4 * masters) * trained), "activations": n_tokens * (layers + 2 * width * self.spec.d_model),
+                "logits": min(CHUNK_BYTES, 4 * n_tokens * self.spec.n_vocab), "runtime": TRAINING_BYTES}
 
 
 def _planned(footprint: Footprint, mix: str) -> Plan:
@@ -191,6 +199,21 @@ def _of_mlp(D: int, mlp: FeedForward | Matrix) -> dict[str, Tensor]:
 
 def _inner(spec: DecoderSpec, layer: Layer) -> int:
     """Numbers a token has inside one layer at once: of attention its queries, keys, values and result, or of the feed-forward its widths."""
+    return max(_widths(layer)) + spec.d_model
+
+
+def _kept(spec: DecoderSpec, layer: Layer, width: int, rank: int) -> int:
+    """Bytes a token leaves in one layer for backward, in numbers of this width: the stream and its normed self before both halves, and what is inside of them.
+
+    Adapters of this rank read float32, so that narrower numbers leave copies. Held against what torch keeps: tests/catalog/test_footprint.py.
+    """
+    widths = _widths(layer)
+    copies = 0 if not rank else (6 * spec.d_model + 4 * widths[-1] // 3) * (width < 4) + 6 * 7 * rank
+    return width * (4 * spec.d_model + sum(widths)) + copies
+
+
+def _widths(layer: Layer) -> list[int]:
+    """Numbers a token has inside of attention, and of each feed-forward."""
     mixer, widths = layer.mixer, [0]
     if isinstance(mixer, LatentAttention):
         widths.append(mixer.n_heads * (2 * mixer.d_plain + 2 * mixer.rope.d_rotary + 2 * mixer.d_value))
@@ -200,5 +223,5 @@ def _inner(spec: DecoderSpec, layer: Layer) -> int:
         each = mlp.each if isinstance(mlp, Experts) else mlp
         if isinstance(each, FeedForward):
             widths.append((mlp.n_active if isinstance(mlp, Experts) else 1) * (3 if each.gated else 2) * each.d_ff)
-    return max(widths) + spec.d_model
+    return widths
 

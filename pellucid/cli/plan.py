@@ -12,7 +12,7 @@ from pellucid import cost
 from pellucid.catalog import cards, planning
 from pellucid.catalog import hardware as machines
 from pellucid.catalog.cards import Card
-from pellucid.catalog.footprint import LADDER, OPTIMIZERS, Footprint
+from pellucid.catalog.footprint import LADDER, MOMENTS, Footprint
 from pellucid.catalog.hardware import Hardware
 from pellucid.catalog.planning import FITS
 from pellucid.catalog.subject import Subject, subject
@@ -62,7 +62,7 @@ def command(
         return _pretrain(model, flops, budget, on or ["h100"], fit, json)
     if model is None:
         raise BadRequest("no model was named: pellucid plan MODEL, or pellucid plan --pretrain", field="model")
-    for option, value, known in (("--train", train, METHODS), ("--optimizer", optimizer, tuple(OPTIMIZERS))):
+    for option, value, known in (("--train", train, METHODS), ("--optimizer", optimizer, tuple(MOMENTS))):
         if value is not None and value not in known:
             raise BadRequest(f"{option} {value!r} is none of {', '.join(known)}.{did_you_mean(nearest(value, known))}", field=option[2:])
     if batch < 1 or rank < 1:
@@ -86,7 +86,7 @@ def command(
                     "bandwidth": here.bandwidth, "gpus": [asdict(card) for card in found]}}
     if train is not None:
         n_seq = min(tokens(seq, "--seq") or 0, asked.spec.n_ctx)
-        facts["training"] = _training(footprint, places, train, tokens(tokens_, "--tokens", kilo=1000) or 0, n_seq, rank, optimizer, grams)
+        facts["training"] = _training(footprint, places, train, tokens(tokens_, "--tokens", kilo=1000) or 0, n_seq, batch, rank, optimizer, grams)
     else:
         n_seq = min(2048, asked.spec.n_ctx)
         facts["training_bytes"] = {method: sum(footprint.training_bytes(method, n_tokens=n_seq, optimizer=optimizer, rank=rank).values())
@@ -133,20 +133,21 @@ def _place(footprint: Footprint, place: Hardware, quantize: str | None, n: int, 
     return told
 
 
-def _training(footprint: Footprint, places: list[Hardware], method: str, n_tokens: int, n_seq: int, rank: int, optimizer: str,
+def _training(footprint: Footprint, places: list[Hardware], method: str, n_tokens: int, n_seq: int, batch: int, rank: int, optimizer: str,
               grams: float) -> dict[str, Any]:
-    parts = footprint.training_bytes(method, n_tokens=n_seq, optimizer=optimizer, rank=rank)
+    parts, again = (footprint.training_bytes(method, n_tokens=batch * n_seq, optimizer=optimizer, rank=rank, recomputed=each) for each in (False, True))
+    least = sum(again.values())
     told: list[dict[str, Any]] = []
     for place in places:
         seconds = planning.training_seconds(footprint, place, n_tokens=n_tokens, n_seq=n_seq, method=method)
-        cards = max(1, -(-sum(parts.values()) // place.memory))
+        cards = max(1, -(-least // place.memory))
         kwh = None if seconds is None or place.watts is None else place.watts * seconds / 3.6e6
-        told.append({"key": place.key, "name": place.name, "fits": sum(parts.values()) <= place.memory, "of_them": cards, "device_seconds": seconds,
+        told.append({"key": place.key, "name": place.name, "fits": least <= place.memory, "recomputed": sum(parts.values()) > place.memory, "of_them": cards, "device_seconds": seconds,
                      "dollars": None if seconds is None or place.rent is None else seconds / 3600 * place.rent, "kwh": kwh,
                      "co2_grams": None if kwh is None else kwh * grams})
     trained = cost.parameters(footprint.spec) if method == "full" else footprint.adapter_numbers(rank)
-    return {"method": method, "tokens": n_tokens, "seq": n_seq, "rank": None if method == "full" else rank, "optimizer": optimizer, "bytes": parts,
-            "total_bytes": sum(parts.values()), "trained": trained, "places": told}
+    return {"method": method, "tokens": n_tokens, "seq": n_seq, "batch": batch, "rank": None if method == "full" else rank, "optimizer": optimizer, "bytes": parts,
+            "total_bytes": sum(parts.values()), "recomputed_bytes": least, "trained": trained, "places": told}
 
 
 def _print(asked: Subject, facts: dict[str, Any], found: Sequence[Card], train: str | None) -> None:
@@ -202,13 +203,14 @@ def _line(place: dict[str, Any]) -> str:
 
 def _print_training(told: dict[str, Any]) -> None:
     rank = f", rank {told['rank']}" if told["rank"] else ""
-    print(f"{told['method']:9} {count(told['trained'])} numbers trained{rank}, {told['optimizer']}, {told['tokens']:,} tokens in rows of {told['seq']:,}")
+    print(f"{told['method']:9} {count(told['trained'])} numbers trained{rank}, {told['optimizer']}, {told['tokens']:,} tokens in rows of {told['seq']:,}, {told['batch']} at a time")
     parts = [f"{part} {size(n)}" for part, n in told["bytes"].items()]
     print(f"{'memory':9} {size(told['total_bytes'])}: {' · '.join(parts[:3])}\n{'':9} {' · '.join(parts[3:])}")
+    print(f"{'':9} {size(told['recomputed_bytes'])} where blocks are computed again in backward, which is done where the rest would not fit (*)")
     print()
     print(f"{'where':14} {'fits':>6} {'device time':>12} {'dollars':>9} {'kWh':>8} {'kg CO2':>8}")
     for place in told["places"]:
-        cells = ["yes" if place["fits"] else f"{place['of_them']} ×", "-" if place["device_seconds"] is None else _time(place["device_seconds"]),
+        cells = ["yes" + "*" * place["recomputed"] if place["fits"] else f"{place['of_them']} ×", "-" if place["device_seconds"] is None else _time(place["device_seconds"]),
                  *("-" if place[key] is None else f"{place[key] / scale:,.2f}" for key, scale in (("dollars", 1), ("kwh", 1), ("co2_grams", 1000)))]
         print(f"{place['key']:14} {cells[0]:>6} {cells[1]:>12} {cells[2]:>9} {cells[3]:>8} {cells[4]:>8}")
 

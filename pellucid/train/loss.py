@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from pellucid.catalog.footprint import CHUNK_BYTES
 from pellucid.data.batch import IGNORED
 from pellucid.model.decoder import Decoder, Unembed
 from pellucid.model.low_rank import Choice
 from pellucid.model.parts import Rows
-
-CHUNK_BYTES = 1 << 26  # of logits in float32 at a time: 512 tokens of a vocabulary of 32,000
 
 
 def cross_entropy(decoder: Decoder, hidden_TD: Tensor, target_T: Tensor, rows: Rows | None = None) -> Tensor:

@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from pellucid.catalog.footprint import CHUNK_BYTES
 from pellucid.errors import OutOfMemoryBudget
 from pellucid.model.decoder import Decoder
 from pellucid.model.memory import available_bytes
 from pellucid.model.parts import Rows
 from pellucid.model.report import size
 from pellucid.train.distributed import ALONE, Group
-from pellucid.train.loss import CHUNK_BYTES
 from pellucid.train.optim import BLOCK, SMALL
 from pellucid.train.recipe import Recipe
 from pellucid.train.trainable import Trained
 
 _PROBES = 32, 64  # tokens of a row; two lengths tell what grows with the tokens from what grows with their pairs
-_CHUNKS = 3  # of logits at a time: they, their gradient, and a product's float32
+_CHUNKS = 3  # of logits at a time, at the most: they, their gradient, and a product's float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

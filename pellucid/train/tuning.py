@@ -14,6 +14,7 @@ import torch
 
 import pellucid
 from pellucid.api import Model
+from pellucid.catalog.footprint import FLOAT32_BELOW
 from pellucid.data.example import Item, examples
 from pellucid.data.hub_files import files_of_hub
 from pellucid.data.kept import Some
@@ -42,8 +43,6 @@ from pellucid.train.recipes import shipped
 from pellucid.train.sft import NextToken
 from pellucid.train.taught import Taught, taught
 from pellucid.train.trainable import Trained, trained
-
-SMALL = 200_000_000  # parameters: up to so many a whole model is trained in float32 where the recipe does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +191,7 @@ def load_model(recipe: Recipe) -> Model:
         from pellucid.weights.checkpoint import open_checkpoint
         from pellucid.weights.hub import resolve
         n = cost.parameters(describe_checkpoint(open_checkpoint(resolve(part.path)), part.accept_unread).spec)
-        dtype = "float32" if n <= SMALL else "auto"
+        dtype = "float32" if n <= FLOAT32_BELOW else "auto"
     return pellucid.load(part.path, dtype=dtype, ops="training", activations="exact", accept_unread=part.accept_unread, chat_template=template_of(part),
                          threads=recipe.threads)
 

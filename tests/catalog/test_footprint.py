@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from pellucid import cost
 from pellucid.catalog import models
-from pellucid.catalog.footprint import LADDER, RUNTIME_BYTES, Footprint
+from pellucid.catalog.footprint import LADDER, TRAINING_BYTES, Footprint
 from pellucid.cli import main
 from pellucid.errors import BadRequest
 from pellucid.families import llama
@@ -93,19 +93,29 @@ def test_the_best_format_is_the_widest_that_fits() -> None:
     assert mark.best_format(sizes[-1] - 1, 4096) is None
 
 
-def test_training_holds_sixteen_bytes_a_number_and_an_adapter_little() -> None:
+def test_training_holds_twenty_bytes_a_number_and_an_adapter_little() -> None:
     mark = footprint("llama-2-7b")
     full, lora, qlora = (mark.training_bytes(method, n_tokens=1024) for method in ("full", "lora", "qlora"))
-    assert full["weights"] + full["gradients"] + full["optimizer"] == 16 * 6_738_415_616
+    assert full["weights"] + full["gradients"] + full["optimizer"] == (2 + 6 + 12) * 6_738_415_616  # bfloat16, with float32 of masters and of gradients
     # rank x (rows + columns) of the seven matrices of each of 32 layers
     adapter = 16 * 32 * (4 * 2 * 4096 + 3 * (4096 + 11_008))
     assert mark.adapter_numbers(16) == adapter
-    assert (lora["gradients"], lora["optimizer"]) == (2 * adapter, 12 * adapter)
+    assert (lora["gradients"], lora["optimizer"]) == (4 * adapter, 8 * adapter)
     matrices = 32 * (4 * 4096**2 + 3 * 4096 * 11_008)
-    assert qlora["weights"] == int(matrices * 4.127 / 8) + 2 * (6_738_415_616 - matrices) + 2 * adapter
-    assert full["runtime"] == RUNTIME_BYTES
-    assert full["logits"] == 2 * 4 * 1024 * 32_000
+    assert qlora["weights"] == int(matrices * 4.127 / 8) + 2 * (6_738_415_616 - matrices) + 4 * adapter
+    assert full["runtime"] == TRAINING_BYTES
+    assert full["logits"] == 1 << 26  # so many tokens' at a time as 64 MB hold, and never all of 1,024
     assert mark.training_bytes("full", n_tokens=1024, optimizer="sgd")["optimizer"] == 4 * 6_738_415_616
+    again = mark.training_bytes("full", n_tokens=1024, recomputed=True)
+    assert 5 * again["activations"] < full["activations"]
+    assert {part for part in full if full[part] != again[part]} == {"activations"}
+
+
+def test_a_small_model_is_trained_whole_in_float32() -> None:
+    mark = footprint("pythia-70m")
+    n = cost.parameters(mark.spec)
+    full = mark.training_bytes("full", n_tokens=512)
+    assert (full["weights"], full["gradients"], full["optimizer"]) == (4 * n, 4 * n, 8 * n)
 
 
 def test_a_format_nobody_writes_is_refused_with_the_nearest() -> None:

@@ -67,11 +67,13 @@ def test_two_processes_train_as_one_and_one_goes_on_from_what_two_wrote(tmp_path
     alone = here(of)
     shutil.rmtree(of.out.folder)
     both = launched(of, tmp_path)
-    assert both == pytest.approx(alone, abs=1e-5) and len(alone) == STEPS
+    assert both == pytest.approx(alone, abs=1e-5)
+    assert len(alone) == STEPS
     assert alone[1] > 1.05 * alone[STEPS]  # equal, and not for want of learning
     out = Path(of.out.folder)
     record = Record.read(out / "model/record.json")
-    assert record.measured["processes"] == 2 and record.measured["steps"] == STEPS
+    assert record.measured["processes"] == 2
+    assert record.measured["steps"] == STEPS
     with pytest.raises(BadRecord, match="2 processes trained this together"):
         replay(record)
     assert [state.name for state in states(out)] == [f"step-{HALF:08d}", f"step-{STEPS:08d}"]
@@ -105,7 +107,8 @@ def test_each_item_counts_once_and_all_make_equally_many_parts(lengths: tuple[in
 
 def test_shares_are_about_as_long() -> None:
     filled = [sum(len(item.ids) for item in share) for share in dealt(items(*range(1, 30)), 3)]
-    assert max(filled) - min(filled) <= 29 and max(filled) < 1.1 * min(filled)
+    assert max(filled) - min(filled) <= 29
+    assert max(filled) < 1.1 * min(filled)
 
 
 def test_one_process_is_what_it_is_without_any_of_it() -> None:
@@ -125,7 +128,7 @@ def test_what_several_do_not_do_is_said(tmp_path: Path, monkeypatch: pytest.Monk
         check(read_recipe(of), Group(0, 8))
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(BadRequest, match="MASTER_ADDR.* not set"):
+    with pytest.raises(BadRequest, match=r"MASTER_ADDR.* not set"):
         join()
     with pytest.raises(SystemExit), ended_by_another():
         raise RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")

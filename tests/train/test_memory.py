@@ -1,20 +1,24 @@
 """What a run takes is known before it begins, and what would fit is said where it does not."""
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import pellucid
 from pellucid.errors import OutOfMemoryBudget
 from pellucid.ops.fused import Fused
 from pellucid.train import memory
 from pellucid.train.memory import need
 from pellucid.train.optim import Optimizer
 from pellucid.train.trainable import trained
+from pellucid.train.tuning import load_model
 from tests.train.test_loop import recipe
 from tests.train.tiny import tiny_decoder
 
+SHIPPED = Path(pellucid.__file__).with_name("shipped")
 LENGTHS = [500] * 4 + [3] * 20
 
 
@@ -63,3 +67,16 @@ def test_what_would_fit_does(monkeypatch: pytest.MonkeyPatch) -> None:
         asked(1000, monkeypatch)
     with pytest.raises(OutOfMemoryBudget, match=r"smaller model.*model.quantize=nf4"):
         asked(1000, monkeypatch, tune={"kind": "lora", "rank": 2})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_the_plan_counts_what_backward_keeps(kind: str, dtype: str) -> None:
+    """`pellucid plan --train` from the spec alone, beside what torch keeps of a real pass."""
+    from pellucid.catalog.footprint import _kept
+    of = recipe(model={"path": str(SHIPPED), "dtype": dtype}, tune={"kind": kind, **({} if kind == "full" else {"rank": 16})})
+    model = load_model(of)
+    width = 4 if dtype == "float32" else 2
+    told = sum(_kept(model.spec, layer, width, 0 if kind == "full" else 16) for layer in model.spec.layers) + 2 * width * model.spec.d_model
+    kept = memory.activation_bytes(model.decoder, [512], trained(model.decoder, of.tune, 0).adapter) / 512
+    assert told == pytest.approx(kept, rel=0.03)

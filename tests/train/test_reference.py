@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from pellucid.data.example import Example
+from pellucid.data.stock import digest
 from pellucid.errors import BadCheckpoint
 from pellucid.ops.fused import Fused
-from pellucid.train.reference import Reference, digest
+from pellucid.train.reference import Reference
 from tests.train.tiny import tiny_decoder
 
 ROWS = [Example((1, 2, 3), (False, True, True), "rows:1"), Example((1, 2, 3), (False, False, True), "rows:2"), Example((4, 5), (False, True), "rows:3")]
