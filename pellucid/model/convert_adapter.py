@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from pellucid.model.adapters import Halves, placed, projects
 from pellucid.model.convert import Conversion, Kind, Watch, made_by, record_path
 from pellucid.model.decoder import Decoder
 from pellucid.model.report import count
+from pellucid.model.to_safetensors import TEMPLATE
 from pellucid.ops.choose import choose
 from pellucid.records import Record, input_file, sha256_of
 from pellucid.spec import DecoderSpec
@@ -106,8 +108,9 @@ def convert_adapter(source: str | Path, out: str | Path, *, base: str | None = N
 
 
 def save_adapter(out: Path, halves: Halves, spec: DecoderSpec, *, base: str, card: Card, lineage: list[str],
-                 base_sha256: str | None = None) -> tuple[Written, ...]:
+                 base_sha256: str | None = None, chat_template: str | None = None) -> tuple[Written, ...]:
     """Writes a trained adapter as peft saves one: `halves` are by our names. base_sha256: of the model that it was trained on, `Model.sha256`.
+    chat_template: the source of the one that it learned with, where that is not its base's; beside the adapter, as trl leaves it there with a tokenizer.
 
     Raises UnknownTensors for what peft's files have no place for.
     """
@@ -116,7 +119,7 @@ def save_adapter(out: Path, halves: Halves, spec: DecoderSpec, *, base: str, car
     like = {name: p for name, p in decoder.named_parameters() if not (spec.tied and name == "unembed.weight")}
     table = NameTable(family(spec.family).WEIGHTS)
     return _write_peft(out, _joined(out.name, halves, like, table, spec, "safetensors"), card, like, table, spec, base, lineage, "trained",
-                       {} if base_sha256 is None else {BASE_SHA256: base_sha256})
+                       {} if base_sha256 is None else {BASE_SHA256: base_sha256}, {} if chat_template is None else {TEMPLATE: chat_template})
 
 
 def _base(file: AdapterFile, base: str | None) -> tuple[Description, str]:
@@ -199,7 +202,8 @@ def _write_gguf(out: Path, changes: dict[str, _Change], card: Card, architecture
 
 
 def _write_peft(out: Path, changes: dict[str, _Change], card: Card, like: Mapping[str, Tensor], table: NameTable, spec: DecoderSpec, base: str,
-                lineage: list[str], how: str, metadata: Mapping[str, str] | None = None) -> tuple[Written, ...]:
+                lineage: list[str], how: str, metadata: Mapping[str, str] | None = None,
+                texts: Mapping[str, str] = MappingProxyType({})) -> tuple[Written, ...]:
     tensors = {f"{PREFIX}{theirs.removesuffix('.weight')}.lora_{x}.weight": half for theirs, change in changes.items()
                for x, half in (("A", change.a), ("B", change.b))}
     tensors |= {f"{PREFIX}{theirs.removesuffix('.weight')}{MAGNITUDE}": change.m for theirs, change in changes.items() if change.m is not None}
@@ -211,6 +215,8 @@ def _write_peft(out: Path, changes: dict[str, _Change], card: Card, like: Mappin
         write(draft / WEIGHTS, tensors, metadata)
         (draft / ADAPTER_CONFIG).write_text(json.dumps(_config(changes, like, table, spec, base), indent=2) + "\n", encoding="utf-8")
         (draft / "README.md").write_text(front_matter(card) + "\n".join(lines), encoding="utf-8")
+        for name, text in texts.items():
+            (draft / name).write_text(text, encoding="utf-8")
         draft.chmod(0o777 & ~umask())
         move_folder(draft, out)
     return tuple(Written(path=path, n_bytes=path.stat().st_size, sha256=sha256_of(path)) for path in sorted(out.iterdir()))

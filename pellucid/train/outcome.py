@@ -19,6 +19,7 @@ from pellucid.errors import PellucidError
 from pellucid.model.adapters import Half
 from pellucid.model.convert import Change
 from pellucid.model.convert_adapter import save_adapter
+from pellucid.model.to_safetensors import TEMPLATE
 from pellucid.records import Record, sha256_of
 from pellucid.train import checkpoint
 from pellucid.train.export import ROWS, Survived, change_of, held_against, weights_with, write_merged
@@ -67,8 +68,12 @@ class Outcome:
     def next(self) -> list[str]:
         if self.kind == "reward":
             return ["pellucid", "show", str(self.out)]
-        return ["pellucid", "run", self.model, "--adapter", str(self.out), "-p", "..."] if self.kind == ADAPTER else \
-            ["pellucid", "run", str(self.out), "-p", "..."]
+        if self.kind != ADAPTER:
+            return ["pellucid", "run", str(self.out), "-p", "..."]
+        template = self.out / TEMPLATE
+        if template.is_file():
+            return ["pellucid", "chat", self.model, "--adapter", str(self.out), "--chat-template", str(template)]
+        return ["pellucid", "run", self.model, "--adapter", str(self.out), "-p", "..."]
 
 
 def finish(tuning: Tuning, *, permission: str | None = None) -> Outcome:
@@ -92,7 +97,7 @@ def _finish(tuning: Tuning, permission: str | None) -> Outcome:
     template = None if tuning.model.chat_template is None else tuning.model.chat_template.source
     if kind == "adapter":
         out = folder / ADAPTER
-        record = _write_adapter(tuning, out, source, facts, permission)
+        record = _write_adapter(tuning, out, source, facts, permission, template)
     elif kind == "reward":
         out = folder / MERGED
         record = _write_reward(tuning, out, source, facts, permission)
@@ -141,14 +146,15 @@ def _placed(recipe: Recipe) -> dict[str, Any]:
     return plain
 
 
-def _write_adapter(tuning: Tuning, out: Path, source: str, facts: dict[str, Any], permission: str | None) -> Path:
+def _write_adapter(tuning: Tuning, out: Path, source: str, facts: dict[str, Any], permission: str | None, template: str | None) -> Path:
     model, recipe = tuning.model, tuning.recipe
     made, notes = _made(tuning, source, permission)
     halves = {f"{name}.weight": Half(part.a.detach(), part.b.detach(), part.scale, None if part.m is None else part.m.detach())
               for name, part in tuning.trained.parts(model.decoder).items()}
     card = Card(license=model.checkpoint.card.license, license_name=model.checkpoint.card.license_name, license_link=model.checkpoint.card.license_link,
                 base_models=(recipe.model.path,))
-    files = save_adapter(out, halves, model.spec, base=recipe.model.path, card=card, lineage=_lines(tuning), base_sha256=model.sha256)
+    files = save_adapter(out, halves, model.spec, base=recipe.model.path, card=card, lineage=_lines(tuning), base_sha256=model.sha256,
+                         chat_template=template)
     return _record(tuning, out, files, made, facts, notes)
 
 

@@ -69,6 +69,27 @@ def test_what_cannot_be_asked_at_the_end_is_told_before_the_first_step(tmp_path:
             prepare(read_recipe("chat_lora", base + more))
 
 
+def test_an_adapter_carries_the_template_it_learned_with_and_the_next_command_gives_it(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS["chat_lora"]))
+    for name, more in (("own", [f"model.chat_template={TEMPLATE}"]), ("base", [])):
+        tuning = prepare(read_recipe("chat_lora", [f"out.folder={tmp_path / name}", f"data.sources.0.path={tmp_path / 'rows.jsonl'}", "steps=1", "batch=3",
+                                                   "data.held_out=1", "eval.every=0", "save.every=0", "threads=1", *more]))
+        tuning.train()
+        done = finish(tuning)
+        template = done.out / "chat_template.jinja"
+        how = ["--adapter", str(done.out)]
+        assert done.next == ["pellucid", *(["chat", done.model, *how, "--chat-template", str(template)] if more else ["run", done.model, *how, "-p", "..."])]
+        assert template.exists() == bool(more)
+    own = tmp_path / "own" / "adapter"
+    template = own / "chat_template.jinja"
+    assert template.read_text() == TEMPLATE.read_text()
+    assert str(template) in json.loads((own / "record.json").read_text())["output"]["files"]
+    model = pellucid.load(done.model, adapters={"own": own}, chat_template=template)
+    asked = [{"role": "user", "content": "Say one."}]
+    as_learned = pellucid.load(done.model, chat_template=TEMPLATE).chat_prompt_ids(asked)
+    assert model.chat_prompt_ids(asked) == as_learned != pellucid.load(done.model).chat_prompt_ids(asked)
+
+
 def test_the_result_keeps_the_template_it_learned_with_and_its_score(tmp_path: Path) -> None:
     tuning = prepare(read_recipe("niche", [f"out.folder={tmp_path}", "steps=1", "data.sources.0.n=8", "data.held_out.n=4", "threads=1",
                                            "eval.exact_match.rows=2", "eval.exact_match.max_tokens=40"]))
