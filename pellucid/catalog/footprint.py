@@ -112,8 +112,9 @@ class Footprint:
     def training_bytes(self, method: str, *, n_tokens: int, optimizer: str = "adamw", rank: int = 16, recomputed: bool = False) -> dict[str, int]:
         """What a training step of n_tokens in one row holds, by part, as `pellucid tune` computes it. method: full, lora or qlora.
 
-        Small models are trained in float32 and others in bfloat16 with masters; adapters are float32. What backward needs of every layer is kept, or, recomputed,
-        its input and one layer's inside at a time (https://arxiv.org/abs/1604.06174). Of logits there are a few tokens' at a time, their gradient written over them.
+        Small models are trained in float32 and others in bfloat16 with masters; adapters are float32. What backward needs of every layer is kept,
+        or, recomputed, its input and one layer's inside at a time (https://arxiv.org/abs/1604.06174). Of logits there are a few tokens' at a time,
+        their gradient written over them.
         """
         everything, full = cost.parameters(self.spec), method == "full"
         trained = everything if full else self.adapter_numbers(rank)

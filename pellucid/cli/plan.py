@@ -142,12 +142,12 @@ def _training(footprint: Footprint, places: list[Hardware], method: str, n_token
         seconds = planning.training_seconds(footprint, place, n_tokens=n_tokens, n_seq=n_seq, method=method)
         cards = max(1, -(-least // place.memory))
         kwh = None if seconds is None or place.watts is None else place.watts * seconds / 3.6e6
-        told.append({"key": place.key, "name": place.name, "fits": least <= place.memory, "recomputed": sum(parts.values()) > place.memory, "of_them": cards, "device_seconds": seconds,
-                     "dollars": None if seconds is None or place.rent is None else seconds / 3600 * place.rent, "kwh": kwh,
+        told.append({"key": place.key, "name": place.name, "fits": least <= place.memory, "recomputed": sum(parts.values()) > place.memory, "of_them": cards,
+                     "device_seconds": seconds, "dollars": None if seconds is None or place.rent is None else seconds / 3600 * place.rent, "kwh": kwh,
                      "co2_grams": None if kwh is None else kwh * grams})
     trained = cost.parameters(footprint.spec) if method == "full" else footprint.adapter_numbers(rank)
-    return {"method": method, "tokens": n_tokens, "seq": n_seq, "batch": batch, "rank": None if method == "full" else rank, "optimizer": optimizer, "bytes": parts,
-            "total_bytes": sum(parts.values()), "recomputed_bytes": least, "trained": trained, "places": told}
+    return {"method": method, "tokens": n_tokens, "seq": n_seq, "batch": batch, "rank": None if method == "full" else rank, "optimizer": optimizer,
+            "bytes": parts, "total_bytes": sum(parts.values()), "recomputed_bytes": least, "trained": trained, "places": told}
 
 
 def _print(asked: Subject, facts: dict[str, Any], found: Sequence[Card], train: str | None) -> None:
@@ -203,14 +203,16 @@ def _line(place: dict[str, Any]) -> str:
 
 def _print_training(told: dict[str, Any]) -> None:
     rank = f", rank {told['rank']}" if told["rank"] else ""
-    print(f"{told['method']:9} {count(told['trained'])} numbers trained{rank}, {told['optimizer']}, {told['tokens']:,} tokens in rows of {told['seq']:,}, {told['batch']} at a time")
+    print(f"{told['method']:9} {count(told['trained'])} numbers trained{rank}, {told['optimizer']}, {told['tokens']:,} tokens\n{'':9} "
+          f"{told['batch']} × {told['seq']:,} tokens at a time")
     parts = [f"{part} {size(n)}" for part, n in told["bytes"].items()]
     print(f"{'memory':9} {size(told['total_bytes'])}: {' · '.join(parts[:3])}\n{'':9} {' · '.join(parts[3:])}")
-    print(f"{'':9} {size(told['recomputed_bytes'])} where blocks are computed again in backward, which is done where the rest would not fit (*)")
+    print(f"{'':9} {size(told['recomputed_bytes'])} with blocks computed again in backward (*: where it fits so)")
     print()
     print(f"{'where':14} {'fits':>6} {'device time':>12} {'dollars':>9} {'kWh':>8} {'kg CO2':>8}")
     for place in told["places"]:
-        cells = ["yes" + "*" * place["recomputed"] if place["fits"] else f"{place['of_them']} ×", "-" if place["device_seconds"] is None else _time(place["device_seconds"]),
+        cells = ["yes" + "*" * place["recomputed"] if place["fits"] else f"{place['of_them']} ×",
+                 "-" if place["device_seconds"] is None else _time(place["device_seconds"]),
                  *("-" if place[key] is None else f"{place[key] / scale:,.2f}" for key, scale in (("dollars", 1), ("kwh", 1), ("co2_grams", 1000)))]
         print(f"{place['key']:14} {cells[0]:>6} {cells[1]:>12} {cells[2]:>9} {cells[3]:>8} {cells[4]:>8}")
 

@@ -57,7 +57,11 @@ def test_a_fine_tune_has_memory_time_and_money(say: Say) -> None:
     assert h100["device_seconds"] < rtx["device_seconds"]
     assert h100["dollars"] == pytest.approx(h100["device_seconds"] / 3600 * 4.76)
     said = say("plan", "llama-3.1-70b", "--train", "full", "--on", "h100")
-    assert "14 ×" in said.out
+    assert "17 ×" in said.out
+    told = json.loads(say("plan", "llama-3.1-8b", "--train", "lora", "--seq", "2048", "--on", "h100", "--on", "rtx-3090", "--json").out)["training"]
+    assert [place["recomputed"] for place in told["places"]] == [False, True]
+    assert all(place["fits"] for place in told["places"])
+    assert told["recomputed_bytes"] < 0.7 * told["total_bytes"]
     assert max(map(len, said.out.splitlines())) <= 80
 
 
