@@ -19,6 +19,7 @@ from typing import Any
 
 from pellucid.errors import BadRecord, BadRequest, PellucidError
 
+RECORD = "record.json"
 FORMAT = 1  # of the file; a reader refuses one it does not know
 LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "jinja2")  # whose version can change a result
 _BLOCK = 1 << 20  # bytes hashed at a time
@@ -98,6 +99,11 @@ class Record:
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "kind": str, "settings": dict, "seed": (int, type(None)), "inputs": dict, "output": dict, "measured": dict, "accepted_unread": list,
     "licenses": dict, "notes": list, "versions": dict, "machine": dict, "created": str}
+
+
+def record_of(path: Path) -> Path:
+    """Where the record of what was written here lies: in the folder, or beside the file."""
+    return path / RECORD if path.is_dir() else path.with_suffix(f".{RECORD}")
 
 
 def place_for(path: str | os.PathLike[str]) -> Path:

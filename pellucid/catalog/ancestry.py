@@ -13,19 +13,18 @@ from typing import Any
 from pellucid.catalog import lineage, models
 from pellucid.catalog.lineage import Node, Said
 from pellucid.errors import BadLineage, BadRequest
-from pellucid.records import Record, sha256_of
+from pellucid.records import Record, record_of, sha256_of
 from pellucid.weights.card import Card, read_card
 from pellucid.weights.gguf_card import card_of
 
 ANCESTRY = "pellucid.ancestry"  # a key of metadata: the tree as JSON
-RECORD = "record.json"
 _WEIGHTS = (".gguf", ".safetensors", ".bin")
 
 
 def of_path(path: Path, name: str | None = None) -> Node:
     """The tree of a folder or a file. Raises BadLineage where a record tells of other files than those that lie there."""
     path = path.resolve()
-    record = path / RECORD if path.is_dir() else path.with_suffix(f".{RECORD}")
+    record = record_of(path)
     name = name or _name(path)
     if record.is_file():
         told = Record.read(record)

@@ -16,7 +16,7 @@ from pellucid.cli._shown import harmless
 from pellucid.cli.imatrix import read_text
 from pellucid.errors import BadRequest
 from pellucid.model.report import size
-from pellucid.records import Record, input_file, place_for
+from pellucid.records import Record, input_file, place_for, record_of
 from pellucid.weights.hub import resolve
 
 SHOWN_TENSORS = 10
@@ -73,9 +73,9 @@ def command(
                     "activations": activations, "threads": threads}
         inputs = {**{f"a/{role}": each for role, each in models[0].inputs().items()}, **{f"b/{role}": each for role, each in models[1].inputs().items()}}
         output = {name: value for name, value in facts.items() if name not in ("tensors", "passages")}
-        facts["record"] = str(_record_path(html))
+        facts["record"] = str(record_of(html))
         Record(kind="compare", settings=settings, seed=seed, inputs={**inputs, "text": input_file(file)}, output={**output, "page": input_file(html).sha256},
-               measured={"seconds": found.seconds}, notes=list(found.notes)).save(_record_path(html))
+               measured={"seconds": found.seconds}, notes=list(found.notes)).save(record_of(html))
     if json:
         emit(facts)
     else:
@@ -84,7 +84,7 @@ def command(
         for told in found.notes:
             note(f"note  {told}")
         if html is not None:
-            note(f"{html}  {size(html.stat().st_size)}, record {_record_path(html)}")
+            note(f"{html}  {size(html.stat().st_size)}, record {record_of(html)}")
             next_step("pellucid", "run", b, "-p", "Once upon a time")
         else:
             next_step("pellucid", "compare", a, b, *(["--text", str(text)] if text else []), "--html", "damage.html")
@@ -106,11 +106,7 @@ def _check_page(html: Path | None, force: bool) -> None:
         raise BadRequest(f"--html {html.name} is no page's name: write NAME.html", field="html")
     from pellucid.weights.drafts import check_free
     check_free(html, force)
-    place_for(_record_path(html))
-
-
-def _record_path(html: Path) -> Path:
-    return html.with_suffix(".record.json")
+    place_for(record_of(html))
 
 
 def _write(html: Path, found: Any) -> None:

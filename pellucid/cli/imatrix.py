@@ -45,13 +45,13 @@ def command(
     loaded = o.load_model(model, accept_unread=accept_unread, quiet=quiet, threads=threads, device=device, dtype=dtype)
     started = time.perf_counter()
     imatrix = measured(loaded, written, text, chunk=chunk, most=most, quiet=quiet)
-    from pellucid.records import Record, input_file
+    from pellucid.records import Record, input_file, record_of
     from pellucid.weights.imatrix import write_imatrix
     file = write_imatrix(out, imatrix, overwrite=force)
     seconds = time.perf_counter() - started
     facts = {"out": str(out), "sha256": file.sha256, "n_bytes": file.n_bytes, "n_matrices": len(imatrix.entries), "n_chunks": imatrix.n_chunks,
              "chunk": imatrix.chunk, "n_tokens": imatrix.n_chunks * imatrix.chunk, "unseen_experts": imatrix.n_unseen, "seconds": round(seconds, 3)}
-    record = out.with_suffix(".record.json")
+    record = record_of(out)
     settings = {"model": model, "text": os.path.abspath(text), "chunk": chunk, "chunks": most, "device": device, "dtype": dtype, "threads": threads}
     Record(kind="imatrix", settings=settings, seed=None, inputs={**loaded.inputs(), "text": input_file(text)}, output=facts,
            measured={"seconds": seconds}).save(record)

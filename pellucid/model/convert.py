@@ -19,7 +19,7 @@ from pellucid.errors import BadRequest
 from pellucid.families._describe import Description, describe_checkpoint
 from pellucid.model.report import size
 from pellucid.ops.cast import PLAIN, Cast
-from pellucid.records import Input, Record, input_file
+from pellucid.records import Input, Record, input_file, record_of
 from pellucid.weights.adapter import is_adapter
 from pellucid.weights.checkpoint import CONFIG, Checkpoint, open_checkpoint
 from pellucid.weights.drafts import Written
@@ -30,7 +30,6 @@ from pellucid.weights.inputs import input_files
 from pellucid.weights.mixes import mix_name
 
 Kind = Literal["gguf", "safetensors"]
-RECORD = "record.json"
 SLOW_BYTES = 2_000_000_000  # hashing this much takes long enough to say so first
 NF4 = "NF4"  # what can be packed in safetensors; everything else is GGUF's
 _DTYPES = {**{name.lower(): name for name in PLAIN}, "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -188,15 +187,10 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
                 "types": dict(job.types), "lineage": list(job.lineage), "ancestry": lineage.plain(made), "license_of_result": verdict.result_license(made)},
         accepted_unread=list(described.accepted) if described else [], notes=job.notes,
         licenses={checkpoint.name: checkpoint.card.license_shown, **({} if change is None else change.licenses)})
-    path = record_path(out, kind)
+    path = record_of(out)
     record.save(path)
     return Conversion(out=files[0].path if kind == "gguf" else out, to=kind, files=files, kept=kept, rounded=rounded, types=dict(job.types),
                       notes=tuple(job.notes), seconds=seconds, record=path)
-
-
-def record_path(out: Path, kind: Kind) -> Path:
-    """Where the record of a conversion lies: in the folder, or beside the file."""
-    return out / RECORD if kind == "safetensors" else out.with_suffix(f".{RECORD}")
 
 
 def _kind(to: str | None, out: Path) -> Kind:
@@ -246,7 +240,7 @@ def _ancestors(checkpoint: Checkpoint) -> tuple[str, ...]:
     """What the files that are read say they were made from."""
     if checkpoint.gguf is not None:
         return lineage_of(checkpoint.gguf.metadata)
-    record = checkpoint.folder / RECORD
+    record = record_of(checkpoint.folder)
     lines: Any = Record.read(record).output.get("lineage", []) if record.is_file() else []
     return tuple(line for line in lines if isinstance(line, str))
 

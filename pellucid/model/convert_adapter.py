@@ -25,12 +25,12 @@ from pellucid.families import family
 from pellucid.families._describe import Description, describe_checkpoint
 from pellucid.families._gguf_write import architecture_of
 from pellucid.model.adapters import Halves, placed, projects
-from pellucid.model.convert import Conversion, Kind, Watch, made_by, record_path
+from pellucid.model.convert import Conversion, Kind, Watch, made_by
 from pellucid.model.decoder import Decoder
 from pellucid.model.report import count
 from pellucid.model.to_safetensors import TEMPLATE
 from pellucid.ops.choose import choose
-from pellucid.records import Record, input_file, sha256_of
+from pellucid.records import Record, input_file, record_of, sha256_of
 from pellucid.spec import DecoderSpec
 from pellucid.weights.adapter import ALPHA, BASE_SHA256, MAGNITUDE, PREFIX, TYPE, WEIGHTS, AdapterFile, is_adapter, open_adapter
 from pellucid.weights.adapter import CONFIG as ADAPTER_CONFIG
@@ -101,7 +101,7 @@ def convert_adapter(source: str | Path, out: str | Path, *, base: str | None = N
                     settings={"source": os.path.abspath(source), "out": os.path.abspath(out), "to": to, "adapter": True, "base": base_name},
                     output={"files": {str(one.path): {"sha256": one.sha256, "bytes": one.n_bytes} for one in files}, "lineage": lineage},
                     measured={"seconds": seconds, "bytes": float(sum(one.n_bytes for one in files))}, licenses={file.name: file.card.license_shown})
-    path = record_path(out, to)
+    path = record_of(out)
     record.save(path)
     return Conversion(out=out, to=to, files=files, kept={"copied": 2 * len(changes), "exact": 0, "rounded": 0}, rounded={}, types=dict(types),
                       notes=tuple(notes), seconds=seconds, record=path, base=base or file.base)

@@ -12,7 +12,7 @@ from pellucid.api import Model
 from pellucid.catalog import ancestry
 from pellucid.catalog.lineage import drawn, plain
 from pellucid.errors import BadTemplate, BadTokenizer, PellucidError
-from pellucid.records import Record, versions
+from pellucid.records import Record, record_of, versions
 from pellucid.serve.answers import Json
 from pellucid.serve.openai import Served
 from pellucid.tokenizer.template import choose
@@ -66,7 +66,7 @@ def _lineage(model: Model) -> Json:
     try:
         node = ancestry.of_path(path, model.report.name)
         out |= {"lineage": plain(node), "lineage_lines": drawn(node)}
-        file = path / ancestry.RECORD if path.is_dir() else path.with_suffix(f".{ancestry.RECORD}")
+        file = record_of(path)
         if file.is_file():
             out["record"] = _record(Record.read(file))
     except PellucidError as error:

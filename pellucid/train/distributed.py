@@ -11,8 +11,9 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from pellucid.data.batch import micro
 from pellucid.data.example import Item, n_tokens
 from pellucid.errors import BadRequest
 from pellucid.model.decoder import Decoder
+from pellucid.model.experts import MixtureOfExperts
 from pellucid.train.recipe import Recipe
 from pellucid.train.trainable import Trained
 
@@ -35,6 +37,7 @@ class Group:
     rank: int = 0
     n: int = 1
     here: int = 1
+    _experts: dict[str, bool] = field(default_factory=dict, compare=False, repr=False)  # beginnings of their names: has it read a token of this step
 
     @property
     def first(self) -> bool:
@@ -80,11 +83,18 @@ class Group:
         return told if self.n == 1 else self.summed({"told": float(told)})["told"] > 0
 
     def sum_gradients(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Of what is not sharded: a head that a method brings."""
-        if self.n > 1:
-            for p in parameters.values():
-                if p.grad is not None and not is_shard(p):
-                    torch.distributed.all_reduce(p.grad)
+        """Of what is not sharded: a head that a method brings. What no process used has no gradient, as in one, and so is not stepped."""
+        if self.n == 1:
+            return
+        for p in parameters.values():
+            if p.grad is not None and not is_shard(p):
+                torch.distributed.all_reduce(p.grad)
+        used = self.summed({name: float(read) for name, read in self._experts.items()})
+        for name in self._experts:
+            self._experts[name] = False
+        for name, p in parameters.items():
+            if used and (at := name.find(".experts.")) >= 0 and not used[name[: name.index(".", at + len(".experts.")) + 1]]:
+                p.grad = None
 
     def draw_anew(self, seed: int, step: int) -> None:
         """Random draws of a step depend on the process and the step alone, so that processes drop other numbers, and a run that goes on the same."""
@@ -109,11 +119,20 @@ class Group:
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)  # a sum and no mean: see the head of this file
                 module.set_force_sum_reduction_for_comms(True)  # gloo multiplies nothing on the way
+        decoder.set_reduce_scatter_unused_params(True)  # type: ignore[attr-defined]  # experts that one process's tokens choose and another's do not
+        for name, mixture in decoder.named_modules():
+            for x, expert in enumerate(mixture.experts if isinstance(mixture, MixtureOfExperts) else ()):
+                self._experts[f"{name}.experts.{x}."] = False
+                expert.register_forward_pre_hook(partial(self._read, f"{name}.experts.{x}."))
         trained.parameters.update({ours[name]: p for name, p in decoder.named_parameters() if name in ours})
 
     def own(self, available: int | None, device: torch.device) -> int | None:
         """Of bytes that are free: a process has a GPU to itself, and shares the machine's memory."""
         return available if available is None or device.type != "cpu" else available // self.here
+
+    def _read(self, expert: str, *_: object) -> None:
+        if torch.is_grad_enabled():
+            self._experts[expert] = True
 
     def leave(self) -> None:
         if self.n > 1:

@@ -20,7 +20,7 @@ from pellucid.model.adapters import Half
 from pellucid.model.convert import Change
 from pellucid.model.convert_adapter import save_adapter
 from pellucid.model.to_safetensors import TEMPLATE
-from pellucid.records import Record, sha256_of
+from pellucid.records import Record, record_of, sha256_of
 from pellucid.train import checkpoint
 from pellucid.train.export import ROWS, Survived, change_of, held_against, weights_with, write_merged
 from pellucid.train.methods import method_settings
@@ -109,7 +109,7 @@ def _finish(tuning: Tuning, permission: str | None) -> Outcome:
         rows = tuning.data.held_out or run.items(0)
         survived = write_merged(source, out, change, quantize=recipe.out.quantize, accept_unread=recipe.model.accept_unread, permission=permission,
                                 overwrite=True, check=held_against(tuning.model, rows, tuning.trained.adapter, base))
-        record = out / "record.json" if out.is_dir() else out.with_suffix(".record.json")
+        record = record_of(out)
     return Outcome(out=out, kind=kind, steps=run.progress.step, tokens=run.progress.tokens, seconds=run.progress.seconds,
                    best=None if run.progress.best == float("inf") else run.progress.best, survived=survived, record=record, model=recipe.model.path)
 
@@ -174,7 +174,7 @@ def _write_reward(tuning: Tuning, out: Path, source: str, facts: dict[str, Any],
         if out.exists():
             shutil.rmtree(out)
         draft.replace(out)
-    return out / "record.json"
+    return record_of(out)
 
 
 def _made(tuning: Tuning, source: str, permission: str | None) -> tuple[Node, list[str]]:
@@ -197,5 +197,6 @@ def _record(tuning: Tuning, folder: Path, files: Sequence[Written], made: Node, 
                     output={"files": {str(one.path): {"sha256": one.sha256, "bytes": one.n_bytes} for one in files}, BASE: model.sha256,
                             "lineage": _lines(tuning), "ancestry": lineage.plain(made), "license_of_result": verdict.result_license(made)},
                     licenses={model.checkpoint.name: model.report.license}, notes=notes)
-    record.save(folder / "record.json")
-    return folder / "record.json"
+    path = record_of(folder)
+    record.save(path)
+    return path

@@ -12,32 +12,54 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 import pellucid
 from pellucid.data.example import Example
 from pellucid.errors import BadRecord, BadRequest
+from pellucid.families import mixtral
+from pellucid.families._describe import describe
 from pellucid.records import Record
 from pellucid.train.checkpoint import states
 from pellucid.train.distributed import ALONE, Group, check, dealt, ended_by_another, join
 from pellucid.train.loop import Event, Stepped, train
 from pellucid.train.recipe import Recipe, read_recipe
 from pellucid.train.replay import replay
-from pellucid.train.tuning import prepare
+from pellucid.train.tuning import load_model, prepare
+from pellucid.weights.assemble import disassemble
+from pellucid.weights.names import NameTable
+from tests.families.build import shapes
 from tests.train.test_methods import turn
 
 STEPS, HALF = 4, 2
+SHIPPED = Path(pellucid.__file__).with_name("shipped")
 WORDS = ("one", "two", "six and some more words", "ten", "four of them", "a hundred", "none", "eleven, which is more", "all", "half of it")
 METHODS: dict[str, dict[str, Any]] = {
     "sft": {"tune": {"kind": "full"}},
-    "kto": {"tune": {"kind": "lora", "rank": 4, "dora": True}, "method": "kto"}}
+    "kto": {"tune": {"kind": "lora", "rank": 4, "dora": True}, "method": "kto"},
+    "experts": {"tune": {"kind": "full"}}}
+
+
+def experts(folder: Path) -> Path:
+    """A model whose rows leave some of its experts to the other process, and some to nobody."""
+    shutil.copytree(SHIPPED, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.md"))
+    config = dict(model_type="mixtral", vocab_size=8192, hidden_size=32, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4,
+                  num_key_value_heads=2, num_local_experts=40, num_experts_per_tok=1, max_position_embeddings=256, rms_norm_eps=1e-5, rope_theta=1e4,
+                  tie_word_embeddings=False, hidden_act="silu", sliding_window=None, output_router_logits=True, router_aux_loss_coef=0.1)
+    (folder / "config.json").write_text(json.dumps(config))
+    spec, noise = describe(config).spec, torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(shape, generator=noise) * (0.3 if len(shape) > 1 else 0.1) + (len(shape) == 1) for name, shape in shapes(spec).items()}
+    save_file(disassemble(NameTable(mixtral.WEIGHTS), tensors, spec), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def recipe(folder: Path, method: str) -> Recipe:
-    """Of the shipped model; every step has parts enough for two, and not equally many for each."""
-    asked = [{"messages": turn(f"Say {word}.", f"{word}!")} if method == "sft" else
+    """Every step has parts enough for two, and not equally many for each."""
+    asked = [{"messages": turn(f"Say {word}.", f"{word}!")} if method != "kto" else
              {"prompt": turn(f"Say {word}.", "")[:1], "completion": turn("", f"{word}!")[1:], "label": bool(i % 2)} for i, word in enumerate(WORDS)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
-    return read_recipe({"model": {"path": str(Path(pellucid.__file__).with_name("shipped")), "dtype": "float32"}, "batch": 5, "steps": STEPS, "seed": 3,
+    model = experts(folder / "model") if method == "experts" else SHIPPED
+    return read_recipe({"model": {"path": str(model), "dtype": "float32"}, "batch": 5, "steps": STEPS, "seed": 3,
                         "data": {"sources": [{"path": str(folder / "rows.jsonl"), "license": "CC0-1.0"}], "held_out": 3}, "micro_tokens": 60,
                         "optim": {"lr": 1e-3, "warmup": 0}, "save": {"every": HALF, "keep": 9}, "eval": {"every": HALF}, "threads": 1,
                         "out": {"folder": str(folder / "out")}, **METHODS[method]})
@@ -89,6 +111,20 @@ def test_two_processes_go_on_from_what_one_wrote(tmp_path: Path) -> None:
     assert here(of, stop=HALF) == {step: loss for step, loss in alone.items() if step <= HALF}
     assert launched(of, tmp_path, "--resume") == pytest.approx({step: loss for step, loss in alone.items() if step > HALF}, abs=1e-5)
     assert (Path(of.out.folder) / "adapter/adapter_model.safetensors").is_file()
+
+
+def test_experts_that_no_process_chose_are_not_stepped_and_others_are_by_all(tmp_path: Path) -> None:
+    of = recipe(tmp_path, "experts")
+    alone = here(of)
+    one = load_file(states(Path(of.out.folder))[-1] / "trained.safetensors")
+    shutil.rmtree(of.out.folder)
+    assert launched(of, tmp_path) == pytest.approx(alone, abs=1e-5)
+    two = load_file(states(Path(of.out.folder))[0] / "trained.safetensors")
+    before = {name: p.detach() for name, p in load_model(of).decoder.named_parameters()}
+    still = [{name for name in before if torch.equal(before[name], after[name])} for after in (one, two)]
+    assert still[0] == still[1] != set()
+    for name, p in one.items():
+        torch.testing.assert_close(two[name], p, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def items(*lengths: int) -> list[Example]:
