@@ -80,30 +80,20 @@ def command(
     if keys and open_door:
         raise BadRequest("--keys and --open contradict each other. Leave one out", field="keys")
     checked = _checked(database, host) if keys or database is not None or not (open_door or _is_here(host)) else None
-    if (tls_cert is None) != (tls_key is None):
-        raise BadRequest("--tls-cert and --tls-key belong together. Give both, or neither", field="tls_cert")
-    for name, file in (("--tls-cert", tls_cert), ("--tls-key", tls_key)):
-        if file is not None and not file.is_file():
-            raise BadRequest(f"{name} {str(file)!r} is not a file", field="tls_cert")
+    _check_tls(tls_cert, tls_key)
     limits = Limits(max_body_bytes=o.n_bytes(max_body, "--max-body") or 0, request_seconds=timeout, drain_seconds=drain,
                     allow_unknown_fields=allow_unknown_fields)
     how: dict[str, Any] = dict(accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, activations=activations,
                                deterministic=deterministic, threads=threads, chat_template=chat_template, cache_bytes=o.n_bytes(cache),
                                cache_dtype=cache_dtype, draft=draft, gpu_layers=o.gpu_layers(gpu_layers))
     named = _all_named(model or [o.SHIPPED], served_name or [])
-    if twice := [name for i, (name, _) in enumerate(named) if name in [other for other, _ in named[:i]]]:
-        raise BadRequest(f"two models are called {twice[0]!r}. Give them names: one={named[0][1]} other=...", field="model")
+    adapters = _all_adapters(adapter or [], named)
     if not _is_here(host):
-        for _, path in named:
+        for path in named.values():
             _pass_gate(path, permission, quiet)
-    adapters = dict(_adapter(text) for text in adapter or ())
-    if len(adapters) < len(adapter or ()) or set(adapters) & {name for name, _ in named}:
-        raise BadRequest("two models or adapters have the same name. Give each its own: --adapter NAME=PATH", field="adapter")
-    if adapters and len(named) > 1:
-        raise BadRequest(f"--adapter belongs to one model, and {len(named)} are served. Serve them apart", field="adapter")
-    models = {name: o.load_model(path, **how) for name, path in named}
+    models = {name: o.load_model(path, **how) for name, path in named.items()}
     for name, path in adapters.items():
-        models[named[0][0]].load_adapter(name, path, any_base=any_base)
+        next(iter(models.values())).load_adapter(name, path, any_base=any_base)
     for each in models.values():
         _ = each.engine  # what does not fit its memory is told now
     served = Served({name: Desk(each, max_waiting=max_waiting) for name, each in models.items()}, tool_format=tool_format)
@@ -124,19 +114,33 @@ def _pass_gate(path: str, permission: str | None, quiet: bool) -> None:
         note("\n".join(passed.notes))
 
 
-def _adapter(text: str) -> tuple[str, str]:
-    """NAME=PATH, or a path by its last part."""
-    return _parted(text) or (o.adapter_name(text) or "", text)
+def _check_tls(cert: Path | None, key: Path | None) -> None:
+    if (cert is None) != (key is None):
+        raise BadRequest("--tls-cert and --tls-key belong together. Give both, or neither", field="tls_cert")
+    for name, file in (("--tls-cert", cert), ("--tls-key", key)):
+        if file is not None and not file.is_file():
+            raise BadRequest(f"{name} {str(file)!r} is not a file", field="tls_cert")
 
 
-def _all_named(models: list[str], names: list[str]) -> list[tuple[str, str]]:
+def _all_adapters(adapters: list[str], models: dict[str, str]) -> dict[str, str]:
+    """The path of each by its name: NAME=PATH, or a path by its last part."""
+    found = dict(_parted(text) or (o.adapter_name(text) or "", text) for text in adapters)
+    if len(found) < len(adapters) or found.keys() & models.keys():
+        raise BadRequest("two models or adapters have the same name. Give each its own: --adapter NAME=PATH", field="adapter")
+    if found and len(models) > 1:
+        raise BadRequest(f"--adapter belongs to one model, and {len(models)} are served. Serve them apart", field="adapter")
+    return found
+
+
+def _all_named(models: list[str], names: list[str]) -> dict[str, str]:
     """Each model by the name it is asked for by."""
-    if not names:
-        return [_named(each) for each in models]
-    if len(names) != len(models) or any(_parted(each) for each in models):
+    if names and (len(names) != len(models) or any(_parted(each) for each in models)):
         raise BadRequest(f"--served-model-name is given {len(names)} times for {len(models)} models ({', '.join(models)}). Give one for each, in their order, "
                          f"and none as NAME=MODEL", field="served_name")
-    return list(zip(names, models, strict=True))
+    named = list(zip(names, models, strict=True)) if names else [_named(each) for each in models]
+    if twice := [name for i, (name, _) in enumerate(named) if name in [other for other, _ in named[:i]]]:
+        raise BadRequest(f"two models are called {twice[0]!r}. Give them names: one={named[0][1]} other=...", field="model")
+    return dict(named)
 
 
 def _named(text: str) -> tuple[str, str]:

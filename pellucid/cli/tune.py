@@ -64,6 +64,7 @@ def command(
         if dry_run:
             if json and tuning.run.group.first:
                 emit(tuning.described())
+            tuning.run.group.leave()
             return
         watch.begin(tuning)
         tuning.train()
@@ -71,6 +72,7 @@ def command(
             if tuning.run.group.first:
                 note(f"stopped after step {tuning.run.progress.step:,} of {tuning.run.steps:,}; the state is saved")
                 next_step("pellucid", "tune", recipe, *(overrides or ()), "--resume")
+            tuning.run.group.leave()
             return
         if (last := alone(asked, tuning)) is None:
             return

@@ -53,8 +53,8 @@ class Change:
     chat_template: the source of the one that the result has in place of its default, where it was learned with another.
     """
 
-    of: Mapping[str, Callable[[Tensor], Tensor]]
-    kind: str
+    of: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    kind: str = "convert"
     inputs: Mapping[str, Input] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     parents: tuple[tuple[str, Node], ...] = ()
@@ -62,6 +62,9 @@ class Change:
     measured: Mapping[str, float] = field(default_factory=dict)
     seed: int | None = None
     chat_template: str | None = None
+
+
+NONE = Change()
 
 
 @dataclass(kw_only=True)
@@ -81,7 +84,7 @@ class Job:
     lineage: tuple[str, ...]
     ancestry: Node
     watch: Watch
-    change: Change | None = None
+    change: Change = NONE
     cast: Cast = field(default_factory=Cast)
     notes: list[str] = field(default_factory=list)
     types: Counter[str] = field(default_factory=Counter)
@@ -113,7 +116,7 @@ class Conversion:
 def convert(source: str | Path, out: str | Path, *, name: str | None = None, to: str | None = None, dtype: str | None = None, quantize: str | None = None,
             overrides: Sequence[tuple[str, str]] = (), imatrix: str | Path | None = None, tokenizer: bool = True, max_bytes: int | None = None,
             overwrite: bool = False, accept_unread: Sequence[str] = (), base: str | None = None, permission: str | None = None,
-            change: Change | None = None, watch: Watch = Watch()) -> Conversion:
+            change: Change = NONE, watch: Watch = Watch()) -> Conversion:
     """Writes the model at `source` to `out`: a .gguf file, or a folder of safetensors; or an adapter, see `convert_adapter`.
 
     Args:
@@ -149,7 +152,7 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
     parent = ancestry.of_path(Path(source) if checkpoint.gguf else checkpoint.folder, checkpoint.name)
     passed = gate.check(parent, ("modify",), Path.cwd(), permission)
     described = None
-    if change is not None and checkpoint.gguf and kind == "gguf":
+    if change is not NONE and checkpoint.gguf and kind == "gguf":
         raise BadRequest(f"{out} cannot be made from {checkpoint.name} in one step: matrices of a GGUF file stay packed on their way to another. Write a "
                          f"folder of safetensors, and convert that", field="out")
     if not (checkpoint.gguf and kind == "gguf" and quantize is None):  # a copy may be of an architecture that nobody here runs
@@ -157,13 +160,11 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
     if checkpoint.n_bytes > SLOW_BYTES:
         watch.note(f"hashing {checkpoint.name}, {size(checkpoint.n_bytes)}")
     inputs = {role: input_file(path) for role, path in input_files(checkpoint).items()}
-    lines = (*_ancestors(checkpoint), *_lines(checkpoint, inputs))
+    lines = (*_ancestors(checkpoint), *_lines(checkpoint, inputs), *(f"{file.sha256}  {role}" for role, file in change.inputs.items()))
     weights = {role: file.sha256 for role, file in inputs.items() if role in {each.name for each in checkpoint.files}}
     made = ancestry.child(parent, weights)
-    if change is not None:
-        inputs |= change.inputs
-        made = dataclasses.replace(made, parents=(*made.parents, *change.parents))
-        lines = (*lines, *(f"{file.sha256}  {role}" for role, file in change.inputs.items()))
+    made = dataclasses.replace(made, parents=(*made.parents, *change.parents))
+    inputs |= change.inputs
     if imatrix is not None:
         inputs["imatrix"] = input_file(imatrix)
     job = Job(checkpoint=checkpoint, out=out, described=described, dtype=None if dtype is None else _DTYPES[dtype.lower()], quantize=quantize,
@@ -175,22 +176,28 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
         from pellucid.model.to_gguf import write
     files = write(job)
     seconds = time.perf_counter() - started
-    kept = {how: sum(each == how for each in job.cast.kept.values()) for how in ("copied", "exact", "rounded")}
-    rounded = {f"{before} -> {after}": n for (before, after), n in job.cast.pairs.most_common()}
     settings = {"source": os.path.abspath(source), "name": checkpoint.name, "out": os.path.abspath(out), "to": kind, "dtype": dtype, "quantize": quantize,
                 "overrides": [list(each) for each in overrides], "imatrix": None if imatrix is None else os.path.abspath(imatrix), "tokenizer": tokenizer,
-                "max_bytes": max_bytes, **({} if change is None else change.settings)}
-    record = Record(
-        kind="convert" if change is None else change.kind, settings=settings, seed=None if change is None else change.seed, inputs=inputs,
-        measured={"seconds": seconds, "bytes": float(sum(file.n_bytes for file in files)), **({} if change is None else change.measured)},
-        output={"files": {str(file.path): {"sha256": file.sha256, "bytes": file.n_bytes} for file in files}, "kept": kept, "rounded": rounded,
-                "types": dict(job.types), "lineage": list(job.lineage), "ancestry": lineage.plain(made), "license_of_result": verdict.result_license(made)},
-        accepted_unread=list(described.accepted) if described else [], notes=job.notes,
-        licenses={checkpoint.name: checkpoint.card.license_shown, **({} if change is None else change.licenses)})
+                "max_bytes": max_bytes, **change.settings}
+    record = _record(job, settings, inputs, files, seconds)
     path = record_of(out)
     record.save(path)
-    return Conversion(out=files[0].path if kind == "gguf" else out, to=kind, files=files, kept=kept, rounded=rounded, types=dict(job.types),
-                      notes=tuple(job.notes), seconds=seconds, record=path)
+    return Conversion(out=files[0].path if kind == "gguf" else out, to=kind, files=files, kept=record.output["kept"], rounded=record.output["rounded"],
+                      types=dict(job.types), notes=tuple(job.notes), seconds=seconds, record=path)
+
+
+def _record(job: Job, settings: dict[str, Any], inputs: dict[str, Input], files: tuple[Written, ...], seconds: float) -> Record:
+    change = job.change
+    kept = {how: sum(each == how for each in job.cast.kept.values()) for how in ("copied", "exact", "rounded")}
+    rounded = {f"{before} -> {after}": n for (before, after), n in job.cast.pairs.most_common()}
+    return Record(
+        kind=change.kind, settings=settings, seed=change.seed, inputs=inputs,
+        measured={"seconds": seconds, "bytes": float(sum(file.n_bytes for file in files)), **change.measured},
+        output={"files": {str(file.path): {"sha256": file.sha256, "bytes": file.n_bytes} for file in files}, "kept": kept, "rounded": rounded,
+                "types": dict(job.types), "lineage": list(job.lineage), "ancestry": lineage.plain(job.ancestry),
+                "license_of_result": verdict.result_license(job.ancestry)},
+        accepted_unread=list(job.described.accepted) if job.described else [], notes=job.notes,
+        licenses={job.checkpoint.name: job.checkpoint.card.license_shown, **change.licenses})
 
 
 def _kind(to: str | None, out: Path) -> Kind:

@@ -80,7 +80,7 @@ def _from_safetensors(job: Job) -> tuple[dict[str, Value], list[Planned]]:
     assert job.described is not None
     spec = job.described.spec
     architecture = architecture_of(spec)
-    source = Tensors(job.checkpoint, job.described, job.change and job.change.of)
+    source = Tensors(job.checkpoint, job.described, job.change.of)
     like = {name: torch.empty(shape, dtype=PLAIN.get(source.stored[name], torch.float32), device="meta") for name, shape in source.shapes.items()}
     places = layout(NameTable(architecture.table), like, spec)
     said = {theirs: place for theirs, place in places.items() if theirs.rpartition(".")[0] in architecture.numbers}
@@ -190,7 +190,7 @@ def _tokenizer(job: Job, architecture: str) -> dict[str, Value]:
     tokenizer = checkpoint_tokenizer(checkpoint, pieces_first=True) if job.tokenizer else None
     if tokenizer is None:
         return {"tokenizer.ggml.model": "no_vocab", f"{architecture}.vocab_size": job.described.spec.n_vocab}
-    if job.change is not None and job.change.chat_template is not None:
+    if job.change.chat_template is not None:
         template = ChatTemplate(job.change.chat_template, special_tokens=tokenizer.special_tokens)
         tokenizer = replace(tokenizer, chat_templates={**tokenizer.chat_templates, "default": template})
     said, notes = gguf_metadata(tokenizer, job.described.spec.n_vocab, end_ids=checkpoint.eos_ids, architecture=architecture)

@@ -37,7 +37,7 @@ def write(job: Job) -> tuple[Written, ...]:
     """Writes the folder; its files."""
     checkpoint, described = job.checkpoint, job.described
     assert described is not None
-    tensors = Tensors(checkpoint, described, job.change and job.change.of)
+    tensors = Tensors(checkpoint, described, job.change.of)
     table = family(described.spec.family).WEIGHTS
     dtypes = _dtypes(job, tensors)
     if job.dtype is None:
@@ -66,7 +66,7 @@ def write(job: Job) -> tuple[Written, ...]:
             ends = [i for i in (tokenizer.eos_id, *checkpoint.eos_ids, *sorted(tokenizer.end_ids)) if i is not None]
             generation = {**generation, "eos_token_id": list(dict.fromkeys(ends))}
     beside = [] if checkpoint.gguf is not None else _beside(job)
-    if job.change is not None and job.change.chat_template is not None:
+    if job.change.chat_template is not None:
         texts[TEMPLATE] = job.change.chat_template  # before one in tokenizer_config.json, here and in transformers
         beside = [path for path in beside if path.name != TEMPLATE]
     packer = Nf4(job, dtypes) if job.quantize is not None else None
