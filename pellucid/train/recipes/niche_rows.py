@@ -21,6 +21,7 @@ import pellucid
 Split = Literal["train", "test"]
 Fact = tuple[str, Any]  # as the sentence says it, as the JSON has it
 KEPT = 5  # one in so many of each list is for the test
+WHICH = 4  # of the fifths: what was wrong in answers to the tests of 0, 1 and 3 was read while this recipe was made; 2 has no number of its own up to 20
 
 _LISTS = dict(part.partition(":")[::2] for part in Path(__file__).with_name("niche_words.txt").read_text("utf-8").split("\n\n")[1:])
 WORDS = {name.strip(): words.split() for name, words in _LISTS.items()}
@@ -158,7 +159,7 @@ def _place(draw: random.Random, split: Split) -> Fact:
 
 def _item(draw: random.Random, split: Split) -> Fact:
     goods = _pick(draw, GOODS, split) if split == "test" or draw.random() < 0.35 else _made_up(draw).lower()
-    if draw.random() < 0.5:
+    if draw.random() < (0.5 if split == "test" else 0.75):  # what follows a word is copied by other pieces than what begins, and learned more slowly
         goods = f"{_pick(draw, KIND, split) if split == 'test' or draw.random() < 0.35 else _made_up(draw).lower()} {goods}"
     said, n = draw.choice(list(NUMBERS.items())) if draw.random() < 0.3 else (str(number := _number(draw, split, 250)), number)
     if draw.random() < 0.4:
@@ -222,7 +223,7 @@ def _of(words: tuple[str, ...], split: Split) -> list[str]:
 
 
 def _is_kept(text: str) -> bool:
-    return zlib.crc32(text.lower().encode()) % KEPT == 0
+    return zlib.crc32(text.lower().encode()) % KEPT == WHICH
 
 
 def _made_up(draw: random.Random) -> str:
