@@ -16,8 +16,9 @@ WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if ".mlp." no
     **{f"model.layers.{{i}}.feed_forward.shared_expert.{x}_proj.weight": f"blocks.{{i}}.mlp.shared.{x}.weight" for x in ("gate", "up", "down")},
     "model.layers.{i}.feed_forward.router.weight": "blocks.{i}.mlp.router.weight",
     "model.layers.{i}.feed_forward.experts.gate_up_proj": to(*(f"blocks.{{i}}.mlp.experts.{{e}}.{x}.weight" for x in ("gate", "up")), transpose=True,
-                                                             all_experts=True),
-    "model.layers.{i}.feed_forward.experts.down_proj": to("blocks.{i}.mlp.experts.{e}.down.weight", transpose=True, all_experts=True),
+                                                             all_experts=True, turned=True),
+    "model.layers.{i}.feed_forward.experts.down_proj": to("blocks.{i}.mlp.experts.{e}.down.weight", transpose=True, all_experts=True,
+                                                          turned=True),
 }
 GGUF = _gguf.Architecture(
     name="llama4", tensors=TENSORS | EXPERTS | SHARED, derive=_gguf_derive.chunked, also=("rope.dimension_count", "expert_shared_count"),

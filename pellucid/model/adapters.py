@@ -25,7 +25,7 @@ from pellucid.records import sha256_of
 from pellucid.spec import DecoderSpec
 from pellucid.weights.adapter import AdapterFile, Pair
 from pellucid.weights.assemble import low_rank
-from pellucid.weights.names import NameTable, Place
+from pellucid.weights.names import NameTable, Place, for_adapters
 from pellucid.weights.packed_rows import PackedRows
 
 _NAME = re.compile(r"[\w-]{1,80}", re.ASCII)
@@ -133,7 +133,7 @@ def placed(file: AdapterFile, matrices: Mapping[str, Project], spec: DecoderSpec
                                    f"that it was made for")
         tables = [NameTable(architecture.table)]
     else:
-        tables = [*tables, NameTable(family(spec.family).WEIGHTS)]
+        tables = [*tables, NameTable(family(spec.family).WEIGHTS), NameTable(for_adapters(family(spec.family).WEIGHTS))]
     out: dict[str, Half] = {}
     lost: dict[str, str] = {}
     misshapen: list[str] = []
@@ -143,7 +143,10 @@ def placed(file: AdapterFile, matrices: Mapping[str, Project], spec: DecoderSpec
             lost[theirs] = f"no tensor of family {spec.family!r} is called so"
             continue
         try:
-            found = low_rank(theirs, _numbers(theirs, pair.a), _numbers(theirs, pair.b), place, _Shapes(shapes), spec)
+            a, b = _numbers(theirs, pair.a), _numbers(theirs, pair.b)
+            if place.rule.turned and file.format == "peft":
+                a, b = b.mT, a.mT
+            found = low_rank(theirs, a, b, place, _Shapes(shapes), spec)
         except _NoMatrix as e:
             lost[theirs] = f"{e} is no matrix that adapters attach to here"
         except UnknownTensors as e:

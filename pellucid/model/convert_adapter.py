@@ -41,7 +41,7 @@ from pellucid.weights.drafts import Written
 from pellucid.weights.gguf_card import LINEAGE, VERSION, general
 from pellucid.weights.gguf_write import planned, write_gguf
 from pellucid.weights.hub import resolve
-from pellucid.weights.names import NameTable, Place
+from pellucid.weights.names import NameTable, Place, for_adapters
 from pellucid.weights.packed_rows import PackedRows
 from pellucid.weights.safetensors import SPELLED, raw, write
 from pellucid.weights.save import move_folder, umask
@@ -76,11 +76,8 @@ def convert_adapter(source: str | Path, out: str | Path, *, base: str | None = N
     described, base_name = _base(file, base)
     spec = described.spec
     _check(file, Path(source), out, to, overwrite)
-    with torch.device("meta"):
-        decoder = Decoder(spec, choose("reference"))
+    decoder, like, table = _files(spec, to)
     halves = placed(file, projects(decoder), spec, [] if file.format == "gguf" else [described.names])
-    like = {name: p for name, p in decoder.named_parameters() if not (spec.tied and name == "unembed.weight")}
-    table = NameTable(family(spec.family).WEIGHTS if to == "safetensors" else architecture_of(spec).table)
     changes = _joined(file.name, halves, like, table, spec, to)
     notes = [f"{n} tensor{'s were' if n > 1 else ' was'} packed in {format}, and {'are' if n > 1 else 'is'} F32 now" for format, n in Counter(
         half.format for pair in file.pairs.values() for half in (pair.a, pair.b) if isinstance(half, PackedRows)).items()]
@@ -114,12 +111,23 @@ def save_adapter(out: Path, halves: Halves, spec: DecoderSpec, *, base: str, car
 
     Raises UnknownTensors for what peft's files have no place for.
     """
-    with torch.device("meta"):
-        decoder = Decoder(spec, choose("reference"))
-    like = {name: p for name, p in decoder.named_parameters() if not (spec.tied and name == "unembed.weight")}
-    table = NameTable(family(spec.family).WEIGHTS)
+    _, like, table = _files(spec, "safetensors")
     return _write_peft(out, _joined(out.name, halves, like, table, spec, "safetensors"), card, like, table, spec, base, lineage, "trained",
                        {} if base_sha256 is None else {BASE_SHA256: base_sha256}, {} if chat_template is None else {TEMPLATE: chat_template})
+
+
+def check_saved(halves: Halves, spec: DecoderSpec) -> None:
+    """Raises what `save_adapter` would raise for what has no place in peft's files: before a training, and not after it."""
+    _, like, table = _files(spec, "safetensors")
+    _joined("in training", halves, like, table, spec, "safetensors")
+
+
+def _files(spec: DecoderSpec, to: Kind) -> tuple[Decoder, dict[str, Tensor], NameTable]:
+    """The decoder without numbers, its weights that files have, and what they are called there."""
+    with torch.device("meta"):
+        decoder = Decoder(spec, choose("reference"))
+    like: dict[str, Tensor] = {name: p for name, p in decoder.named_parameters() if not (spec.tied and name == "unembed.weight")}
+    return decoder, like, NameTable(for_adapters(family(spec.family).WEIGHTS) if to == "safetensors" else architecture_of(spec).table)
 
 
 def _base(file: AdapterFile, base: str | None) -> tuple[Description, str]:
@@ -156,12 +164,12 @@ def _joined(name: str, halves: Halves, like: Mapping[str, Tensor], table: NameTa
     for theirs, place in layout(table, like, spec).items():
         if not any(name in halves for name in place.names):
             continue
-        if place.rule.all_experts and to == "safetensors":
-            raise UnknownTensors(f"{theirs} holds all experts, and peft's files have a change of such a one in no layout that is written. Keep the GGUF file")
         pairs = {name: halves[name] for name in place.names if name in halves}
         if len(scales := {pair.scale for pair in pairs.values()}) > 1:
             raise UnknownTensors(f"{theirs} holds {', '.join(place.names[:3])}, and they are changed by scales of their own: {scales}")
         shapes = {name: tuple(like[name].shape) for name in place.names}
+        if place.rule.all_experts and any(pair.m is not None for pair in pairs.values()):
+            raise UnsupportedModel(f"{theirs} holds all experts, and files of adapters have no magnitudes of DoRA for such a one")
         a, b = joined_low_rank(theirs, {name: (pair.a, pair.b) for name, pair in pairs.items()}, place, spec, shapes)
         out[theirs] = _Change(a.contiguous(), b.contiguous(), scales.pop(), place, _lengths(theirs, pairs, place, spec))
     if lost := sorted(set(halves) - {name for change in out.values() for name in change.place.names}):
@@ -204,8 +212,7 @@ def _write_gguf(out: Path, changes: dict[str, _Change], card: Card, architecture
 def _write_peft(out: Path, changes: dict[str, _Change], card: Card, like: Mapping[str, Tensor], table: NameTable, spec: DecoderSpec, base: str,
                 lineage: list[str], how: str, metadata: Mapping[str, str] | None = None,
                 texts: Mapping[str, str] = MappingProxyType({})) -> tuple[Written, ...]:
-    tensors = {f"{PREFIX}{theirs.removesuffix('.weight')}.lora_{x}.weight": half for theirs, change in changes.items()
-               for x, half in (("A", change.a), ("B", change.b))}
+    tensors = {f"{PREFIX}{module}.lora_{x}.weight": half for module, halves in _in_modules(changes).items() for x, half in zip("AB", halves, strict=True)}
     tensors |= {f"{PREFIX}{theirs.removesuffix('.weight')}{MAGNITUDE}": change.m for theirs, change in changes.items() if change.m is not None}
     lines = [f"# {out.name}", "", f"A LoRA adapter for {base}, {how} by {made_by()}. What went into it, by content:", "", "```", *lineage, "```", ""]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -222,24 +229,42 @@ def _write_peft(out: Path, changes: dict[str, _Change], card: Card, like: Mappin
     return tuple(Written(path=path, n_bytes=path.stat().st_size, sha256=sha256_of(path)) for path in sorted(out.iterdir()))
 
 
+def _in_modules(changes: Mapping[str, _Change]) -> dict[str, tuple[Tensor, Tensor]]:
+    """A and B by the names of peft's modules. What changes all experts lies as `_Parameters` of weights/adapter.py reads it."""
+    inside: dict[str, list[str]] = {}
+    for theirs, change in changes.items():
+        if change.a.ndim == 3:
+            inside.setdefault(theirs.rpartition(".")[0], []).append(theirs)
+    out = {}
+    for theirs, change in changes.items():
+        if change.a.ndim == 2:
+            out[theirs.removesuffix(".weight")] = change.a, change.b
+            continue
+        module = theirs.rpartition(".")[0]
+        n_around = len(inside[module]) - 1 - inside[module].index(theirs)
+        a_XrD, b_XFr = (change.b.mT, change.a.mT) if change.place.rule.turned else (change.a, change.b)
+        out[module + ".base_layer" * n_around] = a_XrD.flatten(0, 1).contiguous(), b_XFr.permute(1, 2, 0).flatten(1).contiguous()
+    return out
+
+
 def _config(changes: Mapping[str, _Change], like: Mapping[str, Tensor], table: NameTable, spec: DecoderSpec, base: str) -> dict[str, Any]:
-    """adapter_config.json, as LoraConfig of peft 0.21.2 reads it. A module is named by its last word where all of that word are changed."""
-    modules = {theirs.removesuffix(".weight"): change for theirs, change in changes.items()}
+    """adapter_config.json, as LoraConfig of peft 0.21.2 reads it. A module is named by its last word where all of that word are changed, a parameter by
+    its module's and its own."""
+    modules = {theirs.removesuffix(".weight") if change.a.ndim == 2 else theirs: change for theirs, change in changes.items()}
     there = {theirs.removesuffix(".weight") for theirs, place in layout(table, like, spec).items() if like[place.names[0]].ndim > 1}
-    whole = {word for word in {_last(module) for module in modules} if all(module in modules for module in there if _last(module) == word)}
+    short = {module: ".".join(module.split(".")[-1 if change.a.ndim == 2 else -2 :]) for module, change in modules.items()}
+    whole = {word for word in short.values() if all(module in modules for module in there if f".{module}".endswith(f".{word}"))}
+    targets = {stacked: sorted({short[module] if short[module] in whole else module for module, c in modules.items() if (c.a.ndim == 3) == stacked})
+               for stacked in (False, True)}
     dora = any(change.m is not None for change in changes.values())
     rank, alpha = (Counter(each).most_common(1)[0][0] for each in ((c.a.shape[-2] for c in modules.values()), (_number(c.alpha) for c in modules.values())))
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank, "lora_alpha": alpha,
-        "target_modules": sorted({_last(module) if _last(module) in whole else module for module in modules}),
+        "target_modules": targets[False], **({"target_parameters": targets[True]} if targets[True] else {}),
         "rank_pattern": {module: c.a.shape[-2] for module, c in modules.items() if c.a.shape[-2] != rank},
         "alpha_pattern": {module: _number(c.alpha) for module, c in modules.items() if _number(c.alpha) != alpha},
-        "fan_in_fan_out": any(c.place.rule.transpose for c in modules.values()), "bias": "none", "use_rslora": False, "use_dora": dora,
+        "fan_in_fan_out": any(c.place.rule.transpose for c in modules.values() if c.a.ndim == 2), "bias": "none", "use_rslora": False, "use_dora": dora,
         "lora_dropout": 0.0, "init_lora_weights": True, "inference_mode": True, "modules_to_save": None}
-
-
-def _last(module: str) -> str:
-    return module.rpartition(".")[2]
 
 
 def _number(alpha: float) -> float:

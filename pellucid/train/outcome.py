@@ -16,7 +16,6 @@ from pellucid.catalog import ancestry, gate, lineage, verdict
 from pellucid.catalog.lineage import Node, Said
 from pellucid.data.example import examples
 from pellucid.errors import PellucidError
-from pellucid.model.adapters import Half
 from pellucid.model.convert import Change
 from pellucid.model.convert_adapter import save_adapter
 from pellucid.model.to_safetensors import TEMPLATE
@@ -86,11 +85,10 @@ def finish(tuning: Tuning, *, permission: str | None = None) -> Outcome:
 
 
 def _finish(tuning: Tuning, permission: str | None) -> Outcome:
-    recipe, run, folder = tuning.recipe, tuning.run, tuning.folder
+    recipe, run, folder, kind = tuning.recipe, tuning.run, tuning.folder, tuning.kind
     folder.mkdir(parents=True, exist_ok=True)
     if recipe.eval.keeps_best and (best := checkpoint.best(folder)) is not None:
         checkpoint.put(best, tuning.trained.parameters)
-    kind = "reward" if isinstance(run.method, BradleyTerry) else recipe.out.format or ("adapter" if tuning.trained.adapter else "merged")
     source = str(resolve(recipe.model.path))
     facts = _facts(tuning)
     survived = None
@@ -149,12 +147,10 @@ def _placed(recipe: Recipe) -> dict[str, Any]:
 def _write_adapter(tuning: Tuning, out: Path, source: str, facts: dict[str, Any], permission: str | None, template: str | None) -> Path:
     model, recipe = tuning.model, tuning.recipe
     made, notes = _made(tuning, source, permission)
-    halves = {f"{name}.weight": Half(part.a.detach(), part.b.detach(), part.scale, None if part.m is None else part.m.detach())
-              for name, part in tuning.trained.parts(model.decoder).items()}
     card = Card(license=model.checkpoint.card.license, license_name=model.checkpoint.card.license_name, license_link=model.checkpoint.card.license_link,
                 base_models=(recipe.model.path,))
-    files = save_adapter(out, halves, model.spec, base=recipe.model.path, card=card, lineage=_lines(tuning), base_sha256=model.sha256,
-                         chat_template=template)
+    files = save_adapter(out, tuning.trained.halves(model.decoder), model.spec, base=recipe.model.path, card=card, lineage=_lines(tuning),
+                         base_sha256=model.sha256, chat_template=template)
     return _record(tuning, out, files, made, facts, notes)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.errors import BadRequest, did_you_mean, nearest
-from pellucid.model.adapters import projects
+from pellucid.model.adapters import Half, projects
 from pellucid.model.decoder import Decoder
 from pellucid.model.low_rank import Adapters, LowRank
 from pellucid.model.parts import Project
@@ -49,6 +49,11 @@ class Trained:
         halves = [name for name in self.parameters if name.rpartition(".")[2].startswith("lora_")]  # a method's head is none
         names = dict.fromkeys(name.rpartition(".")[0] for name in halves)
         return {name: decoder.get_submodule(name).adapters.get(NAME) for name in names}  # type: ignore[misc,union-attr]
+
+    def halves(self, decoder: Decoder) -> dict[str, Half]:
+        """The adapter by its matrices' names, as files take it."""
+        return {f"{name}.weight": Half(part.a.detach(), part.b.detach(), part.scale, None if part.m is None else part.m.detach())
+                for name, part in self.parts(decoder).items()}
 
 
 def trained(decoder: Decoder, tune: TunePart, seed: int) -> Trained:

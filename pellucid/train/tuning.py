@@ -23,8 +23,10 @@ from pellucid.data.rows import files_of
 from pellucid.data.source import items_of
 from pellucid.data.statistics import Statistics
 from pellucid.data.stock import Source, Stock, digest, held_out
-from pellucid.errors import BadData, BadRequest
+from pellucid.errors import BadData, BadRequest, UnknownTensors, UnsupportedModel
 from pellucid.families._describe import describe_checkpoint
+from pellucid.model.convert_adapter import check_saved
+from pellucid.model.decoder import Decoder
 from pellucid.model.memory import keep_few_kernels
 from pellucid.records import Input, input_file
 from pellucid.train import checkpoint
@@ -40,6 +42,7 @@ from pellucid.train.noise import Dropouts, dropouts_of, dropping
 from pellucid.train.optim import Optimizer
 from pellucid.train.recipe import DataPart, ModelPart, Recipe, SourcePart
 from pellucid.train.recipes import shipped
+from pellucid.train.reward import BradleyTerry
 from pellucid.train.sft import NextToken
 from pellucid.train.taught import Taught, taught
 from pellucid.train.trainable import Trained, trained
@@ -86,6 +89,11 @@ class Tuning:
     @property
     def folder(self) -> Path:
         return Path(self.recipe.out.folder)
+
+    @property
+    def kind(self) -> str:
+        """Of what is written: adapter, merged, gguf or reward."""
+        return _kind(self.recipe, self.trained, self.run.method)
 
 
 def prepare(recipe: Recipe, *, observe: Callable[[Event], None] = lambda event: None, resume: bool = False,
@@ -136,6 +144,8 @@ def _prepare(recipe: Recipe, group: Group, observe: Callable[[Event], None], res
     model = load_model(recipe)
     what = trained(model.decoder, recipe.tune, recipe.seed)
     method = method_of(recipe, model, what, lambda: load_model(recipe).decoder)
+    if _kind(recipe, what, method) == "adapter":
+        _check_saved(what, model.decoder)
     what.parameters.update(method.parameters())
     data = read_data(recipe, model, method)
     if recipe.eval.exact_match is not None:
@@ -153,6 +163,19 @@ def _prepare(recipe: Recipe, group: Group, observe: Callable[[Event], None], res
     facts = {**recipe.facts(), "all steps": steps, "the model": model.sha256, **{f"data {role}": file.sha256 for role, file in data.files.items()}}
     run.save = partial(_save, recipe, run, facts)
     return Tuning(recipe, model, what, data, run, facts, memory, notes)
+
+
+def _kind(recipe: Recipe, what: Trained, method: Method) -> str:
+    return "reward" if isinstance(method, BradleyTerry) else recipe.out.format or ("adapter" if what.adapter else "merged")
+
+
+def _check_saved(what: Trained, decoder: Decoder) -> None:
+    """Raises BadRequest for an adapter that no file could hold."""
+    try:
+        check_saved(what.halves(decoder), decoder.spec)
+    except (UnknownTensors, UnsupportedModel) as error:
+        raise BadRequest(f"what would be trained could not be written as an adapter: {error}. Write the model with it instead (out.format=merged), or train "
+                         f"other matrices (tune.targets)", field="tune.targets") from None
 
 
 def _save(recipe: Recipe, run: Run, facts: dict[str, Any], best: bool) -> None:

@@ -1,11 +1,12 @@
 """Adapters of low rank on this disk, read so that nothing in them is silently ignored: peft's folder and llama.cpp's GGUF file.
 
     adapter_config.json, adapter_model.safetensors    MODULE.lora_A.weight (r, D), MODULE.lora_B.weight (F, r); their product is added times alpha / r;
-                                                      DoRA's MODULE.lora_magnitude_vector (F,): the lengths of the rows of the sum
+                                                      DoRA's MODULE.lora_magnitude_vector (F,): the lengths of the rows of the sum;
+                                                      of target_parameters, MODULE.PARAMETER (X, F, D): see `_Parameters`
     NAME.gguf, general.type "adapter"                 TENSOR.lora_a (r, D), TENSOR.lora_b (F, r), of experts (X, r, D), (X, F, r); times adapter.lora.alpha / r
 
-Sources: LoraConfig and LoraLayer.update_layer of peft 0.21.2 (and `get_pattern_key`, `get_peft_model_state_dict` beside them); convert_lora_to_gguf.py and
-src/llama-adapter.cpp of https://github.com/ggml-org/llama.cpp at 0b3d966f1 and 0650ea8c0, where an alpha of 0 means a scale of 1.
+Sources: LoraConfig and LoraLayer.update_layer of peft 0.21.2 (and `ParamWrapper`, `get_pattern_key`, `get_peft_model_state_dict` beside them);
+convert_lora_to_gguf.py and src/llama-adapter.cpp of https://github.com/ggml-org/llama.cpp at 0b3d966f1 and 0650ea8c0, where an alpha of 0 means a scale of 1.
 """
 from __future__ import annotations
 
@@ -37,9 +38,10 @@ TYPE, ALPHA = "adapter.type", "adapter.lora.alpha"
 # Of LoraConfig, what cannot change what is computed here. layers_..., target_modules: which matrices there are the tensors say.
 _INERT = ("auto_mapping inference_mode peft_version revision lora_dropout megatron_core runtime_config exclude_modules layers_to_transform layers_pattern "
           "eva_config corda_config loftq_config qalora_group_size ensure_weight_tying")
+_INNER_FIRST = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")  # of parameters in one module of transformers, how they are declared
 _STARTS = (True, False, "true", "false", "gaussian", "eva", "orthogonal")  # init_lora_weights that leave the model's own matrices as they are
 # What no value but null is read of, and why.
-_NULL = {"target_parameters": "parameters that are no module of their own", "layer_replication": "layers that are there several times",
+_NULL = {"layer_replication": "layers that are there several times",
          "alora_invocation_tokens": "an adapter that begins in the middle of a prompt", "trainable_token_indices": "embeddings of single tokens",
          "modules_to_save": "whole modules in place of the model's own", "megatron_config": "matrices shared out among devices",
          **dict.fromkeys(("arrow_config", "kasa_config", "lora_ga_config", "monteclora_config", "velora_config", "use_bdlora"),
@@ -135,12 +137,15 @@ def _peft(folder: Path) -> AdapterFile:
         raise UnknownTensors(f"adapter {folder.name!r} has {twice[0]} with and without {PREFIX}. Which of the two is meant, nothing says")
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     lengths = {name.removesuffix(MAGNITUDE): tensors.pop(name) for name in [*tensors] if scale.dora and name.endswith(MAGNITUDE)}
-    pairs = _pairs(folder.name, tensors, ".lora_A.weight", ".lora_B.weight", scale, weight=".weight")
+    tensors, stacked = _Parameters(scale, folder.name).taken(tensors)
+    pairs = _pairs(folder.name, tensors, ".lora_A.weight", ".lora_B.weight", scale, weight=".weight") if tensors or not stacked else {}
+    pairs |= stacked
     if scale.dora:
         pairs = _with_lengths(folder.name, pairs, lengths)
     modules = [name.removesuffix(".weight") for name in pairs]
-    if lost := [target for target in scale.targets if not any(module == target or module.endswith(f".{target}") for module in modules)]:
-        raise MissingTensors(f"{where} names target_modules {', '.join(map(repr, lost[:3]))}, and {file.name} has no tensors of such. Is the file whole?")
+    for key, targets, there in (("target_modules", scale.targets, modules), ("target_parameters", scale.parameters, list(stacked))):
+        if lost := [target for target in targets if not any(name == target or name.endswith(f".{target}") for name in there)]:
+            raise MissingTensors(f"{where} names {key} {', '.join(map(repr, lost[:3]))}, and {file.name} has no tensors of such. Is the file whole?")
     return AdapterFile(name=folder.name, format="peft", files=(folder / CONFIG, file), pairs=pairs, base=scale.base, alpha=scale.alpha, config=raw,
                        base_sha256=base_sha256, card=read_card(folder))
 
@@ -155,6 +160,57 @@ def _with_lengths(file: str, pairs: Mapping[str, Pair], lengths: Mapping[str, Te
         if len((b := pairs[f"{module}.weight"].b).shape) != 2 or tuple(m.shape) != (b.shape[0],):
             raise MisshapenTensor(f"{module}{MAGNITUDE} is {tuple(m.shape)}, and one number for each of B's rows {tuple(b.shape)} was expected")
     return {name: dataclasses.replace(pair, m=lengths[name.removesuffix(".weight")]) for name, pair in pairs.items()}
+
+
+class _Parameters:
+    """Changes of parameters that are no module of their own, such as all experts of a layer, as ParamWrapper of peft 0.21.2 keeps them.
+
+    A is (X * r, D), one expert after another, and B (F, r * X), the experts of a rank side by side. Several in one module wrap each other in the order in
+    which the module declares them: the last one has the module's own name, each before it one more `.base_layer`.
+    """
+
+    def __init__(self, scale: _Scale, file: str) -> None:
+        self.scale, self.file = scale, file
+
+    def taken(self, tensors: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Pair]]:
+        """(the other tensors, pairs of (X, r, D) and (X, F, r) by the parameter's name)."""
+        left, wrapped = {}, dict[str, dict[int, dict[str, Any]]]()
+        for name, tensor in tensors.items():
+            module, mark, half = name.rpartition(".lora_")
+            bare = module.replace(".base_layer", "")
+            if mark and self._of(bare):
+                wrapped.setdefault(bare, {}).setdefault(module.count(".base_layer"), {})[half] = tensor
+            else:
+                left[name] = tensor
+        return left, {f"{module}.{name}": self._pair(f"{module}.{name}", halves) for module, levels in wrapped.items()
+                      for name, halves in self._named(module, levels)}
+
+    def _of(self, module: str) -> list[str]:
+        """The parameters of a module that are changed, as it declares them. A name without its module is one of experts."""
+        found = {own for within, _, own in (target.rpartition(".") for target in self.scale.parameters)
+                 if f".{module}".endswith(f".{within}" if within else ".experts")}
+        if len(found) > 1 and (strange := sorted(found - set(_INNER_FIRST))):
+            raise UnsupportedModel(f"adapter {self.file!r} changes several parameters of {module}, and in which order that module declares them, which decides "
+                                   f"what its tensors are, is not known of {strange[0]!r} (known: {', '.join(_INNER_FIRST)})")
+        return sorted(found, key=lambda name: _INNER_FIRST.index(name) if len(found) > 1 else 0)
+
+    def _named(self, module: str, levels: Mapping[int, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+        names = self._of(module)
+        if sorted(levels) != list(range(len(names))):
+            raise MissingTensors(f"adapter {self.file!r} has {len(levels)} of {len(names)} parameters of {module} that target_parameters of {CONFIG} names "
+                                 f"({', '.join(names)}). Is the file whole?")
+        return [(name, levels[len(names) - 1 - i]) for i, name in enumerate(names)]
+
+    def _pair(self, name: str, halves: Mapping[str, Any]) -> Pair:
+        if halves.keys() != {"A.weight", "B.weight"}:
+            raise MissingTensors(f"adapter {self.file!r} has lora_{', lora_'.join(sorted(halves))} of {name}, and A and B were expected. Is the file whole?")
+        a, b, r = halves["A.weight"], halves["B.weight"], int(self.scale.expected(name))
+        if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1] or not len(a) or r < 1 or len(a) % r:
+            raise MisshapenTensor(f"{name} is changed by A {tuple(a.shape)} and B {tuple(b.shape)}, and (X * {r}, D) and (F, {r} * X) were expected")
+        n = len(a) // r
+        if n > 1:
+            a, b = a.reshape(n, r, -1), b.reshape(len(b), r, n).permute(2, 0, 1)
+        return Pair(a=a, b=b, scale=self.scale(name, r))
 
 
 class _Scale:
@@ -182,14 +238,21 @@ class _Scale:
         base, targets = settings("base_model_name_or_path", default=None), settings("target_modules", default=None)
         self.base = base if isinstance(base, str) and base else None
         self.targets = [target for target in targets if isinstance(target, str)] if isinstance(targets, list) else []
+        self.parameters = settings("target_parameters", default=None) or []
+        if not isinstance(self.parameters, list) or not all(isinstance(each, str) and each for each in self.parameters):
+            raise BadConfig(f"{where}: target_parameters is {self.parameters!r:.60}, and a list of names was expected")
         self.ranks, self.alphas = (_patterns(settings(f"{kind}_pattern", default={}), f"{kind}_pattern", where) for kind in ("rank", "alpha"))
         settings.finish()
 
     def __call__(self, module: str, rank: int) -> float:
-        expected = _matching(self.ranks, module, self.rank)
-        if rank != expected:
+        if rank != (expected := self.expected(module)):
             raise MisshapenTensor(f"{module} is of rank {rank}, and {self.where} makes it {expected:g}. Do the two files belong together?")
         return float(_matching(self.alphas, module, self.alpha) / (math.sqrt(rank) if self.by_root else rank))
+
+
+    def expected(self, module: str) -> float:
+        """The rank."""
+        return _matching(self.ranks, module, self.rank)
 
 
 def _matching(patterns: Mapping[re.Pattern[str], float], module: str, otherwise: float) -> float:

@@ -132,9 +132,15 @@ def joined_low_rank(theirs: str, pairs: Mapping[str, tuple[Tensor, Tensor]], pla
     """
     rule = place.rule
     if rule.all_experts:
-        each = [joined_low_rank(theirs, {name: pairs[name] for name in one.names if name in pairs}, one, spec) for one in _experts(place)]
-        if len({pair[0].shape for pair in each}) > 1:
+        if rule.all_experts == "rows":
+            raise UnknownTensors(f"{theirs} holds the rows of all experts in one matrix, and no change of low rank to single experts is written there")
+        experts = [(one, {name: pairs[name] for name in one.names if name in pairs}) for one in _experts(place)]
+        changed = {i: joined_low_rank(theirs, some, one, spec, shapes) for i, (one, some) in enumerate(experts) if some}
+        if len({a.shape for a, _ in changed.values()}) > 1:
             raise UnknownTensors(f"{theirs} holds all experts, and they are changed by different ranks")
+        a, b = next(iter(changed.values()))
+        unchanged = torch.zeros_like(a), torch.zeros_like(b)
+        each = [changed.get(i, unchanged) for i in range(len(experts))]
         return torch.stack([a for a, _ in each]), torch.stack([b for _, b in each])
     if rule.by_head or rule.index:
         raise UnknownTensors(f"{theirs} is stored head by head, and no change of low rank is written there")

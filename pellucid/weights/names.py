@@ -38,6 +38,8 @@ class To:
     offset:      stored with so much added to every number: a gain without the one that the norm adds.
     by_head:     stored (heads, rows of a head, columns); "turned": each head's matrix transposed, as GGUF's deepseek2 has what brings latents to keys.
     flat:        stored with its axes of length one or without them; written with them.
+    parameter:   of a tensor with all experts, what transformers' module calls it where the files do otherwise: peft's adapters have that name.
+    turned:      peft takes its inputs for outputs, because transformers' module does not say that it is stored (in, out).
     written:     saving uses this name; false for other spellings of a name that the table has already.
     when:        the specs whose checkpoints use this name, where a family calls one tensor by several; None = all.
     """
@@ -54,6 +56,8 @@ class To:
     flat: bool = False
     written: bool = True
     when: Callable[[DecoderSpec], bool] | None = None
+    parameter: str = ""
+    turned: bool = False
 
     def holds(self, spec: DecoderSpec) -> bool:
         return self.when is None or self.when(spec)
@@ -72,8 +76,8 @@ Table = Mapping[str, Rule]
 
 def to(*names: str, transpose: bool = False, stacked: Stacked = "whole", all_experts: Literal[False, True, "rows"] = False, index: bool = False,
        lone: bool = False, paired: int = 0, offset: float = 0.0, by_head: Literal[False, True, "turned"] = False, flat: bool = False,
-       when: Callable[[DecoderSpec], bool] | None = None) -> To:
-    return To(names, transpose, stacked, all_experts, index, lone, paired, offset, by_head, flat, when=when)
+       when: Callable[[DecoderSpec], bool] | None = None, parameter: str = "", turned: bool = False) -> To:
+    return To(names, transpose, stacked, all_experts, index, lone, paired, offset, by_head, flat, when=when, parameter=parameter, turned=turned)
 
 
 def left_out(why: str) -> LeftOut:
@@ -83,6 +87,11 @@ def left_out(why: str) -> LeftOut:
 def old(rule: Rule) -> Rule:
     """The same rule for another spelling of the name: read, never written."""
     return rule if isinstance(rule, LeftOut) else replace(rule if isinstance(rule, To) else To((rule,)), written=False)
+
+
+def for_adapters(table: Table) -> Table:
+    """The same table with the names that peft's adapters have."""
+    return {(rule.parameter if isinstance(rule, To) and rule.parameter else name): rule for name, rule in table.items()}
 
 
 @dataclass(frozen=True, slots=True)

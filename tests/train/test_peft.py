@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from pellucid.errors import UnsupportedModel
-from pellucid.model.adapters import Half, attach, projects
+from pellucid.errors import BadRequest, UnsupportedModel
+from pellucid.model.adapters import attach, projects
 from pellucid.model.cache import Cache
 from pellucid.model.convert_adapter import save_adapter
 from pellucid.model.decoder import Decoder
@@ -19,6 +19,7 @@ from pellucid.model.parts import Rows, hold
 from pellucid.ops.choose import choose
 from pellucid.train.recipe import TunePart
 from pellucid.train.trainable import NAME, Trained, trained
+from pellucid.train.tuning import _check_saved
 from pellucid.weights.adapter import open_adapter
 from pellucid.weights.card import Card
 from tests.families.build import TOLERANCE, Built, error, ours
@@ -31,6 +32,8 @@ with warnings.catch_warnings():
 
 # Plain with biases; fused q, k, v and gate, up; stored the other way round, with biases; experts one by one in the files.
 FUSED, EXPERTS = "phi3-mini_4k", "mixtral-window"
+# All experts of a layer in one tensor: (in, out), interleaved; the same, and peft takes one for the other; by other names in the files; (out, in).
+STACKED = ["gpt_oss-released", "llama4_text-scout", "granitemoe-released", "gemma4_text-26b"]
 DENSE = ["llama-biases", FUSED, "gpt2-released"]
 CARD = Card(license=None, license_name=None, license_link=None, base_models=())
 
@@ -47,9 +50,7 @@ def tuned(built: Built, **tune: Any) -> tuple[Decoder, Trained]:
 
 
 def saved(built: Built, decoder: Decoder, what: Trained, out: Path) -> Path:
-    halves = {f"{name}.weight": Half(part.a.detach(), part.b.detach(), part.scale, None if part.m is None else part.m.detach())
-              for name, part in what.parts(decoder).items()}
-    save_adapter(out, halves, built.spec, base="acme/small", card=CARD, lineage=[])
+    save_adapter(out, what.halves(decoder), built.spec, base="acme/small", card=CARD, lineage=[])
     return out
 
 
@@ -61,7 +62,7 @@ def by_peft(built: Built, folder: Path) -> torch.Tensor:
         return model(built.tokens_T[None], use_cache=False).logits[0].clone()
 
 
-@pytest.mark.parametrize(("name", "dora"), [(name, dora) for name in DENSE for dora in (False, True)] + [(EXPERTS, False)])
+@pytest.mark.parametrize(("name", "dora"), [(name, dora) for name in DENSE for dora in (False, True)] + [(name, False) for name in (EXPERTS, *STACKED)])
 def test_peft_computes_what_was_trained_from_what_is_written(name: str, dora: bool, tmp_path: Path) -> None:
     built = case(name)
     decoder, what = tuned(built, dora=dora)
@@ -73,6 +74,63 @@ def test_peft_computes_what_was_trained_from_what_is_written(name: str, dora: bo
     fresh = ours(built.spec, built.tensors)
     attach(fresh, open_adapter(folder), "x")
     assert error(adapted_logits(fresh, built.tokens_T, [T], ["x"]), ours_TV) < TOLERANCE
+
+
+@pytest.mark.parametrize("targets", [("mlp.experts.*",), ("mlp.experts.*.down",), ("mlp.experts.1.gate", "attn.q")], ids=["all", "one of two", "one expert"])
+@pytest.mark.parametrize("name", STACKED[:2])
+def test_peft_computes_what_some_experts_learned(name: str, targets: tuple[str, ...], tmp_path: Path) -> None:
+    built = case(name)
+    decoder, what = tuned(built, targets=targets)
+    ours_TV = adapted_logits(decoder, built.tokens_T, [len(built.tokens_T)], [NAME])
+    assert error(ours_TV, built.logits_TV) > 0.02
+    assert error(by_peft(built, saved(built, decoder, what, tmp_path / "a")), ours_TV) < TOLERANCE
+
+
+@pytest.mark.parametrize("parameters", [["experts.gate_up_proj", "experts.down_proj"], ["down_proj"]], ids=["both", "one"])
+@pytest.mark.parametrize("name", STACKED)
+def test_experts_that_peft_changed_compute_the_same_here(name: str, parameters: list[str], tmp_path: Path) -> None:
+    built = case(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peft.get_peft_model(copy.deepcopy(built.theirs), peft.LoraConfig(
+            r=3, lora_alpha=7, target_modules=["q_proj"], target_parameters=parameters, rank_pattern={".*gate_up_proj": 2}, use_rslora=True)).eval()
+    noise = torch.Generator().manual_seed(4)
+    for name, p in theirs.named_parameters():
+        if "lora_" in name:
+            p.data.normal_(0, 0.15, generator=noise)
+    theirs.save_pretrained(str(tmp_path / "a"))
+    with torch.inference_mode():
+        theirs_TV = theirs(built.tokens_T[None], use_cache=False).logits[0]
+    assert error(theirs_TV, built.logits_TV) > 0.02
+    decoder = ours(built.spec, built.tensors)
+    attach(decoder, open_adapter(tmp_path / "a"), "x")
+    assert error(adapted_logits(decoder, built.tokens_T, [len(built.tokens_T)], ["x"]), theirs_TV) < TOLERANCE
+
+
+def test_what_no_adapter_can_hold_is_said_before_it_is_trained(tmp_path: Path) -> None:
+    for name, tune, message in ((STACKED[0], {"dora": True}, r"gate_up_proj holds all experts, and files of adapters have no magnitudes of DoRA"),
+                                ("dbrx-released", {}, r"w1 holds the rows of all experts in one matrix")):
+        built = case(name)
+        decoder = ours(built.spec, built.tensors)
+        what = trained(decoder, TunePart(rank=3, **tune), seed=3)
+        with pytest.raises(BadRequest, match=f"what would be trained could not be written as an adapter: .*{message}.*out.format=merged"):
+            _check_saved(what, decoder)
+
+
+@pytest.mark.parametrize("name", [EXPERTS, *STACKED])
+def test_llama_cpps_file_of_experts_is_the_same_adapter(name: str, tmp_path: Path) -> None:
+    from tests.model.test_convert_adapter import convert, save_base
+    built = case(name)
+    decoder, what = tuned(built, targets=("blocks.*.experts.*", "attn.q"))
+    ours_TV = adapted_logits(decoder, built.tokens_T, [len(built.tokens_T)], [NAME])
+    folder, base = saved(built, decoder, what, tmp_path / "a"), str(save_base(tmp_path / "m", built))
+    convert(folder, tmp_path / "a.gguf", base=base)
+    convert(tmp_path / "a.gguf", tmp_path / "back", base=base)
+    fresh = ours(built.spec, built.tensors)
+    for of in ("a.gguf", "back"):
+        attach(fresh, open_adapter(tmp_path / of), of.partition(".")[0])
+        assert error(adapted_logits(fresh, built.tokens_T, [len(built.tokens_T)], [of.partition(".")[0]]), ours_TV) < TOLERANCE
+    assert error(by_peft(built, tmp_path / "back"), ours_TV) < TOLERANCE
 
 
 @pytest.mark.parametrize("name", [*DENSE, "qwen3_moe-renormalized", "deepseek_v3-released"])

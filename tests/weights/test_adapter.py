@@ -87,7 +87,9 @@ def test_a_pickle_is_read_by_the_restricted_loader(tmp_path: Path) -> None:
     ({"bias": "lora_only"}, UnsupportedModel, "bias='lora_only' (only 'none'): the biases it changes are not read"),
     ({"lora_bias": True}, UnsupportedModel, "lora_bias=True (only False)"),
     ({"modules_to_save": ["lm_head"]}, UnsupportedModel, "modules_to_save=['lm_head'] (only null): whole modules in place of the model's own"),
-    ({"target_parameters": ["mlp.experts.gate_up_proj"]}, UnsupportedModel, "target_parameters=['mlp.experts.gate_up_proj'] (only null)"),
+    ({"target_parameters": "experts.down_proj"}, BadConfig, "target_parameters is 'experts.down_proj', and a list of names was expected"),
+    ({"target_parameters": ["mlp.experts.gate_up_proj"]}, MissingTensors,
+     "names target_parameters 'mlp.experts.gate_up_proj', and adapter_model.safetensors has no tensors of such"),
     ({"alora_invocation_tokens": [7]}, UnsupportedModel, "alora_invocation_tokens=[7] (only null): an adapter that begins in the middle of a prompt"),
     ({"layer_replication": [[0, 4], [2, 5]]}, UnsupportedModel, "layer_replication=[[0, 4], [2, 5]] (only null)"),
     ({"init_lora_weights": "pissa_niter_16"}, UnsupportedModel, "init_lora_weights='pissa_niter_16': it changes the model's own matrices before"),
@@ -124,6 +126,23 @@ def test_tensors_that_are_no_whole_pairs_stop_by_name(tmp_path: Path, tensors: d
     with pytest.raises(error) as told:
         open_adapter(peft(tmp_path / "a", tensors))
     assert message in str(told.value)
+
+
+E = "model.layers.1.mlp.experts"
+
+
+@pytest.mark.parametrize(("tensors", "error", "message"), [
+    (halves(E), MissingTensors, f"has 1 of 2 parameters of {E} that target_parameters of adapter_config.json names (gate_up_proj, down_proj)"),
+    (halves(E) | {f"{E}.base_layer.lora_A.weight": torch.ones(16, 5)}, MissingTensors, f"adapter 'a' has lora_A.weight of {E}.gate_up_proj, and A and B"),
+    (halves(E) | {f"{E}.base_layer.lora_A.weight": torch.ones(12, 5), f"{E}.base_layer.lora_B.weight": torch.ones(5, 12)}, MisshapenTensor,
+     f"{E}.gate_up_proj is changed by A (12, 5) and B (5, 12), and (X * 8, D) and (F, 8 * X) were expected"),
+])
+def test_parameters_that_are_not_whole_stop_by_name(tmp_path: Path, tensors: dict[str, torch.Tensor], error: type[PellucidError], message: str) -> None:
+    with pytest.raises(error) as told:
+        open_adapter(peft(tmp_path / "a", tensors, target_modules=[], target_parameters=["experts.gate_up_proj", "experts.down_proj"]))
+    assert message in str(told.value)
+    with pytest.raises(UnsupportedModel, match="in which order that module declares them, which decides what its tensors are, is not known of 'w1'"):
+        open_adapter(peft(tmp_path / "b", tensors, target_modules=[], target_parameters=["experts.w1", "experts.down_proj"]))
 
 
 def written(path: Path, change: Callable[[gguf.GGUFWriter], None] = lambda w: None, *, type: str = "adapter", kind: str = "lora", alpha: Any = 16.0) -> Path:
