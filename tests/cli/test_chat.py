@@ -24,6 +24,7 @@ import pellucid
 from pellucid.api import Model
 from pellucid.cli import _terminal, chat
 from pellucid.cli._conversation import COMMANDS, Conversation, Leave, command, recommended, template_arguments
+from pellucid.engine import burst
 from pellucid.engine.engine import Engine
 from pellucid.engine.group import PAGE
 from pellucid.errors import BadRequest, MissingExtra, PellucidError
@@ -64,6 +65,11 @@ def piped(say: Say, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
         return say("chat", *args)
     return run
+
+
+def one_token_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A burst may bring an answer whole, and nothing be left to interrupt."""
+    monkeypatch.setattr(burst, "MOST", 1)
 
 
 def conversation(model: Model, **more) -> Conversation:
@@ -351,6 +357,7 @@ def test_a_failure_inside_an_answer_keeps_nothing_of_its_turn(yes: Model, monkey
 
 @pytest.mark.parametrize("where", ["showing", "computing"])
 def test_ctrl_c_stops_the_answer_and_not_the_program(yes: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str) -> None:
+    one_token_a_step(monkeypatch)
     here, step, show, n = conversation(yes), Engine.step, chat.show, [0]
 
     def interrupted(*args) -> object:
@@ -372,6 +379,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(yes: Model, monkeypatch: py
 
 
 def test_json_tells_an_interruption_from_the_models_own_end(yes: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    one_token_a_step(monkeypatch)
     here, step, n = conversation(yes), Engine.step, [0]
 
     def interrupted(engine: Engine) -> bool:

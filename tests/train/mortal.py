@@ -88,6 +88,7 @@ def _dying(lines: int, function: str | None) -> Any:
 
     def call(frame: FrameType, event: str, argument: Any) -> Any:
         code = frame.f_code
-        return line if code.co_filename in (LOOP, STATES) and function in (None, code.co_name) else None
+        whole = code.co_name[0] != "<"  # a comprehension's line is counted once, not for each of its elements
+        return line if whole and code.co_filename in (LOOP, STATES) and function in (None, code.co_name) else None
 
     return call

@@ -76,12 +76,12 @@ def here(of: Recipe, *, stop: int = STEPS, resume: bool = False) -> dict[int, fl
 def launched(of: Recipe, folder: Path, *more: str) -> dict[int, float]:
     """Losses by step, of two processes."""
     (folder / "r.yaml").write_text(yaml.safe_dump(of.plain()))
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1", "TMPDIR": str(folder)}
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pellucid", "tune", "r.yaml", *more],
                           cwd=folder, env=environment | {"PYTHONPATH": str(Path(pellucid.__file__).parents[1])}, capture_output=True, text=True, timeout=240)
-    log = Path(of.out.folder) / "log.jsonl"
-    assert log.is_file(), done.stderr[-3000:]
-    return {event["step"]: event["loss"] for event in map(json.loads, log.read_text().splitlines()) if event["event"] == "stepped"}
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = (Path(of.out.folder) / "log.jsonl").read_text()
+    return {event["step"]: event["loss"] for event in map(json.loads, log.splitlines()) if event["event"] == "stepped"}
 
 
 def test_two_processes_train_as_one_and_one_goes_on_from_what_two_wrote(tmp_path: Path) -> None:

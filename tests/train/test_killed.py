@@ -60,7 +60,7 @@ def test_killed_in_the_middle_of_any_line(processes: ForkServerContext, tmp_path
     straight, folder = tmp_path / "straight", tmp_path / "killed"
     assert lived(processes, straight, settings, None)
     draw, deaths = random.Random(str(settings)), 0
-    while not lived(processes, folder, settings, draw.randrange(100, 600)):
+    while not lived(processes, folder, settings, draw.randrange(100, 900)):
         deaths += 1
         assert deaths < 100, "it gets nowhere"
     assert deaths >= 3
