@@ -45,6 +45,7 @@ class Exchange(Response):
         self.status_code = 200
         self._started = self._whole = False
         self._used: tuple[str, int, int] | None = None
+        self._writing: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._send = send
@@ -83,7 +84,9 @@ class Exchange(Response):
     async def _write_down(self) -> None:
         used, self._used = self._used, None
         if used is not None and (ledger := self.request.scope.get("state", {}).get("ledger")) is not None:
-            await ledger.used(*used)
+            self._writing = asyncio.create_task(ledger.used(*used))
+        if self._writing is not None and not self._writing.done():
+            await asyncio.shield(self._writing)  # a client that leaves meanwhile cancels whoever waits, and not what is written
 
     async def json(self, value: Any, status: int = 200) -> None:
         """The whole answer."""
