@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+import json
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,10 +73,20 @@ class Exchange(Response):
             plain = orjson.loads(self._raw)
         except orjson.JSONDecodeError as error:
             raise BadRequest(f"the body is not JSON: {error}") from None
+        json.loads(self._raw, object_pairs_hook=_each_once)
         found, unknown = read(shape, plain, allow_unknown=self._limits.allow_unknown_fields)
-        if unknown:
-            self.headers_out["X-Ignored-Fields"] = ", ".join(name for name in unknown if name.isascii() and name.isprintable())
+        self._tell_ignored(unknown)
         return found
+
+    def ignore(self, field: str, why: str) -> None:
+        """Leaves something out that would change nothing, and says so. Raises BadRequest where a server takes no such thing."""
+        if not self._limits.allow_unknown_fields:
+            raise BadRequest(f"{field}: {why}. Leave it out, or start the server with --allow-unknown-fields", field=field.partition("[")[0])
+        self._tell_ignored([field])
+
+    def _tell_ignored(self, fields: Sequence[str]) -> None:
+        if shown := [name for name in fields if name.isascii() and name.isprintable()]:
+            self.headers_out["X-Ignored-Fields"] = ", ".join([*filter(None, [self.headers_out.get("X-Ignored-Fields")]), *shown])
 
     def uses(self, model: str, prompt_tokens: int, completion_tokens: int) -> None:
         """What it has taken up to now. Written down on its key before the answer is whole, or when it ends otherwise."""
@@ -160,6 +171,13 @@ class Exchange(Response):
                 return Refused(413, f"the body has more than {most:,} bytes, which is what this server takes (--max-body)", "body_too_large")
             if not message.get("more_body"):
                 return b"".join(parts)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> None:
+    """Of two values under one name a parser takes one, and the other is lost. Raises BadRequest."""
+    if len(pairs) > len({name for name, _ in pairs}):
+        name = next(name for i, (name, _) in enumerate(pairs) if name in [before for before, _ in pairs[:i]])
+        raise BadRequest(f"the body has {name!r:.80} twice in one object. Which of the two is meant, nothing says; leave one out", field=name[:80])
 
 
 async def _until_gone(receive: Receive) -> None:

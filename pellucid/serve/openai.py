@@ -1,6 +1,7 @@
 """OpenAI's completions, chat and embeddings over desks. https://platform.openai.com/docs/api-reference."""
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -191,6 +192,17 @@ class Chat:
     def _force(self, tools: Sequence[Any], *, parallel: bool) -> None:
         self._forced, self.options = True, checked({**self.options, "compact": held.forced_schema(tools, parallel=parallel)})
 
+    def unread(self) -> str | None:
+        """The name of who speaks, where the chat template does not show it to the model. A tool's says again what the call with its id says."""
+        messages = [message.plain() for message in self.asked.messages]
+        named = [i for i, message in enumerate(messages) if "name" in message and message["role"] != "tool"]
+        if not named:
+            return None
+        template = choose(self.model.tokenizer, self.model.chat_template, tools=self.tools or None)
+        bare = [{key: value for key, value in message.items() if key != "name" or message["role"] == "tool"} for message in messages]
+        shown, without = (template.render(some, tools=self.shown or None, **self.asked.template_args()) for some in (messages, bare))
+        return f"messages[{named[0]}].name" if shown == without else None
+
     def prepare(self, wanted: Sequence[Json]) -> tuple[list[Start], int]:
         marks = calls.marks(self._format) if self._format is not None else ()
         messages = [message.plain() for message in self.asked.messages]
@@ -211,6 +223,8 @@ async def chat(served: Served, exchange: Exchange) -> None:
     spelled, wants = Spelled(desk.model.tokenizer), Chat(served, desk.model, asked)
     n, wanted = each(wants.options)
     _check_count(n, len(wanted), 1)
+    if any(message.name is not None for message in asked.messages) and (unread := await asyncio.to_thread(wants.unread)) is not None:
+        exchange.ignore(unread, "this model's chat template shows no names, so nobody would read it")
     async with asking(exchange, name, desk, lambda: wants.prepare(wanted)) as ticket:
         answers = {i: ChatAnswer(wants.reader(), spelled) for i in range(n)}
         if asked.stream:

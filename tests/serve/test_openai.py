@@ -246,6 +246,8 @@ def test_an_adapter_is_asked_for_by_its_name(serve: Callable[..., Running], tmp_
      "arguments are an object, and its type is 'objec'", "tools"),
     ("chat/completions", {"messages": HELLO, "tool_choice": "required", "tools": [{"type": "function", "function": {
         "name": "a", "parameters": {"properties": {"x": {"type": "strin"}}}}}]}, 400, "tools[0].function.parameters at #/properties/x/type: 'strin'", "tools"),
+    ("chat/completions", {"messages": [{"role": "user", "content": "Hi", "name": "bob"}]}, 400, "messages[0].name: this model's chat template shows no names",
+     "messages"),
     ("chat/completions", {"messages": [{"role": "assistant"}]}, 400, "has no content, and calls no tool", "messages"),
 ], ids=lambda value: str(value)[:50])
 def test_a_fault_has_its_status_and_names_its_field(server: Running, path: str, body: dict, status: int, words: str, param: str | None) -> None:
@@ -261,6 +263,31 @@ def test_what_is_no_request_is_answered_in_the_same_shape(server: Running) -> No
                            (server.client.get("/v1/completions"), 405), (server.client.post("/v1/completions", content=b"[1]"), 400)):
         assert answer.status_code == status
         assert answer.json()["error"]["message"]
+
+
+def test_a_field_that_stands_twice_is_refused_at_any_depth(server: Running) -> None:
+    for body in (b'{"prompt": "a", "prompt": "b"}', b'{"prompt": "a", "stream_options": {"include_usage": true, "include_usage": false}}'):
+        answer = server.client.post("/v1/completions", content=body)
+        assert answer.status_code == 400
+        assert "twice in one object" in answer.json()["error"]["message"]
+
+
+NAMED = "{% for m in messages %}{{ m.role }}{% if m.name %} {{ m.name }}{% endif %}: {{ m.content }}\n{% endfor %}assistant: "
+
+
+def test_a_name_that_the_template_shows_is_read(serve: Callable[..., Running], tmp_path: Path) -> None:
+    running = serve(named=pellucid.load(scripted_model(tmp_path / "named", [["a", "b", "c"]], template=NAMED)))
+    said = [{"role": "user", "content": "a", "name": "b"}]
+    named, bare = (running.client.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 2}).json()
+                   for messages in (said, [{"role": "user", "content": "a"}]))
+    assert named["usage"]["prompt_tokens"] == bare["usage"]["prompt_tokens"] + len(" b")
+
+
+def test_what_is_left_out_is_told(serve: Callable[..., Running], shipped: Model) -> None:
+    running = serve(Limits(allow_unknown_fields=True), shipped=shipped)
+    asked = {"messages": [{"role": "user", "content": "Hi", "name": "bob"}], "max_tokens": 1, "shoe_size": 43}
+    answer = running.client.post("/v1/chat/completions", json=asked)
+    assert (answer.status_code, answer.headers["x-ignored-fields"]) == (200, "shoe_size, messages[0].name")
 
 
 def test_a_long_body_is_refused_while_it_comes(serve: Callable[..., Running], abc: Model) -> None:
