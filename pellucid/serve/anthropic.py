@@ -109,6 +109,9 @@ class MessagesRequest(Shape):
         if (choice := self.tool_choice) is not None:
             if choice.type == "tool" and choice.name is None:
                 raise BadRequest("tool_choice is of type tool and names none", field="tool_choice")
+            if choice.type != "tool" and choice.name is not None:
+                raise BadRequest(f"tool_choice is of type {choice.type} and names {choice.name!r:.80}, which nobody would read. Say type='tool', or leave "
+                                 f"the name out", field="tool_choice")
             body["tool_choice"] = {"type": "function", "function": {"name": choice.name}} if choice.type == "tool" else \
                 {"any": "required"}.get(choice.type, choice.type)
             if choice.disable_parallel_tool_use is not None and self.tools:
@@ -165,7 +168,8 @@ async def messages(served: Served, exchange: Exchange) -> None:
         assert whole is not None
         for what, block, piece in blocks.end():
             await _tell(exchange, what, block, piece, bool(asked.stream))
-        used = {"input_tokens": ticket.n_prompt, "output_tokens": ticket.n_written, "cache_read_input_tokens": whole.usage.reused_tokens}
+        reused = whole.usage.reused_tokens  # the prompt is these and the input tokens together: https://docs.anthropic.com/en/docs/build-with-claude/prompt-caching
+        used = {"input_tokens": ticket.n_prompt - reused, "output_tokens": ticket.n_written, "cache_read_input_tokens": reused}
         ended = {"stop_reason": _stop_reason(whole, blocks), "stop_sequence": whole.stopped_by if isinstance(whole.stopped_by, str) else None}
         if asked.stream:
             await exchange.event({"type": "message_delta", "delta": ended, "usage": used}, "message_delta")

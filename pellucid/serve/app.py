@@ -134,6 +134,8 @@ async def _tokenize(served: Served, exchange: Exchange) -> None:
     model = desk.model
     if (asked.prompt is None) == (asked.messages is None):
         raise BadRequest("either a prompt or messages, and not both", field="prompt")
+    if asked.messages is not None and (given := [name for name in ("special", "as_prompt") if getattr(asked, name)]):
+        raise BadRequest(f"{given[0]} is of prompts: messages are always read as a chat has them. Leave it out", field=given[0])
     if asked.messages is not None:
         ids = model.chat_prompt_ids([message.plain() for message in asked.messages])
     elif asked.as_prompt:

@@ -31,6 +31,9 @@ class Limits:
     allow_unknown_fields: bool = False
 
 
+QUERIES = ("beta",)  # anthropic's client marks shapes of a beta so, which are read by their fields
+
+
 class Exchange(Response):
     """Runs a handler that calls `body` and then `json`, or `event` as often as it likes. What it raises is answered; a client that leaves cancels it.
 
@@ -73,7 +76,13 @@ class Exchange(Response):
             plain = orjson.loads(self._raw)
         except orjson.JSONDecodeError as error:
             raise BadRequest(f"the body is not JSON: {error}") from None
-        json.loads(self._raw, object_pairs_hook=_each_once)
+        try:
+            json.loads(self._raw, object_pairs_hook=_each_once)
+        except RecursionError:  # orjson goes a little deeper
+            raise BadRequest("the body is nested too deep. Flatten it") from None
+        for name in self.request.query_params:
+            if name not in QUERIES:
+                self.ignore(name, "a request has its fields in its body, and nobody reads this one behind the path")
         found, unknown = read(shape, plain, allow_unknown=self._limits.allow_unknown_fields)
         self._tell_ignored(unknown)
         return found

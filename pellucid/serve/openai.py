@@ -14,7 +14,7 @@ from pellucid.api.completion import checked, chosen, each
 from pellucid.errors import BadRequest, BadTemplate, ModelNotFound, PromptTooLong, did_you_mean, nearest
 from pellucid.serve import held
 from pellucid.serve import tools as calls
-from pellucid.serve.answers import ChatAnswer, Head, Json, Spelled, prompt_told, text_choice, tools_of, usage
+from pellucid.serve.answers import ChatAnswer, Head, Json, Spelled, about, prompt_told, text_choice, tools_of, usage
 from pellucid.serve.desk import Desk, Prepare, Start, Ticket
 from pellucid.serve.exchange import Exchange
 from pellucid.serve.shapes import ChatRequest, CompletionRequest, EmbeddingRequest, NamedTool
@@ -102,7 +102,9 @@ async def completions(served: Served, exchange: Exchange) -> None:
                 reason = None if said.completion is None else said.completion.finish_reason
                 logprobs = spelled.completion(said.tokens, offsets.get(said.index, 0), content=content) if said.tokens else None
                 offsets[said.index] = offsets.get(said.index, 0) + len(text)
-                more = {"prompt_logprobs": prompt_told(said.completion, spelled)} if said.completion is not None and asked.prompt_logprobs is not None else {}
+                more = {} if said.completion is None else about(said.completion)
+                if said.completion is not None and asked.prompt_logprobs is not None:
+                    more["prompt_logprobs"] = prompt_told(said.completion, spelled)
                 await exchange.event(head.plain([{"index": said.index, "text": text, "logprobs": logprobs, "finish_reason": _finish(reason), **more}]))
                 done += [said.completion] if said.completion is not None else []
             if asked.stream_options is not None and asked.stream_options.include_usage:
@@ -255,8 +257,7 @@ async def _stream_chat(exchange: Exchange, head: Head, ticket: Ticket, answers: 
             logprobs = None
         if said.completion is not None:
             whole.append(said.completion)
-            verdict = said.completion.verdict
-            more: Json = {} if verdict is None else {"verdict": {"status": verdict.status, "reason": verdict.reason}}
+            more = about(said.completion)
             if said.completion.prompt_logprobs is not None:
                 more["prompt_logprobs"] = prompt_told(said.completion, spelled)
             await exchange.event(choice(i, {}, answer.finish_reason(said.completion), **more))
@@ -268,8 +269,8 @@ async def embeddings(served: Served, exchange: Exchange) -> None:
     asked = await exchange.body(EmbeddingRequest)
     name, desk = served.find(asked.model)
     model, texts = desk.model, prompts_of(asked.input, "input")
-    if asked.dimensions is not None and asked.dimensions != (model.spec.d_embed or model.spec.d_model):
-        raise BadRequest(f"dimensions={asked.dimensions}: this model's vectors have {model.spec.d_model} numbers, and cutting them is nothing it was "
+    if asked.dimensions is not None and asked.dimensions != (width := model.spec.d_embed or model.spec.d_model):
+        raise BadRequest(f"dimensions={asked.dimensions}: this model's vectors have {width} numbers, and cutting them is nothing it was "
                          f"trained for. Leave it out", field="dimensions")
     try:
         ids = [model.prompt_ids(text) for text in texts]

@@ -45,7 +45,7 @@ class InputResult(Shape):
 class InputReasoning(Shape):
     type: Literal["reasoning"]
     id: str | None = None
-    summary: list[Any] | None = None
+    summary: Annotated[list[Any], Field(max_length=0)] | None = None  # none is ever written here
     content: list[Json] | None = None
     encrypted_content: Literal[None] = None
     status: str | None = None
@@ -121,7 +121,12 @@ class ResponsesRequest(Shape):
         if self.tool_choice is not None:
             named = isinstance(self.tool_choice, ResponsesToolChoice)
             body["tool_choice"] = {"type": "function", "function": {"name": self.tool_choice.name}} if named else self.tool_choice  # type: ignore[union-attr]
-        if self.text is not None and (form := self.text.format) is not None and form.type != "text":
+        form = self.text.format if self.text is not None else None
+        if form is not None and form.type != "json_schema" and (unread := [name for name in ("schema_", "name", "strict", "description")
+                                                                          if getattr(form, name) is not None]):
+            raise BadRequest(f"text.format is of type {form.type} and has {unread[0].rstrip('_')}, which nobody would read. Say type='json_schema', or "
+                             f"leave it out", field="text")
+        if form is not None and form.type != "text":
             body["response_format"] = {"type": form.type} if form.type == "json_object" else \
                 {"type": "json_schema", "json_schema": {"name": form.name or "answer", **({} if form.schema_ is None else {"schema": form.schema_})}}
         if self.reasoning is not None and self.reasoning.effort is not None:
@@ -148,7 +153,7 @@ def _messages(items: list[Any]) -> list[Json]:
             call = {"id": item.call_id, "type": "function", "function": {"name": item.name, "arguments": item.arguments}}
             out[-1].setdefault("tool_calls", []).append(call)
         else:
-            out[-1]["reasoning_content"] = "".join(str(part.get("text", "")) for part in item.content or ())
+            out[-1]["reasoning_content"] = out[-1].get("reasoning_content", "") + "".join(str(part.get("text", "")) for part in item.content or ())
     if not out:
         raise BadRequest("input is an empty list; expected a text, or messages", field="input")
     return out

@@ -185,8 +185,9 @@ class Message(Shape):
         if self.content is None and (self.role != "assistant" or not (self.tool_calls or self.reasoning_content)):
             raise BadRequest(f"a message of the role {self.role!r} has no content{', and calls no tool' if self.role == 'assistant' else ''}",
                              field="messages")
-        if self.tool_calls and self.role != "assistant":
-            raise BadRequest(f"a message of the role {self.role!r} has tool_calls, which are the assistant's", field="messages")
+        for name, role in (("tool_calls", "assistant"), ("reasoning_content", "assistant"), ("tool_call_id", "tool")):
+            if getattr(self, name) and self.role != role:
+                raise BadRequest(f"a message of the role {self.role!r} has {name}, and only one of the role {role!r} may. Leave it out", field="messages")
         out: Json = {"role": "system" if self.role == "developer" else self.role, "content": self.content or ""}
         out |= {key: value for key in ("name", "tool_call_id", "reasoning_content") if (value := getattr(self, key)) is not None}
         if self.tool_calls:
@@ -293,6 +294,9 @@ def _id(key: str) -> int:
 
 def _schema(asked: ResponseFormat | None) -> Json | None:
     """The schema that the output is held to, None where it is free."""
+    if asked is not None and asked.type != "json_schema" and asked.json_schema is not None:
+        raise BadRequest(f"response_format is of type {asked.type} and has a json_schema, which nobody would read. Say type='json_schema', or leave it out",
+                         field="response_format")
     if asked is None or asked.type == "text":
         return None
     if asked.type == "json_object":

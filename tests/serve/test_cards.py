@@ -77,6 +77,13 @@ def test_the_pieces_of_a_prompt_are_its_ids_and_say_which_are_special(server: Ru
     assert "pieces" not in server.post("/tokenize", model="abc", messages=messages)
 
 
+@pytest.mark.parametrize("field", ["special", "as_prompt"])
+def test_what_is_of_prompts_is_refused_beside_messages(server: Running, field: str) -> None:
+    answer = server.client.post("/tokenize", json={"messages": [{"role": "user", "content": "a"}], field: True})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+    assert f"{field} is of prompts" in answer.json()["error"]["message"]
+
+
 def test_a_prompt_is_tokenized_as_a_completion_would_have_it(server: Running, shipped: Model) -> None:
     assert server.post("/tokenize", model="shipped", prompt="Once", as_prompt=True)["tokens"] == shipped.prompt_ids("Once")
     assert server.post("/tokenize", model="shipped", prompt="Once")["tokens"] == shipped.prompt_ids("Once")[1:]  # without what it begins with

@@ -57,7 +57,7 @@ def test_pieces_put_together_are_the_whole(server: Running) -> None:
         mine = [c for chunk in chunks for c in chunk["choices"] if c["index"] == choice["index"]]
         assert "".join(c["text"] for c in mine) == choice["text"]
         assert [p for c in mine if c["logprobs"] for p in c["logprobs"]["token_logprobs"]] == choice["logprobs"]["token_logprobs"]
-        assert [c["finish_reason"] for c in mine if c["finish_reason"]] == [choice["finish_reason"]]
+        assert [(c["finish_reason"], c["seed"], c["stop_reason"]) for c in mine if c["finish_reason"]] == [("length", choice["seed"], None)]
 
 
 def test_an_echo_comes_with_the_prompts_log_probabilities(server: Running, shipped: Model) -> None:
@@ -248,6 +248,14 @@ def test_an_adapter_is_asked_for_by_its_name(serve: Callable[..., Running], tmp_
         "name": "a", "parameters": {"properties": {"x": {"type": "strin"}}}}}]}, 400, "tools[0].function.parameters at #/properties/x/type: 'strin'", "tools"),
     ("chat/completions", {"messages": [{"role": "user", "content": "Hi", "name": "bob"}]}, 400, "messages[0].name: this model's chat template shows no names",
      "messages"),
+    ("chat/completions", {"messages": [{"role": "user", "content": "Hi", "tool_call_id": "a"}]}, 400, "only one of the role 'tool' may", "messages"),
+    ("chat/completions", {"messages": [{"role": "user", "content": "Hi", "reasoning_content": "a"}]}, 400, "only one of the role 'assistant' may", "messages"),
+    ("chat/completions", {"messages": HELLO, "response_format": {"type": "json_object", "json_schema": {"name": "a", "schema": {}}}}, 400,
+     "of type json_object and has a json_schema, which nobody would read", "response_format"),
+    ("responses", {"input": "a", "text": {"format": {"type": "json_object", "schema": {}}}}, 400, "of type json_object and has schema, which nobody", "text"),
+    ("responses", {"input": [{"type": "reasoning", "summary": ["a"]}, {"role": "user", "content": "a"}]}, 400, "input.0.summary",
+     "input"),
+    ("completions?shoe=1", {"prompt": "a"}, 400, "shoe: a request has its fields in its body", "shoe"),
     ("chat/completions", {"messages": [{"role": "assistant"}]}, 400, "has no content, and calls no tool", "messages"),
 ], ids=lambda value: str(value)[:50])
 def test_a_fault_has_its_status_and_names_its_field(server: Running, path: str, body: dict, status: int, words: str, param: str | None) -> None:
@@ -263,6 +271,12 @@ def test_what_is_no_request_is_answered_in_the_same_shape(server: Running) -> No
                            (server.client.get("/v1/completions"), 405), (server.client.post("/v1/completions", content=b"[1]"), 400)):
         assert answer.status_code == status
         assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("deep", [900, 990, 1010, 1023, 5000])  # the two readers of JSON that look at a body go to different depths
+def test_a_body_nested_too_deep_is_the_clients_fault(server: Running, deep: int) -> None:
+    answer = server.client.post("/v1/completions", content=b'{"prompt": ' + b"[" * deep + b"]" * deep + b"}")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
 def test_a_field_that_stands_twice_is_refused_at_any_depth(server: Running) -> None:
