@@ -88,11 +88,15 @@ def check(node: Node, also: Sequence[str], folder: Path, permission: str | None 
 
 
 def tree(model: str) -> Node:
-    """The lineage of a folder or file, of a row of the catalog, or of a license by itself. Raises ModelNotFound with the nearest names."""
+    """The lineage of a folder or file, of a repository on this disk, of a row of the catalog, or of a license by itself.
+
+    A repository that is here and in the catalog shows what its card says and what the catalog says. Raises ModelNotFound with the nearest names.
+    """
     path = Path(model).expanduser()
-    if path.is_dir() or path.is_file():
+    here = path if path.is_dir() or path.is_file() else _downloaded(model)
+    if here is not None:
         from pellucid.catalog import ancestry
-        return ancestry.of_path(path)
+        return ancestry.of_path(here, None if here is path else model.partition("@")[0])
     rows = models.table()
     try:
         return lineage.of_row(models.find(model, rows), rows)
@@ -101,6 +105,15 @@ def tree(model: str) -> Node:
         if license is None:
             raise error
         return Node(name=license.id, said=(Said(license=license.id, by="asked"),), kinds=())
+
+
+def _downloaded(model: str) -> Path | None:
+    """The folder of owner/name[@revision] in the hub's cache, where it is there; names without an owner are the catalog's, and cost no look at the cache."""
+    if "/" not in model:
+        return None
+    from pellucid.weights import hub_cache
+    asked = hub_cache.parse(model)
+    return hub_cache.find(*asked, cache=hub_cache.cache_folder()) if asked else None
 
 
 def tuned(node: Node, data: Sequence[str]) -> Node:

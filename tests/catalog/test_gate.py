@@ -51,6 +51,30 @@ def test_a_permission_passes_and_is_recorded_and_what_is_allowed_needs_none(tmp_
     assert any("mark changed files" in duty for duty in fine.duties)
 
 
+def test_who_declares_nothing_commercial_is_not_stopped_by_a_license_for_any_purpose(tmp_path: Path) -> None:
+    declare(tmp_path, "commercial = false")
+    passed = gate.check(gate.tree("mistral-7b-v0.1"), ("modify",), tmp_path)
+    assert passed is not None
+    assert passed.notes[0] == "declared use: research, modify · allowed with duties"
+
+
+def test_the_shipped_model_has_its_license() -> None:
+    assert gate.tree("shipped").licenses == ("Apache-2.0",)
+
+
+def test_a_repository_on_this_disk_shows_its_card_beside_the_catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for repo, license in (("acme/own-7b", "mit"), ("mistralai/Mistral-7B-v0.1", "cc-by-nc-4.0")):
+        folder = tmp_path / f"models--{repo.replace('/', '--')}" / "snapshots" / ("0" * 40)
+        folder.mkdir(parents=True)
+        (folder / "README.md").write_text(f"---\nlicense: {license}\n---\n")
+    assert gate.tree("acme/own-7b").licenses == ("MIT",)
+    both = gate.tree("mistralai/Mistral-7B-v0.1")
+    assert both.name == "mistralai/Mistral-7B-v0.1"
+    assert both.contradiction == "mistralai/Mistral-7B-v0.1: README.md says cc-by-nc-4.0 but the catalog says Apache-2.0"
+
+
 @pytest.mark.parametrize(("text", "told"), [
     ("[use", "is not TOML"), ("x = 1", r"has x, and one table \[use\] was expected"), ("[use]\nsell = true", "has sell, which nobody reads"),
     ("[use]\ncommercial = 'yes'", "commercial is str, which it cannot be"), ("[use]\nusers = true", "users is bool, which it cannot be"),

@@ -59,6 +59,12 @@ CASES = [
     # Data that travels, permissive ones, and what they still ask for.
     ("mistral-7b-v0.1", "publish the weights", {}, DUTIES, "Apache-2.0", "4(a)"),
     ("mistral-7b-v0.1", "commercial api", {}, YES, "Apache-2.0", "2"),
+    ("mistral-7b-v0.1", "academic research", {}, YES, "Apache-2.0", "2"),
+    ("bloom-7b1", "academic research", {}, DUTIES, "bigscience-rail-1.0", "Attachment A, 12"),
+    ("dolly-v1-6b", "sell", {}, NO, "CC-BY-NC-4.0", "2(a)(1), 1(i)"),
+    ("falcon3-7b", "harassment", {}, NO, "falcon-3", "5.1, Acceptable Use Policy 4"),
+    ("qwen2-72b", "commercial api", {"users": 101 * MILLION}, NO, "qwen", "4"),
+    ("qwen2-7b", "commercial api", {"users": 101 * MILLION}, YES, "Apache-2.0", "2"),
     ("MIT", "train another model", {}, YES, "MIT", "paragraph 1"),
     ("AGPL-3.0", "api", {}, DUTIES, "AGPL-3.0", "13"),
     # What texts leave open is never allowed.
@@ -113,6 +119,12 @@ def test_share_alike_beside_non_commercial_is_a_conflict_with_both_paths() -> No
 def test_the_license_of_a_result_is_that_of_all_it_was_made_from() -> None:
     assert verdict.result_license(gate.tree("dolly-v2-3b")) == "Apache-2.0 AND CC-BY-SA-3.0 AND MIT"
     assert verdict.result_license(gate.tree("gpt4all-j")) is None
+
+
+def test_whoever_may_earn_with_a_model_may_also_study_it() -> None:
+    for license in licenses.table().values():
+        uses = {use for term in license.terms if term.does == "allows" for use in term.uses}
+        assert "commercial" not in uses or "research" in uses, license.id
 
 
 @pytest.mark.parametrize("license", sorted(licenses.table()))

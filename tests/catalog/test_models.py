@@ -23,18 +23,39 @@ ROWS = catalog.table()
 KNOWN = [row for row in ROWS.values() if row.shape]
 CHILDREN = [row for row in ROWS.values() if row.base or row.distills]
 ENOUGH = 150
-# Of the story of open GPTs: a piece of a name of each model that has to be there.
-STORY = [
-    "gpt2", "gpt-neo-125m", "gpt-neo-2.7b", "gpt-j-6b", "gpt-neox-20b", "pythia-70m", "pythia-12b", "dolly-v2-12b", "opt-125m", "opt-175b",
-    "galactica-120b", "bloom", "bloomz", "cerebras-gpt-111m", "cerebras-gpt-13b", "llama-7b", "llama-65b", "alpaca-7b", "vicuna-13b-v1.1",
-    "stable-vicuna-13b", "stablelm-base-alpha-7b", "stablecode-completion-alpha-3b", "oasst-pythia-12b", "gpt4all-j", "h2ogpt-oasst1-12b",
-    "fingpt-13b", "falcon-7b", "falcon-180b", "falcon3-7b", "llama-2-70b", "llama-3-8b", "llama-3.1-405b", "llama-3.2-1b",
-    "llama-3.3-70b-instruct", "llama-4-scout", "codellama-34b", "mpt-7b", "starcoder", "starcoder2-7b", "mistral-7b-v0.1", "magistral-small-2506",
-    "mixtral-8x7b-v0.1", "qwen-7b", "qwen2.5-7b", "qwen3-8b", "yi-34b", "deepseek-llm-67b", "deepseek-coder-33b", "deepseek-v2", "deepseek-v3",
-    "deepseek-r1", "deepseek-r1-distill-llama-8b", "olmo-7b", "olmo-2-7b", "olmo-3.1-32b-instruct", "granite-3.3-8b-instruct", "sarvam-30b",
-    "minitron-4b", "nemotron-4-340b", "grok-1", "openpangu-embedded-7b", "pangu-alpha-200b", "phi-2", "phi-4", "gemma-2b", "gemma-2-9b",
-    "gemma-3-1b-it", "chatglm3-6b", "glm-4.5", "gpt-oss-20b", "gpt-oss-120b", "kimi-k2-instruct", "smollm2-135m", "smollm3-3b",
-    "whisper-large-v3", "llava-1.5-7b"]
+# The story of open GPTs: what has to be there, by the name it goes by, and rows of it.
+STORY = {
+    "GPT-2": "gpt2 gpt2-medium gpt2-large gpt2-xl", "GPT-Neo 125M-2.7B": "gpt-neo-125m gpt-neo-1.3b gpt-neo-2.7b", "GPT-J": "gpt-j-6b",
+    "GPT-NeoX-20B": "gpt-neox-20b", "Pythia": "pythia-70m pythia-160m pythia-410m pythia-1b pythia-1.4b pythia-2.8b pythia-6.9b pythia-12b",
+    "Dolly 1": "dolly-v1-6b", "Dolly 2": "dolly-v2-3b dolly-v2-7b dolly-v2-12b",
+    "OPT 125M-175B": "opt-125m opt-350m opt-1.3b opt-2.7b opt-6.7b opt-13b opt-30b opt-66b opt-175b",
+    "Galactica": "galactica-125m galactica-1.3b galactica-6.7b galactica-30b galactica-120b", "BLOOM": "bloom bloom-560m bloom-7b1",
+    "BLOOMZ": "bloomz bloomz-7b1", "Cerebras-GPT": "cerebras-gpt-111m cerebras-gpt-13b", "LLaMA 1": "llama-7b llama-13b llama-30b llama-65b",
+    "Alpaca": "alpaca-7b", "Vicuna": "vicuna-7b-v1.1 vicuna-13b-v1.5", "StableVicuna": "stable-vicuna-13b",
+    "StableLM": "stablelm-base-alpha-7b stablelm-3b-4e1t stablelm-2-12b", "StableCode": "stablecode-completion-alpha-3b stable-code-3b",
+    "OpenAssistant": "oasst-pythia-12b oasst-llama-30b", "GPT4All": "gpt4all-j gpt4all-13b-snoozy", "h2oGPT": "h2ogpt-oasst1-12b",
+    "FinGPT": "fingpt-13b", "Falcon 7B-180B": "falcon-7b falcon-40b falcon-180b", "Falcon 3": "falcon3-1b falcon3-3b falcon3-7b falcon3-10b",
+    "Llama 2": "llama-2-7b llama-2-13b llama-2-70b", "Llama 3": "llama-3-8b llama-3-70b", "Llama 3.1": "llama-3.1-8b llama-3.1-70b llama-3.1-405b",
+    "Llama 3.2": "llama-3.2-1b llama-3.2-3b llama-3.2-11b-vision", "Llama 3.3": "llama-3.3-70b-instruct", "Llama 4": "llama-4-scout llama-4-maverick",
+    "Code Llama": "codellama-7b codellama-13b codellama-34b codellama-70b", "MPT": "mpt-7b mpt-30b", "StarCoder 1": "starcoder",
+    "StarCoder 2": "starcoder2-3b starcoder2-7b starcoder2-15b", "Mistral 7B": "mistral-7b-v0.1",
+    "Mistral, further": "mistral-nemo-instruct mistral-large-2407", "Magistral": "magistral-small-2506",
+    "Mixtral": "mixtral-8x7b-v0.1 mixtral-8x22b-v0.1", "Qwen 1": "qwen-1.8b qwen-7b qwen-14b qwen-72b", "Qwen 1.5": "qwen1.5-32b qwen1.5-110b",
+    "Qwen 2": "qwen2-0.5b qwen2-1.5b qwen2-7b qwen2-72b", "Qwen 2.5": "qwen2.5-0.5b qwen2.5-7b qwen2.5-72b",
+    "Qwen 3": "qwen3-0.6b qwen3-8b qwen3-235b-a22b", "Yi": "yi-6b yi-34b yi-1.5-9b", "DeepSeek LLM": "deepseek-llm-7b deepseek-llm-67b",
+    "DeepSeek Coder": "deepseek-coder-1.3b deepseek-coder-33b", "DeepSeek V2": "deepseek-v2-lite deepseek-v2",
+    "DeepSeek V3": "deepseek-v3-base deepseek-v3", "DeepSeek R1": "deepseek-r1",
+    "R1's distills": "deepseek-r1-distill-qwen-1.5b deepseek-r1-distill-qwen-7b deepseek-r1-distill-llama-8b "
+    "deepseek-r1-distill-qwen-14b deepseek-r1-distill-qwen-32b deepseek-r1-distill-llama-70b",
+    "OLMo 1": "olmo-1b olmo-7b", "OLMo 2": "olmo-2-7b olmo-2-13b olmo-2-32b-instruct", "OLMo 3": "olmo-3-7b olmo-3.1-32b-instruct",
+    "Granite": "granite-3.1-2b-instruct granite-3.3-8b-instruct", "Sarvam": "sarvam-30b sarvam-105b",
+    "Nemotron": "nemotron-4-340b nemotron-mini-4b-instruct", "Minitron": "minitron-4b minitron-8b", "Grok-1": "grok-1",
+    "PanGu": "pangu-alpha-200b openpangu-embedded-7b", "Phi": "phi-1.5 phi-2 phi-3.5-mini-instruct phi-4",
+    "Gemma": "gemma-2b gemma-2-9b gemma-3-1b-it gemma-4-31b-it", "GLM": "chatglm2-6b chatglm3-6b glm-4-9b-chat glm-4.5",
+    "gpt-oss": "gpt-oss-20b gpt-oss-120b", "Kimi K2": "kimi-k2-instruct", "SmolLM": "smollm-1.7b smollm2-135m smollm3-3b",
+    "Whisper": "whisper-large-v3", "LLaVA": "llava-1.5-7b llava-1.5-13b"}
+# Kinds that are not run yet: their widths are not read.
+NOT_RUN = {"llama-3.2-11b-vision", "llava-1.5-7b", "llava-1.5-13b", "pangu-alpha-200b", "whisper-large-v3"}
 SOURCED = ("size", "shape", "context", "released", "license", "base", "distills", "tokens", "languages", "data", "data_licenses", "open")
 
 
@@ -42,10 +63,14 @@ def spec_of(row: Row) -> Any:
     return describe(catalog.config_of(row), where=f"the shape of {row.name}").spec
 
 
-def test_every_model_of_the_story_has_a_row_and_there_are_enough() -> None:
-    assert [name for name in STORY if name not in ROWS] == []
+@pytest.mark.parametrize("told", STORY)
+def test_every_model_of_the_story_has_its_rows(told: str) -> None:
+    assert [name for name in STORY[told].split() if name not in ROWS] == []
+
+
+def test_there_are_enough_rows_and_only_kinds_that_are_not_run_lack_widths() -> None:
     assert len(ROWS) >= ENOUGH
-    assert len(KNOWN) >= ENOUGH
+    assert {name for name, row in ROWS.items() if not row.shape} == NOT_RUN
 
 
 @pytest.mark.parametrize("row", KNOWN, ids=lambda row: row.name)
@@ -163,8 +188,8 @@ def test_a_row_of_ones_own_that_does_not_read_is_refused_by_name(own: Path, text
 
 
 def test_widths_that_nobody_read_are_not_made_up() -> None:
-    with pytest.raises(ModelNotFound, match=r"does not know the widths of 'nemotron-4-340b', only that it has 340B parameters"):
-        catalog.config_of(ROWS["nemotron-4-340b"])
+    with pytest.raises(ModelNotFound, match=r"does not know the widths of 'whisper-large-v3', only that it has 1.55B parameters"):
+        catalog.config_of(ROWS["whisper-large-v3"])
 
 
 def test_the_whole_catalog_reads_without_torch_and_without_the_shapes() -> None:

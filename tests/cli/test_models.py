@@ -36,7 +36,7 @@ def test_what_was_asked_for_is_a_column_and_eighty_still_suffice(say: Callable[.
 
 def test_filters_hold_together_and_the_largest_comes_first(say: Callable[..., Said]) -> None:
     found = json.loads(say("models", "--kind", "code", "--context", "16k", "--open", "data", "--sort", "size", "--json").out)["models"]
-    assert [model["name"] for model in found] == ["starcoder2-7b", "starcoder2-3b"]
+    assert [model["name"] for model in found] == ["starcoder2-15b", "starcoder2-7b", "starcoder2-3b"]
     scored = json.loads(say("models", "--min", "mmlu=60", "--sort", "mmlu", "--json").out)["models"]
     assert [model["scores"]["mmlu"] for model in scored] == sorted((model["scores"]["mmlu"] for model in scored), reverse=True)
     assert min(model["scores"]["mmlu"] for model in scored) >= 60
