@@ -247,7 +247,7 @@ WRONG = [b"{", b"[]", b"\xff", b"[" * 100_000, b'{"prompt": 3}', b'{"prompt": "a
 
 
 def kinds_of_answers() -> list[dict]:
-    """What is asked: texts and chats, streamed and whole, one and two at once, free, held to a schema and calls of a tool."""
+    """What is asked: texts and chats, streamed and whole, one and two at once, drawn and likeliest, free, held to a schema and calls of a tool."""
     words = ["The sea", "Once upon a time", "It was a dark", "She said", "A dog", "In the morning", "No", "Why did he"]
     schema = {"type": "object", "properties": {"ok": {"type": "boolean"}, "n": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["ok", "n"]}
     tool = {"type": "function", "function": {"name": "note", "parameters": schema}}
@@ -255,7 +255,9 @@ def kinds_of_answers() -> list[dict]:
     texts = [dict(prompt=word, max_tokens=n, seed=seed, stream=True) for word in words for n in (1, 5, 24) for seed in range(4)]
     chats = [dict(messages=[{"role": "user", "content": word}], seed=seed, stream=stream, **more) for word in words for seed, stream in ((1, True), (2, False))
              for more in (dict(max_tokens=12, n=2), held, dict(tools=[tool], tool_choice="required", parallel_tool_calls=False, max_tokens=60))]
-    return texts + chats
+    likeliest = [dict(prompt=word, max_tokens=n, temperature=0, stream=True, **more) for word in words for n in (1, 24, 60)
+                 for more in ({}, dict(stop=[" and the", " man"]))]
+    return texts + chats + likeliest  # of which several ids may come in one step
 
 
 def soak(args: argparse.Namespace, path: Path) -> dict:
