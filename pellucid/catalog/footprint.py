@@ -59,7 +59,15 @@ class Footprint:
 
     def plan(self, format: str) -> Plan | None:
         """How a mix packs each matrix; None where all are kept in one dense format."""
-        return None if format.lower() in DENSE else _planned(self, mix_name(format))
+        if format.lower() in DENSE:
+            return None
+        if (mix := mix_name(format)) not in self._plans:
+            self._plans[mix] = _planned(self, mix)
+        return self._plans[mix]
+
+    @cached_property
+    def _plans(self) -> dict[str, Plan]:
+        return {}  # of each mix, made once: a plan of places asks for every format of each
 
     def weight_bytes(self, format: str) -> int:
         """Bytes of the weights in one dense format, or packed in a mix. Raises BadRequest for a name that is neither."""

@@ -93,7 +93,7 @@ def tree(model: str) -> Node:
     A repository that is here and in the catalog shows what its card says and what the catalog says. Raises ModelNotFound with the nearest names.
     """
     path = Path(model).expanduser()
-    here = path if path.is_dir() or path.is_file() else _downloaded(model)
+    here = path if model and path.exists() else _downloaded(model)  # Path("") would be the current folder
     if here is not None:
         from pellucid.catalog import ancestry
         return ancestry.of_path(here, None if here is path else model.partition("@")[0])

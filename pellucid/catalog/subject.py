@@ -31,7 +31,7 @@ def subject(asked: str) -> Subject:
     path = Path(asked)
     if path.suffix == ".gguf" and path.is_file():
         return _of_gguf(path)
-    if path.is_dir():
+    if asked and path.is_dir():  # Path("") would be the current folder
         return _of_folder(asked, path, str(path / "config.json"))
     try:
         row = models.find(asked)

@@ -96,12 +96,13 @@ def command(
 def _use(asked: str, under: set[str | None]) -> frozenset[str]:
     """The uses in a phrase, such as "commercial". Raises BadRequest for what is neither a use nor a license of the catalog."""
     from pellucid.catalog import uses
+    from pellucid.catalog.licenses import BASE
     try:
         return uses.words(asked)
     except BadRequest:
         known = {each for each in under if each}
         raise BadRequest(f"--license {asked!r} is neither a license of the catalog ({len(known)} are) nor a use, such as commercial."
-                         f"{did_you_mean(nearest(asked, known))}", field="license") from None
+                         f"{did_you_mean(nearest(asked, {*known, *BASE}))}", field="license") from None
 
 
 def _allowed(found: Sequence[Row], rows: dict[str, Row], asked: frozenset[str]) -> list[Row]:
@@ -143,6 +144,8 @@ def _score(text: str, rows: dict[str, Row]) -> tuple[str, float]:
     if found is None:
         raise BadRequest(f"--min {text!r} is not SCORE=N, such as mmlu=60", field="min")
     _known("--min", [found[1].lower()], _scores(rows))
+    if float(found[2]) > 100:
+        raise BadRequest(f"--min {text!r}: scores are percent, 100 at most", field="min")
     return found[1].lower(), float(found[2])
 
 

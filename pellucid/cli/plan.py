@@ -39,7 +39,7 @@ def command(
     grid: Annotated[str, typer.Option("--grid", metavar="LAND|GRAMS", help="CO2 of a kilowatt-hour: world, us, de, fr, ..., or grams.")] = "world",
     train: Annotated[str | None, typer.Option("--train", metavar="METHOD", help="full, lora or qlora: time and money of a fine-tune.")] = None,
     tokens_: Annotated[str, typer.Option("--tokens", metavar="TOKENS", help="To train on, such as 10M.")] = "10M",
-    seq: Annotated[str, typer.Option("--seq", metavar="TOKENS", help="Of one row in training.")] = "2048",
+    seq: Annotated[str | None, typer.Option("--seq", metavar="TOKENS", help="Of one row in training; else 2048, or what it reaches.")] = None,
     rank: Annotated[int, typer.Option("--rank", help="Of LoRA's factors.")] = 16,
     optimizer: Annotated[str, typer.Option("--optimizer", metavar="NAME", help="adamw, adamw8bit or sgd.")] = "adamw",
     pretrain: Annotated[bool, typer.Option("--pretrain", help="A compute-optimal model for --flops or --budget; without MODEL.")] = False,
@@ -67,15 +67,14 @@ def command(
             raise BadRequest(f"{option} {value!r} is none of {', '.join(known)}.{did_you_mean(nearest(value, known))}", field=option[2:])
     if batch < 1 or rank < 1:
         raise BadRequest(f"--batch {batch} and --rank {rank} begin at 1", field="batch" if batch < 1 else "rank")
+    if price is not None and not 0 < price < float("inf"):
+        raise BadRequest(f"--price {price:g}: dollars a million tokens were expected, more than 0", field="price")
     here = _here(memory, measure)
     asked = subject(model)
     found = cards.cards()
     places = _places(on, here, found)
     footprint = Footprint(asked.spec)
-    wanted = tokens(context, "--context")
-    n = min(wanted or 4096, asked.spec.n_ctx)
-    if n < (wanted or 0):
-        raise BadRequest(f"--context {context}: {asked.name} reaches {asked.spec.n_ctx:,} tokens. Ask for no more", field="context")
+    n, n_seq = _within(context, "--context", 4096, asked), _within(seq, "--seq", 2048, asked)
     formats = dict.fromkeys([*LADDER, *([quantize.lower()] if quantize else [])])
     facts: dict[str, Any] = {
         "model": asked.name, "read_from": asked.read_from, "parameters": cost.parameters(asked.spec), "active": cost.active_parameters(asked.spec),
@@ -85,10 +84,8 @@ def command(
         "machine": {"name": here.name, "cores": here.cores, "instructions": list(here.instructions), "memory": here.memory, "measured": here.measured,
                     "bandwidth": here.bandwidth, "gpus": [asdict(card) for card in found]}}
     if train is not None:
-        n_seq = min(tokens(seq, "--seq") or 0, asked.spec.n_ctx)
         facts["training"] = _training(footprint, places, train, tokens(tokens_, "--tokens", kilo=1000) or 0, n_seq, batch, rank, optimizer, grams)
     else:
-        n_seq = min(2048, asked.spec.n_ctx)
         facts["training_bytes"] = {method: sum(footprint.training_bytes(method, n_tokens=n_seq, optimizer=optimizer, rank=rank).values())
                                    for method in METHODS}
         facts["places"] = [_place(footprint, each, quantize, n, batch, tokens(prompt, "--prompt") or 1, price, grams) for each in places]
@@ -114,6 +111,14 @@ def _places(on: list[str] | None, here: Hardware, found: Sequence[Card]) -> list
             raise BadRequest(f"--on gpu: this machine has {cards.describe(found)}. Name one of the catalog, such as --on l4", field="on")
         told += owned if key == "gpu" else [here] if key == "here" else [card for card in owned if card.key == key] or [machines.find(key)]
     return told
+
+
+def _within(said: str | None, option: str, usual: int, asked: Subject) -> int:
+    """Tokens of an option, or as many as are usual and fit. Raises BadRequest for more than the model reaches."""
+    wanted = tokens(said, option)
+    if wanted is not None and wanted > asked.spec.n_ctx:
+        raise BadRequest(f"{option} {said}: {asked.name} reaches {asked.spec.n_ctx:,} tokens. Ask for no more", field=option[2:])
+    return wanted or min(usual, asked.spec.n_ctx)
 
 
 def _place(footprint: Footprint, place: Hardware, quantize: str | None, n: int, batch: int, prompt: int, price: float | None,

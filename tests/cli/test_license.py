@@ -63,6 +63,7 @@ def test_a_folder_s_card_is_read(say: Callable[..., Said], tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("args", "told"), [
     (("falcon-181b",), "'falcon-181b' is not in the catalog. Did you mean falcon2-11b, falcon-180b"),
+    (("", "--use", "sell"), "'' is not in the catalog"), (("falcon-180b", "--use", ""), "--use '' names no use"),
     (("falcon-180b", "--use", "comercial"), "'comercial' is no use that is known. Did you mean commercial"),
     (("falcon-180b", "--use", "api", "--users", "2 heaps"), "--users 2 heaps: a number of 0 or more was expected"),
     (("falcon-180b", "--use", "api", "--territory", "Germany"), "a country's two letters were expected"),

@@ -76,6 +76,7 @@ def test_a_row_of_ones_own_is_listed_and_shown(say: Callable[..., Said], own: Pa
 @pytest.mark.parametrize(("args", "message"), [
     (("qwen3-5b",), "'qwen3-5b' is not in the catalog. Did you mean"), (("--kind", "cod"), "--kind 'cod' is nothing the catalog knows (audio, base"),
     (("--license", "apache-2.0"), "--license 'apache-2.0' is neither a license of the catalog"), (("--min", "mmlu"), "--min 'mmlu' is not SCORE=N"),
+    (("--license", "commercal"), "Did you mean commercial?"), (("--min", "gpqa=200"), "scores are percent, 100 at most"),
     (("--min", "mlu=3"), "Did you mean mmlu?"), (("--context", "much"), "--context 'much' is no number of tokens"),
     (("--fits", "8 parsecs"), "--fits '8 parsecs' is not a size"), (("--sort", "beauty"), "--sort 'beauty' is nothing the catalog knows"),
     (("--local", "--kind", "code"), "--local and --families list other things")], ids=str)

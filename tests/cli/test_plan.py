@@ -76,7 +76,8 @@ def test_a_budget_makes_a_compute_optimal_plan_and_names_its_fit(say: Say) -> No
 @pytest.mark.parametrize(("args", "message"), [
     (("qwen3-5b",), "'qwen3-5b' is not in the catalog. Did you mean"), ((), "no model was named"), (("gpt2", "--on", "h1000"), "--on 'h1000' is no hardware"),
     (("gpt2", "--context", "4k"), "gpt2 reaches 1,024 tokens"), (("gpt2", "--quantize", "q4_k_n"), "Did you mean Q4_K_S, Q4_K_M"),
-    (("gpt2", "--train", "lore"), "Did you mean lora"),
+    (("gpt2", "--train", "lore"), "Did you mean lora"), (("gpt2", "--train", "lora", "--seq", "99999"), "--seq 99999: gpt2 reaches 1,024 tokens"),
+    (("gpt2", "--price", "-3"), "--price -3: dollars a million tokens were expected"), (("",), "'' is not in the catalog"),
     (("gpt2", "--grid", "mars"), "--grid 'mars' is neither"), (("gpt2", "--batch", "0"), "begin at 1"), (("--pretrain",), "needs one of --flops"),
     (("gpt2", "--pretrain", "--flops", "1"), "leave 'gpt2' out"), (("--pretrain", "--budget", "9", "--on", "m2"), "nobody read what Apple M2, 16 GB costs"),
     (("--pretrain", "--flops", "1e20", "--fit", "mine"), "--fit 'mine' is none of"),
