@@ -26,7 +26,7 @@ from pellucid.engine.saved import Saved, load_prefix, save_prefix
 from pellucid.engine.score import Score
 from pellucid.engine.sequence import alike
 from pellucid.engine.speculate import PromptLookup, Proposer
-from pellucid.errors import BadConfig, BadRequest, EmptyPrompt, OtherBase, PromptTooLong, UnsupportedModel
+from pellucid.errors import BadConfig, BadRequest, EmptyPrompt, OtherBase, PromptTooLong
 from pellucid.families._describe import describe_checkpoint
 from pellucid.families._tokenizer import checkpoint_tokenizer, no_tokenizer
 from pellucid.model.adapters import attach
@@ -351,11 +351,11 @@ def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "au
             same without; see engine/speculate.py.
         adapters: name -> path of what requests may ask for with adapter=name; see Model.load_adapter.
         gpu_layers: how many of the last layers compute on the device, while the first ones stay on the CPU; "auto": as many as fit. See model/placement.py.
+        quantize: "nf4", "int8" or a type of GGUF ("q8_0", "q6_k", "q5_k", "q4_k") that the blocks' matrices are packed in as they are read; see
+            model/packing.py. What is packed often is better written once: `pellucid convert --quantize`.
 
     Raises ModelNotFound, BadCheckpoint and its kinds, UnsupportedModel, BadTokenizer, BadTemplate or BadRequest.
     """
-    if quantize is not None:
-        raise UnsupportedModel(f"quantize={quantize!r}: this version computes with float weights only. Leave it out; dtype='bfloat16' halves float32's memory")
     if isinstance(accept_unread, str):
         raise BadRequest(f"accept_unread={accept_unread!r} must be a list of keys: [{accept_unread!r}]", field="accept_unread")
     found = resolve(path)
@@ -363,13 +363,13 @@ def load(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "au
         "model": os.fspath(path), "path": os.path.abspath(found), "device": device, "dtype": dtype, "accept_unread": sorted(accept_unread), "ops": ops,
         "activations": activations, "deterministic": deterministic, "threads": threads,
         "chat_template": None if chat_template is None else os.fspath(chat_template), "cache_bytes": cache_bytes, "cache_dtype": cache_dtype,
-        "draft": None if draft is None else os.fspath(draft), "gpu_layers": gpu_layers}
+        "draft": None if draft is None else os.fspath(draft), "gpu_layers": gpu_layers, "quantize": quantize}
     check_cache(cache_bytes, cache_dtype)
     if threads is not None:
         set_threads(threads)
     checkpoint = open_checkpoint(found)
     decoder, report = load_decoder(checkpoint, device=device, dtype=dtype, accept_unread=settings["accept_unread"], ops=ops, activations=activations,
-                                   deterministic=deterministic, gpu_layers=gpu_layers)
+                                   deterministic=deterministic, gpu_layers=gpu_layers, quantize=quantize)
     if gpu_layers == "auto":  # a replay puts them where they were, whatever is free then
         settings["gpu_layers"] = decoder.n_on_device
     if wrong := [i for i in checkpoint.eos_ids if i >= decoder.spec.n_vocab]:

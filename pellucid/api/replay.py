@@ -48,7 +48,7 @@ def load_recorded(record: Record) -> Model:
     if record.kind != "run":
         raise BadRecord(f"a record of kind {record.kind!r} cannot be replayed (only 'run')")
     loading, in_force = _part(record, "load", _LOAD), _part(record, "in_force", _IN_FORCE)
-    kept = {name: loading[name] for name in ("cache_bytes", "cache_dtype", "draft", "adapters", "gpu_layers") if name in loading}
+    kept = {name: loading[name] for name in ("cache_bytes", "cache_dtype", "draft", "adapters", "gpu_layers", "quantize") if name in loading}
     kept["activations"] = in_force.get("activations", "exact")  # records of before there was a choice
     forced = {name: in_force[name] for name in _IN_FORCE}
     if kept.get("gpu_layers") is not None:  # the CPU's layers and the device's may have their own

@@ -25,7 +25,7 @@ MOMENTS = {"adamw": 8, "adamw8bit": 2 + 8 / 256, "sgd": 0}
 FLOAT32_BELOW = 200_000_000  # parameters: up to so many a whole model is trained in float32 where the recipe does not say
 CHUNK_BYTES = 1 << 26  # of logits in float32 at a time: 512 tokens of a vocabulary of 32,000
 TRAINING_BYTES = RUNTIME_BYTES  # the process itself, once an optimizer has made a step
-NF4_BITS = 4 + 0.127  # of a matrix under QLoRA, with its constants quantized twice: https://arxiv.org/abs/2305.14314, section 3
+NF4_BITS = 4 + 32 / 64  # of a matrix under QLoRA: a float32 scale for each 64 numbers, as they are held also where a file packs its scales too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

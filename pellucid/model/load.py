@@ -23,6 +23,8 @@ from pellucid.families._describe import Description, describe_checkpoint
 from pellucid.model.decoder import Decoder, kept_in
 from pellucid.model.memory import available_bytes, check_memory, keep_freed_memory, page_dtype
 from pellucid.model.on_demand import assembled
+from pellucid.model.packing import check_asked as check_quantize
+from pellucid.model.packing import copied_bytes, pack_dense
 from pellucid.model.parts import Embed, Project, hold
 from pellucid.model.placement import Sizes, check_asked, check_rest, layer_of, shown
 from pellucid.model.placement import chosen as chosen_layers
@@ -48,7 +50,7 @@ _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "
 
 def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto",
                  accept_unread: Iterable[str] = (), ops: str = "auto", activations: Activations | Literal["auto"] = "auto",
-                 deterministic: bool = False, gpu_layers: int | Literal["auto"] | None = None) -> tuple[Decoder, LoadReport]:
+                 deterministic: bool = False, gpu_layers: int | Literal["auto"] | None = None, quantize: str | None = None) -> tuple[Decoder, LoadReport]:
     """The decoder of a checkpoint, in evaluation mode with frozen weights, and what was decided on the way.
 
     Args:
@@ -58,6 +60,7 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
         ops: a backend's name; activations: see `choose`; deterministic: see `Decoder`.
         gpu_layers: how many of the last layers compute on the device, the first ones on the CPU; "auto" is as many as fit; None is all, or an error. `ops` is
             the device's; the CPU's layers take the same if it is torch's, and else the best there is.
+        quantize: what the dense matrices of the blocks are packed in, one after another: see model/packing.py.
 
     Weights that lie well in the files' private map are used there, and changing them in place changes no file; the others are copied, if there is
     room, to where a matrix product likes them. On a CPU the process keeps freed memory from then on (`keep_freed_memory`). Raises what
@@ -75,30 +78,36 @@ def load_decoder(source: str | Path | Checkpoint, *, device: str | torch.device 
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
     described = describe_checkpoint(checkpoint, accept_unread)
     stored = _stored_dtypes(checkpoint, described)
+    packing = None if quantize is None else check_quantize(quantize, checkpoint)
     chosen, notes = _dtype(dtype, stored, checkpoint)
     if place == CPU and gpu_layers == "auto":
         notes.append("--gpu-layers auto: no GPU is here, and all layers are on the CPU")
         gpu_layers = None
-    in_place = _in_place(checkpoint, described, stored, chosen, place, repacked=backend.activations == "int8")
+    with torch.device("meta"):
+        decoder = Decoder(described.spec, backend, deterministic=deterministic)
+    repacked = backend.activations == "int8"
+    in_place = (_in_place(checkpoint, described, stored, chosen, place, repacked=repacked) if packing is None else
+                cost.parameters(described.spec) * chosen.itemsize - copied_bytes(decoder, packing, chosen, repacked=repacked))
     free = available_bytes(place)
     kept = page_dtype(stored, chosen)
     if not gpu_layers:
         check_memory(checkpoint.name, described.spec, chosen, in_place, place, free, kept=kept)
     if place.type == "cpu" or gpu_layers:
         keep_freed_memory()
-    with torch.device("meta"):
-        decoder = Decoder(described.spec, backend, deterministic=deterministic)
     shapes = {name: tuple(p.shape) for name, p in decoder.named_parameters()}
     tensors = checkpoint.tensors(release=True, used=lambda name: not isinstance(described.names.place(name), LeftOut))
     numbers = ((name, torch.tensor(number)) for name, number in described.numbers.items())
     ours, left_out = assembled(checkpoint, described.names, chain(tensors, numbers), shapes, described.spec)
     _pack(decoder, ours, checkpoint, chosen)
+    if packing is not None:
+        notes.append(pack_dense(decoder, ours, packing, checkpoint))
     if gpu_layers:
         n_layers, held = len(described.spec.layers), {name: n_bytes(weight, kept_in(name, chosen)) for name, weight in ours.items()}
         sizes = Sizes.of(described.spec, held, kept.itemsize)
         n = chosen_layers(checkpoint.name, described.spec, sizes, gpu_layers, free, str(place))
         if n == 0:
-            return _on_cpu(checkpoint, place, dtype=dtype, accept_unread=accept_unread, ops=ops, activations=activations, deterministic=deterministic)
+            return _on_cpu(checkpoint, place, dtype=dtype, accept_unread=accept_unread, ops=ops, activations=activations, deterministic=deterministic,
+                           quantize=quantize)
         if n < n_layers:
             beside = choose("auto" if ops in ("native", "triton") else ops, activations, CPU)
             check_rest(checkpoint.name, sizes, n, available_bytes(CPU), repacked=beside.activations == "int8")

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from pellucid.data.example import Example, Item, examples
 from pellucid.errors import LostTuning
 from pellucid.model.convert import Change, Watch, convert
 from pellucid.model.decoder import Decoder
-from pellucid.model.low_rank import Choice
+from pellucid.model.low_rank import Choice, LowRank
 from pellucid.model.parts import Rows
 from pellucid.train.trainable import Trained
 from pellucid.weights.packed_rows import PackedWeight
@@ -46,11 +47,26 @@ class Survived:
         return 1.0 if self.base_kl <= 0 else max(0.0, 1 - self.kl / self.base_kl)
 
 
-def change_of(trained: Trained, decoder: Decoder) -> dict[str, Callable[[Tensor], Tensor]]:
-    """What becomes of each matrix's numbers: the trained ones, or what the adapter adds."""
+def change_of(trained: Trained, decoder: Decoder, *, packed: bool = False) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What becomes of each matrix's numbers: the trained ones, or what the adapter adds.
+
+    packed: the files' matrices were packed as they were loaded, so that it is the packed numbers that the adapter learned to add to: they are what is
+    written, of matrices without an adapter too.
+    """
     if trained.adapter is None:
         return {name: lambda weight, p=p: p.detach().to(weight.dtype) for name, p in trained.parameters.items()}  # type: ignore[misc]
-    return {f"{name}.weight": part.merged for name, part in trained.parts(decoder).items()}
+    parts = {f"{name}.weight": part for name, part in trained.parts(decoder).items()}
+    change: dict[str, Callable[[Tensor], Tensor]] = {name: part.merged for name, part in parts.items()}
+    if packed:
+        held = {name: weight for name, weight in decoder.weights().items() if isinstance(weight, PackedWeight)}
+        change |= {name: partial(_packed_with, decoder, weight, parts.get(name)) for name, weight in held.items()}
+    return change
+
+
+def _packed_with(decoder: Decoder, weight: PackedWeight, part: LowRank | None, dense: Tensor) -> Tensor:
+    """The numbers of a packed matrix, with its adapter's, in place of those it was packed from."""
+    plain = decoder.ops.unpack(weight, torch.float32)
+    return (plain if part is None else part.merged(plain)).to(dense)
 
 
 def weights_with(trained: Trained, decoder: Decoder) -> dict[str, Tensor]:

@@ -101,7 +101,8 @@ def _advice(again: Need, trained: Trained, recipe: Recipe, tokens: int, longest:
     if trained.adapter is None:
         smaller = "" if recipe.optim.name == "adamw8bit" else ", or try optim.name=adamw8bit"
         return f"Train an adapter, whose gradients and optimizer are small (tune.kind=lora){smaller}"
-    return "Take a smaller model, a smaller tune.rank, or packed weights (model.quantize=nf4)"
+    packed = ", or packed weights (model.quantize=nf4)" if recipe.model.quantize is None else ""
+    return f"Take a smaller model, a smaller tune.rank{packed}"
 
 
 def activation_bytes(decoder: Decoder, lengths: Sequence[int], adapter: str | None) -> int:

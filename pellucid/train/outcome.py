@@ -101,7 +101,8 @@ def _finish(tuning: Tuning, permission: str | None) -> Outcome:
         record = _write_reward(tuning, out, source, facts, permission)
     else:
         out = folder / (GGUF if kind == "gguf" else MERGED)
-        change = Change(of=change_of(tuning.trained, tuning.model.decoder), kind="tune", inputs=tuning.data.files, settings=facts["settings"],
+        of = change_of(tuning.trained, tuning.model.decoder, packed=recipe.model.quantize is not None)
+        change = Change(of=of, kind="tune", inputs=tuning.data.files, settings=facts["settings"],
                         parents=data_parents(tuning), measured=facts["measured"], seed=recipe.seed, chat_template=template)
         base = None if tuning.trained.adapter else lambda: _base(tuning)
         rows = tuning.data.held_out or run.items(0)

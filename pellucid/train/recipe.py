@@ -32,7 +32,7 @@ class ModelPart:
 
     path: str
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    quantize: Literal["nf4", "int8"] | None = None  # frozen weights, where adapters are trained
+    quantize: Literal["nf4", "int8", "q8_0", "q6_k", "q5_k", "q4_k"] | None = None  # what frozen matrices are packed in at load
     added_tokens: tuple[str, ...] = ()
     chat_template: str | None = None
     accept_unread: tuple[str, ...] = ()

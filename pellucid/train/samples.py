@@ -21,7 +21,7 @@ def samples(tuning: Tuning, outcome: Outcome) -> list[Sample]:
     prompts: Sequence[str | list[int]] = recipe.eval.samples or [ids for item in tuning.data.held_out[:HELD_OUT] if (ids := _prompt(item))]
     if not prompts:
         return []
-    how = dict(accept_unread=recipe.model.accept_unread, chat_template=template_of(recipe.model))
+    how = dict(accept_unread=recipe.model.accept_unread, quantize=recipe.model.quantize, chat_template=template_of(recipe.model))
     before = pellucid.load(recipe.model.path, **how, adapters={"tuned": outcome.out} if outcome.kind == ADAPTER else {})
     after = before if outcome.kind == ADAPTER else pellucid.load(outcome.out)
     name = "tuned" if outcome.kind == ADAPTER else None

@@ -25,7 +25,7 @@ def scores(tuning: Tuning, outcome: Outcome, told: Callable[[str], None] = lambd
     items = tuning.data.held_out[: asked.rows]
     ways = [None] if asked.schema is None else [None, schema_of(asked.schema)]
     part, adapter = tuning.recipe.model, "tuned" if outcome.kind == ADAPTER else None
-    base = pellucid.load(part.path, accept_unread=part.accept_unread, adapters={"tuned": outcome.out} if adapter else {})
+    base = pellucid.load(part.path, accept_unread=part.accept_unread, quantize=part.quantize, adapters={"tuned": outcome.out} if adapter else {})
 
     def score(model: Model, name: str | None) -> list[Exact]:
         return [exact_match(model, items, schema=schema, max_tokens=asked.max_tokens, adapter=name) for schema in ways]

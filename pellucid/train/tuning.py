@@ -205,9 +205,9 @@ def at_training(recipe: Recipe, model: Model, method: Method, group: Group = ALO
 def load_model(recipe: Recipe) -> Model:
     """The model, computing exactly and by operations that have gradients."""
     part = recipe.model
-    if part.quantize is not None:
-        raise BadRequest(f"model.quantize={part.quantize} is not done while a model is loaded. Pack it first, and train beside that: pellucid convert "
-                         f"{part.path} packed --quantize {part.quantize}, then model.path=packed", field="model.quantize")
+    if part.quantize is not None and recipe.tune.kind == "full":
+        raise BadRequest(f"model.quantize={part.quantize} packs weights, which then do not change, and tune.kind=full trains every weight. Train an adapter "
+                         f"beside them (tune.kind=lora), or leave model.quantize out", field="model.quantize")
     dtype = part.dtype
     if dtype == "auto" and recipe.tune.kind == "full":
         from pellucid import cost
@@ -215,8 +215,8 @@ def load_model(recipe: Recipe) -> Model:
         from pellucid.weights.hub import resolve
         n = cost.parameters(describe_checkpoint(open_checkpoint(resolve(part.path)), part.accept_unread).spec)
         dtype = "float32" if n <= FLOAT32_BELOW else "auto"
-    return pellucid.load(part.path, dtype=dtype, ops="training", activations="exact", accept_unread=part.accept_unread, chat_template=template_of(part),
-                         threads=recipe.threads)
+    return pellucid.load(part.path, dtype=dtype, quantize=part.quantize, ops="training", activations="exact", accept_unread=part.accept_unread,
+                         chat_template=template_of(part), threads=recipe.threads)
 
 
 def template_of(part: ModelPart) -> str | None:

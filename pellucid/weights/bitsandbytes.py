@@ -95,7 +95,7 @@ def _four(weight: str, name: str, state: State, stored: Stored) -> Packed:
         check(stored, f"{weight}.nested_absmax", weight, ((-(-n_scales // state.nested[0]),),), ("F32",))
         check(stored, f"{weight}.nested_quant_map", weight, ((256,),), ("F32",))
         parts |= {"nested": f"{weight}.nested_absmax", "nested_book": f"{weight}.nested_quant_map"}
-    return Packed(format=state.kind, parts=parts, shape=state.shape, build=partial(_build_four, state))
+    return Packed(format=state.kind, parts=parts, shape=state.shape, build=partial(build_four, state))
 
 
 def _eight(module: str, stored: Stored, peek: Peek) -> Packed:
@@ -111,10 +111,11 @@ def _eight(module: str, stored: Stored, peek: Peek) -> Packed:
         parts["format"] = format
         if any(peek(format)):
             raise UnsupportedModel(f"{format} is {peek(format)[0]}, an order of the numbers that only one kind of GPU reads (read: 0, in rows). Save it anew.")
-    return Packed(format="int8", parts=parts, shape=shape, build=_build_eight)
+    return Packed(format="int8", parts=parts, shape=shape, build=build_eight)
 
 
-def _build_four(state: State, parts: Mapping[str, Tensor]) -> PackedWeight:
+def build_four(state: State, parts: Mapping[str, Tensor]) -> PackedWeight:
+    """A matrix of sixteen values: codes, scales and book, and nested and nested_book where the state says so."""
     import torch
 
     from pellucid.weights.group_rows import GroupRows
@@ -135,7 +136,8 @@ def _scales(state: State, parts: Mapping[str, Tensor]) -> Tensor:
     return parts["nested_book"][scales.int()] * parts["nested"].repeat_interleave(min(block, scales.numel()))[: scales.numel()] + offset
 
 
-def _build_eight(parts: Mapping[str, Any]) -> PackedWeight:
+def build_eight(parts: Mapping[str, Any]) -> PackedWeight:
+    """A matrix of codes, int8 (rows, columns), with scales (rows,), each row's largest number."""
     import torch
 
     from pellucid.weights.group_rows import GroupRows, as_blocks

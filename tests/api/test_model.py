@@ -18,7 +18,7 @@ from pellucid.api.completion import OPTIONS, SAMPLING, Options
 from pellucid.engine.engine import Engine
 from pellucid.engine.group import PAGE
 from pellucid.engine.request import Sampling
-from pellucid.errors import BadConfig, BadRequest, BadTemplate, BadTokenizer, EmptyPrompt, ModelNotFound, PromptTooLong, TruncatedFile, UnsupportedModel
+from pellucid.errors import BadConfig, BadRequest, BadTemplate, BadTokenizer, EmptyPrompt, ModelNotFound, PromptTooLong, TruncatedFile
 from pellucid.records import Record
 from pellucid.weights import hub_cache
 
@@ -525,7 +525,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path):
 
 
 def test_load_refuses_what_this_version_cannot_do(tmp_path, abc_folder):
-    with pytest.raises(UnsupportedModel, match="quantize='q4_k_m': this version computes with float weights only"):
+    with pytest.raises(BadRequest, match=r"quantize='q4_k_m' is no format .* \(nf4, int8, q8_0, q6_k, q5_k, q4_k\)\. Mixes of several are written: pellucid"):
         pellucid.load(abc_folder, quantize="q4_k_m")
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     with pytest.raises(TruncatedFile, match=r"m\.gguf has 4 bytes, and a GGUF file starts with 24"):

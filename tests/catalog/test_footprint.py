@@ -102,7 +102,7 @@ def test_training_holds_twenty_bytes_a_number_and_an_adapter_little() -> None:
     assert mark.adapter_numbers(16) == adapter
     assert (lora["gradients"], lora["optimizer"]) == (4 * adapter, 8 * adapter)
     matrices = 32 * (4 * 4096**2 + 3 * 4096 * 11_008)
-    assert qlora["weights"] == int(matrices * 4.127 / 8) + 2 * (6_738_415_616 - matrices) + 4 * adapter
+    assert qlora["weights"] == int(matrices * 4.5 / 8) + 2 * (6_738_415_616 - matrices) + 4 * adapter
     assert full["runtime"] == TRAINING_BYTES
     assert full["logits"] == 1 << 26  # so many tokens' at a time as 64 MB hold, and never all of 1,024
     assert mark.training_bytes("full", n_tokens=1024, optimizer="sgd")["optimizer"] == 4 * 6_738_415_616

@@ -8,7 +8,6 @@ import pytest
 
 import pellucid
 from pellucid.errors import BadRequest
-from pellucid.model.convert import convert
 from pellucid.train.loop import Evaluated, Event, Stepped
 from pellucid.train.outcome import finish
 from pellucid.train.recipe import read_recipe
@@ -34,8 +33,7 @@ def test_a_recipe_makes_its_first_steps(name: str, tmp_path: Path) -> None:
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[name]))
         overrides += [f"data.sources.0.path={tmp_path / 'rows.jsonl'}", "data.held_out=1"]
     if name == "qlora":
-        convert(Path(pellucid.__file__).with_name("shipped"), tmp_path / "nf4", quantize="nf4")
-        overrides += [f"model.path={tmp_path / 'nf4'}"]
+        overrides += ["model.path=shipped"]
     events: list[Event] = []
     tuning = prepare(read_recipe(name, overrides), observe=events.append)
     tuning.train()
@@ -64,7 +62,7 @@ def test_what_cannot_be_asked_at_the_end_is_told_before_the_first_step(tmp_path:
     base = [f"out.folder={tmp_path / 'out'}", f"data.sources.0.path={tmp_path / 'rows.jsonl'}", "data.held_out=2", "threads=1"]
     for more, words in ((["eval.exact_match.rows=3"], r"exact_match.rows=3 is more than the 2 rows that are held out"),
                         (["eval.exact_match.rows=2", f"eval.exact_match.schema={tmp_path / 'bad.json'}"], "#/not: not cannot be enforced"),
-                        (["model.quantize=nf4"], r"pellucid convert shipped packed --quantize nf4")):
+                        (["model.quantize=nf4", "tune.kind=full"], r"model.quantize=nf4 packs weights.*tune.kind=full trains every weight")):
         with pytest.raises(BadRequest, match=words):
             prepare(read_recipe("chat_lora", base + more))
 
