@@ -44,7 +44,8 @@ def test_a_row_of_more_tokens_than_the_memory_holds_does_not_fit_and_says_so(say
 
 def test_a_folder_and_its_gguf_file_make_the_same_plan(say: Say, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(models.config_of(models.find("smollm2-135m"))))
-    folder, row = (json.loads(say("plan", each, "--on", "h100", "--json").out) for each in (str(tmp_path), "smollm2-135m"))
+    folder, row = (json.loads(say("plan", each, "--on", "h100", "--memory", "8GB", "--json").out)
+                   for each in (str(tmp_path), "smollm2-135m"))  # free memory changes between two runs
     assert {key: value for key, value in folder.items() if key not in ("model", "read_from")} == {
         key: value for key, value in row.items() if key not in ("model", "read_from")}
     assert folder["read_from"] == str(tmp_path / "config.json")
