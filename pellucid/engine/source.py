@@ -157,19 +157,25 @@ def _tags(value: Any) -> Source:
     open, close: parts around all tags of a row. separator: parts after which another tag may follow; None = one tag a row.
     last: nothing follows a row of tags. alone: they stand where the output begins or nowhere, and text then begins like none of them.
     free, between: the output is messages, of these parts each where it is none of the tags, with `between` after every one but the last; tags end it.
+    answer, final: a schema, and the parts before its JSON: the output then is that, or tags with white space at most between them, and no free text.
     """
     try:
         rules = [f"{_parts(tag['begin'])} {_json(Schema(tag['schema'], 'tags').plain, COMPACT)} {_parts(tag['end'])}" for tag in value["tags"]]
         first = [tag["begin"][0] for tag in value["tags"]]
         opened, closed, free, between = (_parts(value.get(name, ())) for name in ("open", "close", "free", "between"))
         separator = None if value.get("separator") is None else _parts(value["separator"])
+        answer = None if value.get("answer") is None else f"{_parts(value.get('final', ()))} {_json(Schema(value['answer'], 'schema').plain)}"
     except (TypeError, KeyError, IndexError, AttributeError) as error:
         raise BadRequest(f"tags are {{'tags': [{{'begin': [...], 'schema': ..., 'end': [...]}}]}}; in what came, {type(error).__name__}: {error}",
                          field="tags") from None
     one = " | ".join(f"tag_{i}" for i in range(len(rules)))
     row = f"({one})" if separator is None else f"({one}) ({separator} ({one}))*"
     lines = []
-    if free:
+    if answer is not None:
+        more = "" if value.get("last") or free else "(GAP? called)*"
+        lines += [f"start: {f'(free {between})*' if free else ''} (answer | called {more})", f"called: {opened} {row} {closed}", f"answer: {answer}",
+                  *([f"free: {free}"] if free else [r"GAP: /\s{1,2}/"] if more else [])]
+    elif free:
         lines += [f"start: (free {between})* (free | {opened} {row} {closed})", f"free: {free}"]
     elif value.get("alone"):
         taken = "".join(sorted({re.escape(begin[0]) for begin in first if isinstance(begin, str)}))  # the first character of each

@@ -42,17 +42,31 @@ def judge(text: str | None, compiled: Compiled, finish_reason: FinishReason, end
     text: the answer alone, `compiled.text(ids)`; None where the mark it begins after never came. ended_by: what ended it from outside, such as a
     stop string.
     """
-    if ended_by is not None:
-        return Verdict("cut", f"{ended_by!r} ended it before the {compiled.source.name} was known to be complete")
-    if finish_reason != "stop":
-        why = {"length": "max_tokens was reached", "context": "the context was full"}.get(finish_reason, f"it was {finish_reason}")
-        return Verdict("cut", f"{why} before the {compiled.source.name} was complete")
+    if (cut := _cut(compiled.source.name, finish_reason, ended_by)) is not None:
+        return cut
     if text is None:
         return Verdict("cut", "the output ended before its mark came, after which the answer begins")
     reason = _fault(text, compiled)
     if reason and compiled.mark is not None and text != text.lstrip():  # white space may follow the mark
         reason = _fault(text.lstrip(), compiled)
     return Verdict("invalid", reason) if reason else Verdict("valid")
+
+
+def judge_schema(text: str, schema: Schema, finish_reason: FinishReason, ended_by: str | None = None) -> Verdict:
+    """The same for JSON that is part of an output."""
+    if (cut := _cut("schema", finish_reason, ended_by)) is not None:
+        return cut
+    reason = against(text, schema)
+    return Verdict("invalid", reason) if reason else Verdict("valid")
+
+
+def _cut(name: str, finish_reason: FinishReason, ended_by: str | None) -> Verdict | None:
+    if ended_by is not None:
+        return Verdict("cut", f"{ended_by!r} ended it before the {name} was known to be complete")
+    if finish_reason == "stop":
+        return None
+    why = {"length": "max_tokens was reached", "context": "the context was full"}.get(finish_reason, f"it was {finish_reason}")
+    return Verdict("cut", f"{why} before the {name} was complete")
 
 
 def _fault(text: str, compiled: Compiled) -> str:

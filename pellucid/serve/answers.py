@@ -147,8 +147,12 @@ class ChatAnswer:
     def finish_reason(self, completion: Completion) -> str:
         return "tool_calls" if self.calls and completion.finish_reason == "stop" else FINISH[completion.finish_reason]
 
+    @property
+    def text(self) -> str:
+        return "".join(self._text)
+
     def message(self) -> Json:
-        text = "".join(self._text)
+        text = self.text
         out: Json = {"role": "assistant", "content": text if text or not self.calls else None, "refusal": None}
         if self._thinking:
             out["reasoning_content"] = "".join(self._thinking)
@@ -160,7 +164,7 @@ class ChatAnswer:
         logprobs = self._spelled.chat(tokens_of(completion)) if self._spelled is not None and completion.logprobs is not None else None
         asked = self._spelled is not None and completion.prompt_logprobs is not None
         more = {"prompt_logprobs": prompt_told(completion, self._spelled)} if asked else {}  # type: ignore[arg-type]
-        return {"index": index, "message": self.message(), "logprobs": logprobs, "finish_reason": self.finish_reason(completion), **about(completion), **more}
+        return {"index": index, "message": self.message(), "logprobs": logprobs, "finish_reason": self.finish_reason(completion), **more}
 
 
 def tools_of(tools: Sequence[Any] | None) -> list[Mapping[str, Any]]:

@@ -182,7 +182,7 @@ async def messages(served: Served, exchange: Exchange) -> None:
 def _stop_reason(whole: Completion, blocks: Blocks) -> str:
     if whole.finish_reason != "stop":
         return "max_tokens"
-    if any(block.kind == "call" for block in blocks.all):
+    if blocks.called:
         return "tool_use"
     return "stop_sequence" if isinstance(whole.stopped_by, str) else "end_turn"
 

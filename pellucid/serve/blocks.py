@@ -29,6 +29,14 @@ class Blocks:
         self.all: list[Block] = []
         self._open: Block | None = None
 
+    @property
+    def called(self) -> bool:
+        return any(block.kind == "call" for block in self.all)
+
+    @property
+    def text(self) -> str:
+        return "".join(block.text for block in self.all if block.kind == "text")
+
     def take(self, parts: Sequence[Part]) -> Iterator[tuple[What, Block, str]]:
         for part in parts:
             if isinstance(part, Call):

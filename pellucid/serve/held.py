@@ -38,13 +38,17 @@ def forced_schema(tools: Sequence[Mapping[str, Any]], *, parallel: bool) -> dict
 
 
 def held(name: str, tools: Sequence[Mapping[str, Any]], strict: Collection[str], template: str, spell: Callable[[str], str | int], *,
-         parallel: bool) -> dict[str, Any]:
+         parallel: bool, answer: Any = None) -> dict[str, Any]:
     """`tags` for the engine: text as the model likes, and calls of this format, of which those of strict tools follow their schemas.
 
     template: tells apart the ways a format is written. spell: a mark as it comes from the model, the id of a special token or its text. parallel: whether
-    there may be more than one call. Raises BadRequest for a format that cannot be held so.
+    there may be more than one call. answer: the schema of what is written where nothing is called. Raises BadRequest for a format that cannot be held so.
     """
     way = _way(name, template, spell)
+    if answer is not None and (way is None or way.get("alone")):
+        why = "JSON as the answer is, so that nothing tells them apart" if way is not None else "not held to anything while it chooses whether it calls"
+        raise BadRequest(f"tools and response_format are both given, and calls as this model writes them ({name}) are {why}. Leave one of them out, or say "
+                         f"tool_choice='none'", field="response_format")
     if way is None:
         why = f"tool {min(strict)!r} is strict" if strict else "parallel_tool_calls is false"
         raise BadRequest(f"{why}, and calls as this model writes them ({name}) are not held to anything while it chooses whether it calls. "
@@ -57,6 +61,8 @@ def held(name: str, tools: Sequence[Mapping[str, Any]], strict: Collection[str],
              "schema": arguments_of(tool) if tool["name"] in strict else {"type": "object"}} for tool in tools]
     around = {key: spelled(way[key]) for key in ("open", "close", "free", "between") if key in way}
     separator = spelled(way["separator"]) if parallel and "separator" in way else None
+    if answer is not None:
+        around |= {"answer": answer, "final": spelled(way.get("final", ())), **({"free": spelled(way["aside"])} if "aside" in way else {})}
     return {"tags": tags, **around, "separator": separator, "alone": way.get("alone", False), "last": way.get("last", False) or not parallel}
 
 
@@ -82,6 +88,8 @@ _WAYS: dict[str, dict[str, Any]] = {
                  "separator": [], "close": ["<｜tool▁calls▁end｜>"]},
     "harmony": {"begin": ["<|channel|>", "commentary to=functions.NAME ", "<|constrain|>", "json", "<|message|>"], "end": [],
                 "free": ["<|channel|>", {"regex": "analysis|commentary|final"}, "<|message|>", {"regex": r"(.|\n)*"}],
+                "aside": ["<|channel|>", {"regex": "analysis|commentary"}, "<|message|>", {"regex": r"(.|\n)*"}],
+                "final": ["<|channel|>", "final", "<|message|>"],
                 "between": ["<|end|>", "<|start|>", "assistant"]},
     "llama3": {"begin": ['{"name": "NAME", "parameters": '], "end": ["}"], "separator": ["; "], "alone": True},
     "json": {"begin": ['{"name": "NAME", "arguments": '], "end": ["}"], "separator": ["; "], "alone": True}}

@@ -5,12 +5,15 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from pellucid.api import Completion, Model
 from pellucid.api.completion import checked, chosen, each
+from pellucid.engine.schema import Schema
+from pellucid.engine.verdict import judge_schema
 from pellucid.errors import BadRequest, BadTemplate, ModelNotFound, PromptTooLong, did_you_mean, nearest
 from pellucid.serve import held
 from pellucid.serve import tools as calls
@@ -158,7 +161,8 @@ class Chat:
         self._forced = False
         forced = choice not in ("none", "auto")
         held.check(self.tools, [tool["name"] for tool in self.tools] if forced else self._strict)
-        if self.tools and choice != "none" and (other := asked.held()) is not None:
+        self._answer: Schema | None = None  # what an answer has to be beside calls
+        if self.tools and choice != "none" and (other := asked.held()) is not None and (forced or other != "response_format"):
             raise BadRequest(f"{other} holds the whole output, so that {'the call tool_choice asks for' if forced else 'no call'} could be written. Leave one "
                              f"of them out, or say tool_choice='none'", field=other)
         if isinstance(choice, NamedTool):
@@ -167,8 +171,10 @@ class Chat:
             self._force(self.tools, parallel=self._parallel)
         elif choice == "auto" and self.tools:
             self._format = served.tool_format(model, self._template())
-            if self._strict or not self._parallel:
-                self.options = checked({**self.options, "tags": self._tags(self._format)})
+            schema = self.options.get("schema")
+            if self._strict or not self._parallel or schema is not None:
+                self._answer = None if schema is None else Schema(schema)
+                self.options = checked({**{key: value for key, value in self.options.items() if key != "schema"}, "tags": self._tags(self._format, schema)})
         self.shown = [tool.model_dump(exclude_none=True) for tool in asked.tools or ()] if choice != "none" else None
         if self._format is None and not self._forced and "<|channel|>" in self._template(missing=""):
             self._format = "harmony"  # its answers stand in channels, tools or not
@@ -181,12 +187,19 @@ class Chat:
                 raise
             return missing
 
-    def _tags(self, name: str) -> Json:
-        """What holds calls that the model may make to the schemas of tools that are strict, and to one where more are not wanted."""
+    def _tags(self, name: str, schema: Any) -> Json:
+        """What holds calls that the model may make to the schemas of tools that are strict, and to one where more are not wanted; schema: of its answer."""
         def spelled(mark: str) -> str | int:
             token_id = self.model.tokenizer.id_of(mark)
             return token_id if token_id is not None and token_id in self.model.tokenizer.special_ids else mark
-        return held.held(name, self.tools, self._strict, self._template(), spelled, parallel=self._parallel)
+        return held.held(name, self.tools, self._strict, self._template(), spelled, parallel=self._parallel, answer=schema)
+
+    def about(self, whole: Completion, text: str, *, called: bool) -> Json:
+        """What is said of a choice beside OpenAI's fields. text: its answer, which is held to its schema where it `called` nothing."""
+        if self._answer is None or called:
+            return about(whole)
+        by = whole.stopped_by if isinstance(whole.stopped_by, str) else None
+        return {**about(whole), "verdict": asdict(judge_schema(text, self._answer, whole.finish_reason, by))}
 
     def _no_such(self, name: str) -> list[Any]:
         raise BadRequest(f"tool_choice names {name!r}, which is not one of the tools: {', '.join(tool['name'] for tool in self.tools)}", field="tool_choice")
@@ -230,19 +243,19 @@ async def chat(served: Served, exchange: Exchange) -> None:
     async with asking(exchange, name, desk, lambda: wants.prepare(wanted)) as ticket:
         answers = {i: ChatAnswer(wants.reader(), spelled) for i in range(n)}
         if asked.stream:
-            await _stream_chat(exchange, Head("chatcmpl", "chat.completion.chunk", name), ticket, answers, spelled, asked)
+            await _stream_chat(exchange, Head("chatcmpl", "chat.completion.chunk", name), ticket, answers, spelled, wants)
             return
         whole: dict[int, Completion] = {}
         async for said in ticket.said():
             answers[said.index].hear(said)
             if said.completion is not None:
                 whole[said.index] = said.completion
-    choices = [answers[i].choice(i, whole[i]) for i in range(n)]
+    choices = [{**answers[i].choice(i, whole[i]), **wants.about(whole[i], answers[i].text, called=bool(answers[i].calls))} for i in range(n)]
     told = usage(ticket.n_prompt, whole.values())
     await exchange.json(Head("chatcmpl", "chat.completion", name).plain(choices, usage=told))
 
 
-async def _stream_chat(exchange: Exchange, head: Head, ticket: Ticket, answers: dict[int, ChatAnswer], spelled: Spelled, asked: ChatRequest) -> None:
+async def _stream_chat(exchange: Exchange, head: Head, ticket: Ticket, answers: dict[int, ChatAnswer], spelled: Spelled, wants: Chat) -> None:
     def choice(i: int, delta: Json, reason: str | None = None, logprobs: Json | None = None, **more: Any) -> Json:
         return head.plain([{"index": i, "delta": delta, "logprobs": logprobs, "finish_reason": reason, **more}])
     for i in answers:
@@ -257,11 +270,11 @@ async def _stream_chat(exchange: Exchange, head: Head, ticket: Ticket, answers: 
             logprobs = None
         if said.completion is not None:
             whole.append(said.completion)
-            more = about(said.completion)
+            more = wants.about(said.completion, answer.text, called=bool(answer.calls))
             if said.completion.prompt_logprobs is not None:
                 more["prompt_logprobs"] = prompt_told(said.completion, spelled)
             await exchange.event(choice(i, {}, answer.finish_reason(said.completion), **more))
-    if asked.stream_options is not None and asked.stream_options.include_usage:
+    if wants.asked.stream_options is not None and wants.asked.stream_options.include_usage:
         await exchange.event(head.plain([], usage=usage(ticket.n_prompt, whole)))
 
 

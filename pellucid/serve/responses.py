@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from pellucid.api import Completion
 from pellucid.errors import BadRequest
-from pellucid.serve.answers import Json, about, heard
+from pellucid.serve.answers import Json, heard
 from pellucid.serve.blocks import Block, Blocks
 from pellucid.serve.exchange import Exchange
 from pellucid.serve.openai import Chat, Served, asking
@@ -189,7 +189,7 @@ async def responses(served: Served, exchange: Exchange) -> None:
         assert whole is not None
         for what, block, piece in blocks.end():
             await _block(tell, what, block, piece)
-        done = _done(head, blocks, whole, ticket.n_prompt)
+        done = {**_done(head, blocks, whole, ticket.n_prompt), **wants.about(whole, blocks.text, called=blocks.called)}
         await tell(f"response.{done['status']}", response=done)
     if not asked.stream:
         await exchange.json(done)
@@ -212,7 +212,7 @@ def _done(head: Json, blocks: Blocks, whole: Completion, n_prompt: int) -> Json:
     usage = {"input_tokens": n_prompt, "input_tokens_details": {"cached_tokens": whole.usage.reused_tokens}, "output_tokens": len(whole.token_ids),
              "output_tokens_details": {"reasoning_tokens": whole.usage.thinking_tokens}, "total_tokens": n_prompt + len(whole.token_ids)}
     return {**head, "status": "incomplete" if cut else "completed", "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-            "output": [_item(block, "completed") for block in blocks.all], "usage": usage, **about(whole)}
+            "output": [_item(block, "completed") for block in blocks.all], "usage": usage}
 
 
 def _item(block: Block, status: str) -> Json:

@@ -160,6 +160,48 @@ def test_a_model_that_may_call_once_calls_once(server: Running, shipped: Model) 
     assert one["finish_reason"] == "tool_calls"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_is_of_its_schema_or_a_call(caller: Model, serve: Callable[..., Running], stream: bool) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "it", "schema": {"type": "object", "properties": {"ok": {"enum": ["yes", "no"]}}, "required": ["ok"],
+                                                                           "additionalProperties": False}}}
+    strict = {"type": "function", "function": {**TOOL["function"], "strict": True}}
+    running, kinds = serve(caller=caller), set()
+    for seed in range(12):
+        asked = dict(messages=HELLO, tools=[strict], response_format=form, max_tokens=200, seed=seed, temperature=2)
+        if stream:
+            choices = [json.loads(event)["choices"][0] for event in running.events("/v1/chat/completions", **asked)[:-1]]
+            content, end = "".join(choice["delta"].get("content") or "" for choice in choices), choices[-1]
+            calls = [call for choice in choices for call in choice["delta"].get("tool_calls", [])]
+        else:
+            [end] = running.post("/v1/chat/completions", **asked)["choices"]
+            content, calls = end["message"]["content"], end["message"].get("tool_calls", [])
+        kinds.add(end["finish_reason"])
+        if end["finish_reason"] == "tool_calls":
+            assert not content
+            assert {json.loads(call["function"]["arguments"])["city"] for call in calls} <= {"Bern", "Rome"}
+            assert "verdict" not in end
+        elif end["finish_reason"] == "stop":
+            assert json.loads(content)["ok"] in ("yes", "no")
+            assert end["verdict"] == {"status": "valid", "reason": ""}
+        else:
+            assert end["verdict"]["status"] == "cut"
+    assert kinds >= {"tool_calls", "stop"}
+
+
+def test_a_response_is_of_its_schema_or_a_call(caller: Model, serve: Callable[..., Running]) -> None:
+    form = {"type": "json_schema", "name": "it", "schema": {"enum": ["yes", "no"]}}
+    running, kinds = serve(caller=caller), set()
+    for seed in range(12):
+        answer = running.post("/v1/responses", input="Hi", tools=[{"type": "function", **TOOL["function"], "strict": True}], text={"format": form},
+                              max_output_tokens=200, seed=seed, temperature=2)
+        for item in answer["output"]:
+            kinds.add(item["type"])
+            if item["type"] == "message":
+                assert json.loads(item["content"][0]["text"]) in ("yes", "no")
+                assert answer["verdict"]["status"] == "valid"
+    assert kinds == {"message", "function_call"}
+
+
 def test_tools_a_template_does_not_read_are_refused(server: Running) -> None:
     answer = server.post("/v1/chat/completions", model="abc", messages=HELLO, tools=[TOOL])
     assert "never reads 'tools'" in answer["error"]["message"]
@@ -237,7 +279,8 @@ def test_an_adapter_is_asked_for_by_its_name(serve: Callable[..., Running], tmp_
     ("chat/completions", {"messages": HELLO, "response_format": {"type": "json_object"}, "regex": "a"}, 400, "response_format and regex are both", "regex"),
     ("chat/completions", {"messages": HELLO, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"typ": 1}}}}, 400, "typ",
      "response_format"),
-    ("chat/completions", {"messages": HELLO, "tools": [TOOL], "response_format": {"type": "json_object"}}, 400, "no call could be written", "response_format"),
+    ("chat/completions", {"messages": HELLO, "tools": [TOOL], "response_format": {"type": "json_object"}}, 400, "nothing tells them apart", "response_format"),
+    ("chat/completions", {"messages": HELLO, "tools": [TOOL], "regex": "a"}, 400, "no call could be written", "regex"),
     ("chat/completions", {"messages": HELLO, "tools": [TOOL], "tool_choice": "required", "regex": "a"}, 400, "the call tool_choice asks for", "regex"),
     ("chat/completions", {"messages": HELLO, "tools": [TOOL, TOOL]}, 400, "tools[1].function.name: 'weather' is the name of another tool", "tools"),
     ("chat/completions", {"messages": HELLO, "tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "string"}}}]}, 400,

@@ -182,6 +182,31 @@ def test_one_call_is_one_where_more_are_not_wanted(template: str) -> None:
         assert len(heard(name, [text.replace("%s", ROME)], parallel=False)[2]) <= 1
 
 
+ANSWER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("template", WAYS)
+def test_beside_an_answer_of_a_schema_there_are_calls_and_no_other_text(template: str, parallel: bool) -> None:
+    name, texts = WAYS[template]
+
+    def spell(mark: str) -> int:
+        return 256 + MARKS.index(mark)
+    if name in ("llama3", "json"):
+        with pytest.raises(BadRequest, match=rf"this model writes them \({name}\) are JSON as the answer is, so that nothing tells them apart"):
+            held(name, STRICT_TOOLS, (), template, spell, parallel=parallel, answer=ANSWER)
+        return
+    compiled = compile_grammar("tags", held(name, STRICT_TOOLS, {"weather"}, template, spell, parallel=parallel, answer=ANSWER), vocabulary(special=True))
+    final = "<|channel|>final<|message|>" if name == "harmony" else ""
+    for text, fits in (('{"n": 3}', True), ('{"m": 3}', False), ("No call", False), ("", False)):
+        assert (stops(compiled, ids_of(final + text, special=True)) is None) == fits
+    for text in texts:
+        call = text.replace("Well. ", "").replace("Well.", "").rstrip(".")
+        assert (stops(compiled, ids_of(call.replace("%s", ROME), special=True)) is None) == (parallel or call.count("%s") == 1)
+        assert stops(compiled, ids_of(call.replace("%s", '{"city":"Oslo"}'), special=True)) is not None
+        assert stops(compiled, ids_of(call.replace("%s", ROME) + '{"n": 3}', special=True)) is not None
+
+
 @pytest.mark.parametrize("template", WAYS)
 def test_whatever_is_drawn_its_calls_follow_their_schemas(template: str) -> None:
     name, texts = WAYS[template]
