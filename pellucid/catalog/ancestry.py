@@ -6,19 +6,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pellucid.catalog import lineage, models
+from pellucid.catalog import licenses, lineage, models, verdict
 from pellucid.catalog.lineage import Node, Said
-from pellucid.errors import BadLineage, BadRequest
-from pellucid.records import Record, record_of, sha256_of
+from pellucid.errors import BadConfig, BadLineage, BadRequest
+from pellucid.records import Record, read_object, record_of, sha256_of
 from pellucid.weights.card import Card, read_card
 from pellucid.weights.gguf_card import card_of
 
 ANCESTRY = "pellucid.ancestry"  # a key of metadata: the tree as JSON
-_WEIGHTS = (".gguf", ".safetensors", ".bin")
+WEIGHTS = (".gguf", ".safetensors", ".bin")
+_ADAPTER = "adapter_config.json"
+_HEADING = "## Where it comes from"
 
 
 def of_path(path: Path, name: str | None = None) -> Node:
@@ -35,6 +37,9 @@ def of_path(path: Path, name: str | None = None) -> Node:
     if isinstance(text := metadata.get(ANCESTRY), str):
         return dataclasses.replace(of_text(text, str(path)), name=name)
     card = read_card(path if path.is_dir() else path.parent) if path.suffix != ".gguf" else card_of(metadata, path.name)
+    if not card.base_models and path.is_dir() and (path / _ADAPTER).is_file():  # peft writes the name there, and not always into a card
+        base = read_object(path / _ADAPTER, BadConfig, f"{_ADAPTER} of {name!r}").get("base_model_name_or_path")
+        card = dataclasses.replace(card, base_models=(base,) if isinstance(base, str) and base else ())
     return of_card(name, card)
 
 
@@ -66,13 +71,42 @@ def child(parent: Node, files: Mapping[str, str]) -> Node:
     return Node(name=parent.name, said=said, kinds=parent.kinds, parents=(("weights", source),))
 
 
+def card_of_result(card: Card, node: Node) -> Card:
+    """The card of what was made from more than the model whose card this is: its license is that of all of it together.
+
+    A license that is not known stays in it as `unknown`, beside the others: whoever reads the card alone is not told less than there is to keep.
+    """
+    told = {id or "unknown" for each, _, role in lineage.walk(node) if role != "outputs" for id in each.licenses}
+    base, data = ([each for role, each in node.parents if role == asked] for asked in ("weights", "data"))
+    card = dataclasses.replace(card, base_models=tuple(each.name for each in base),
+                               datasets=tuple(dict.fromkeys([*card.datasets, *(each.name for each in data if each.name.count("/") == 1)])))
+    if told == set(node.licenses):
+        return card
+    known = licenses.find(one) if len(told) == 1 and (one := next(iter(told))) != "unknown" else None
+    stated, name = (known.spdx.lower(), None) if known and known.spdx else ("other", " AND ".join(sorted(told)))
+    return dataclasses.replace(card, license=stated, license_name=name, license_link=None)
+
+
+def section(node: Node, lines: Sequence[str], made_by: str) -> str:
+    """What a model card says of where a model comes from; `without_section` takes it off again. lines: hash and name of what went into it."""
+    told = [f"Written by {made_by}. What went into it, by content:", "", "```", *lines, "```", "", "The models and the data:", "", "```",
+            *lineage.drawn(node), "```", "", f"License of all of it: {verdict.result_license(node) or 'unknown'}.",
+            *(f"Conflict: {each}." for each in verdict.conflicts(node))]
+    return "\n".join([_HEADING, "", *told, ""])
+
+
+def without_section(readme: str) -> str:
+    """A model card without the section that a file this one was made from had: the new one says all of it again."""
+    return readme.partition(f"\n{_HEADING}\n")[0].rstrip() + "\n"
+
+
 def _check(record: Path, told: Record) -> None:
     """Raises BadLineage where a file the record tells of is gone, or holds something else."""
     files: Any = told.output.get("files")
     if not isinstance(files, Mapping):
         return
     for written, facts in files.items():
-        if Path(written).suffix not in _WEIGHTS:
+        if Path(written).suffix not in WEIGHTS:
             continue  # a model card may be edited
         path = record.parent / Path(written).name  # the folder may have been moved since
         if not isinstance(facts, Mapping) or not isinstance(facts.get("sha256"), str):

@@ -27,6 +27,11 @@ class Said:
     license: str | None
     by: str
 
+    @property
+    def licenses(self) -> tuple[str, ...]:
+        """Ids of the catalog, and words nobody here knows; of several, joined by AND as SPDX joins them, each."""
+        return tuple(found.id if (found := licenses.find(each)) else each for each in (self.license or "").split(" AND ") if each)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
@@ -41,13 +46,12 @@ class Node:
     @property
     def licenses(self) -> tuple[str | None, ...]:
         """Ids of the catalog, each once; words nobody here knows as they stand; None where nothing is said."""
-        stated = [said.license for said in self.said if said.license is not None]
-        return tuple(dict.fromkeys(found.id if (found := licenses.find(each)) else each for each in stated)) or (None,)
+        return tuple(dict.fromkeys(id for said in self.said for id in said.licenses)) or (None,)
 
     @property
     def contradiction(self) -> str | None:
         """What different sources say, where they differ."""
-        if len(self.licenses) < 2:
+        if len({frozenset(said.licenses) for said in self.said if said.licenses}) < 2:
             return None
         return f"{self.name}: {' but '.join(f'{said.by} says {said.license}' for said in self.said if said.license)}"
 

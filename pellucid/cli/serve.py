@@ -5,13 +5,17 @@ import ipaddress
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pellucid.cli import _options as o
 from pellucid.cli._frame import Json, emit, note
 from pellucid.errors import BadRequest, MissingExtra
+
+if TYPE_CHECKING:
+    from pellucid.catalog.gate import Passed
+    from pellucid.catalog.lineage import Node
 
 
 def command(
@@ -89,8 +93,7 @@ def command(
     named = _all_named(model or [o.SHIPPED], served_name or [])
     adapters = _all_adapters(adapter or [], named)
     if not _is_here(host):
-        for path in named.values():
-            _pass_gate(path, permission, quiet)
+        _pass_gate([*named.values(), *([draft] if draft not in (None, "lookup") else [])], [*adapters.values()], permission, quiet)
     models = {name: o.load_model(path, **how) for name, path in named.items()}
     for name, path in adapters.items():
         next(iter(models.values())).load_adapter(name, path, any_base=any_base)
@@ -104,14 +107,35 @@ def command(
     server.run()
 
 
-def _pass_gate(path: str, permission: str | None, quiet: bool) -> None:
-    """A model that others reach is hosted: what pellucid.toml declares is held against its license. Raises NotAllowed with the clause."""
+def _pass_gate(models: list[str], adapters: list[str], permission: str | None, quiet: bool) -> None:
+    """What others reach is hosted: what pellucid.toml declares is held against the license of every model and adapter, and of the data they learned from.
+
+    A permission by which something passes is written into a run record beside pellucid.toml. Raises NotAllowed with the clause.
+    """
     from pellucid.catalog import ancestry, gate
     from pellucid.weights.hub import resolve
-    place = resolve(path)
-    passed = gate.check(ancestry.of_path(place, None if place == Path(path).expanduser() else path), ("hosting",), Path.cwd(), permission)
-    if passed is not None and not quiet:
-        note("\n".join(passed.notes))
+    for path in [*models, *adapters]:
+        place = resolve(path)
+        node = ancestry.of_path(place, None if place == Path(path).expanduser() else path)
+        passed = gate.check(node, ("hosting",), Path.cwd(), permission)
+        if passed is not None:
+            record = [f"record: {_record(place, node, passed)}"] if passed.permission else []
+            if not quiet:
+                note("\n".join([*passed.notes, *record]))
+
+
+def _record(place: Path, node: Node, passed: Passed) -> Path:
+    """The run record of a permission: `serve.NAME.record.json` beside the pellucid.toml in force, or here. Hashes what is served."""
+    from pellucid.catalog import gate, lineage, verdict
+    from pellucid.catalog.ancestry import WEIGHTS
+    from pellucid.records import Record, input_file
+    stated = gate.declared(Path.cwd())
+    where = (stated.path.parent if stated else Path.cwd()) / f"serve.{node.name.replace('/', '--')}.record.json"
+    files = [file for file in (sorted(place.iterdir()) if place.is_dir() else [place]) if file.suffix in WEIGHTS]
+    Record(kind="serve", settings={"model": str(place.absolute()), "permission": passed.permission, "use": passed.use}, seed=None, measured={},
+           inputs={file.name: input_file(file) for file in files}, licenses={node.name: verdict.result_license(node)}, notes=passed.notes,
+           output={"answer": passed.answer, "ancestry": lineage.plain(node)}).save(where)
+    return where
 
 
 def _check_tls(cert: Path | None, key: Path | None) -> None:

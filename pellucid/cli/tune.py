@@ -43,7 +43,7 @@ def command(
     pellucid tune recipe.yaml --resume
     """
     from pellucid.train.distributed import ended_by_another
-    from pellucid.train.outcome import finish
+    from pellucid.train.outcome import allowed, finish
     from pellucid.train.recipe import read_recipe
     from pellucid.train.tuning import alone, prepare
     if shipped:
@@ -61,6 +61,7 @@ def command(
         if not quiet:
             note("\n".join(tuning.model.report.lines()))
             note(_plan(tuning))
+        allowed(tuning, permission)  # before hours are spent on what may not be
         if dry_run:
             if json and tuning.run.group.first:
                 emit(tuning.described())

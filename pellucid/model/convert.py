@@ -21,6 +21,7 @@ from pellucid.model.report import size
 from pellucid.ops.cast import PLAIN, Cast
 from pellucid.records import Input, Record, input_file, record_of
 from pellucid.weights.adapter import is_adapter
+from pellucid.weights.card import Card
 from pellucid.weights.checkpoint import CONFIG, Checkpoint, open_checkpoint
 from pellucid.weights.drafts import Written
 from pellucid.weights.gguf_card import lineage_of
@@ -89,6 +90,11 @@ class Job:
     notes: list[str] = field(default_factory=list)
     types: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def card(self) -> Card:
+        """Of the result: the source's own, and with what a change brings to it."""
+        return ancestry.card_of_result(self.checkpoint.card, self.ancestry) if self.change.parents else self.checkpoint.card
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
@@ -136,12 +142,11 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
     """
     started = time.perf_counter()
     if is_adapter(Path(source).expanduser()):
-        asked = {"--dtype": dtype, "--quantize": quantize, "--tensor-type": overrides, "--imatrix": imatrix, "--split-max-size": max_bytes,
-                 "--permission": permission}
+        asked = {"--dtype": dtype, "--quantize": quantize, "--tensor-type": overrides, "--imatrix": imatrix, "--split-max-size": max_bytes}
         if given := [option for option, value in asked.items() if value]:
             raise BadRequest(f"{given[0]} is for models, and {source} is an adapter, whose numbers stay as they are. Leave it out", field=given[0].lstrip("-"))
         from pellucid.model.convert_adapter import convert_adapter
-        return convert_adapter(source, out, base=base, to=_kind(to, Path(out)), overwrite=overwrite, watch=watch)
+        return convert_adapter(source, out, base=base, to=_kind(to, Path(out)), permission=permission, overwrite=overwrite, watch=watch)
     if base is not None:
         raise BadRequest(f"--base {base} is what an adapter is for, and {source} is a model. Leave it out", field="base")
     checkpoint, out = open_checkpoint(source), Path(out).expanduser()
@@ -150,7 +155,8 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
     _check(checkpoint, out, kind, dtype, quantize, imatrix, overrides)
     measured = None if imatrix is None else read_imatrix(Path(imatrix).expanduser())
     parent = ancestry.of_path(Path(source) if checkpoint.gguf else checkpoint.folder, checkpoint.name)
-    passed = gate.check(parent, ("modify",), Path.cwd(), permission)
+    # Whatever goes into it counts: an adapter, the data it learned from.
+    passed = gate.check(dataclasses.replace(parent, parents=(*parent.parents, *change.parents)), ("modify",), Path.cwd(), permission)
     described = None
     if change is not NONE and checkpoint.gguf and kind == "gguf":
         raise BadRequest(f"{out} cannot be made from {checkpoint.name} in one step: matrices of a GGUF file stay packed on their way to another. Write a "

@@ -5,6 +5,7 @@ A and B keep their numbers, bit for bit; rows of B go where the matrix's rows go
 """
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -20,6 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pellucid.catalog import ancestry, gate, verdict
+from pellucid.catalog.ancestry import ANCESTRY, section, text_of
+from pellucid.catalog.lineage import Node, plain
 from pellucid.errors import BadRequest, HubError, ModelNotFound, UnknownTensors, UnsupportedModel
 from pellucid.families import family
 from pellucid.families._describe import Description, describe_checkpoint
@@ -65,30 +69,37 @@ class _Change:
         return self.scale * self.a.shape[-2]
 
 
-def convert_adapter(source: str | Path, out: str | Path, *, base: str | None = None, to: Kind, overwrite: bool = False, watch: Watch) -> Conversion:
+def convert_adapter(source: str | Path, out: str | Path, *, base: str | None = None, to: Kind, permission: str | None = None, overwrite: bool = False,
+                    watch: Watch) -> Conversion:
     """Writes the adapter at `source` to `out`: a .gguf file, or a folder as peft saves it.
 
     base: the model it is for, a path or a repository that was pulled; None = the one that it names. Only its config or metadata is read.
-    Raises what `open_adapter`, describing the base, and `placed` raise; UnknownTensors for what the other layout has no place for; BadRequest.
+    permission: a reference to one, where a license does not allow what pellucid.toml declares; it is recorded.
+    Raises what `open_adapter`, describing the base, and `placed` raise; UnknownTensors for what the other layout has no place for; BadRequest;
+    NotAllowed.
     """
     started = time.perf_counter()
     file, out = open_adapter(source), Path(out).expanduser()
     described, base_name = _base(file, base)
     spec = described.spec
     _check(file, Path(source), out, to, overwrite)
+    parent = ancestry.of_path(Path(source), file.name)
+    passed = gate.check(parent, ("modify",), Path.cwd(), permission)
+    made = ancestry.child(parent, {path.name: sha256_of(path) for path in file.files})
     decoder, like, table = _files(spec, to)
     halves = placed(file, projects(decoder), spec, [] if file.format == "gguf" else [described.names])
     changes = _joined(file.name, halves, like, table, spec, to)
-    notes = [f"{n} tensor{'s were' if n > 1 else ' was'} packed in {format}, and {'are' if n > 1 else 'is'} F32 now" for format, n in Counter(
+    notes = list(passed.notes) if passed else []
+    notes += [f"{n} tensor{'s were' if n > 1 else ' was'} packed in {format}, and {'are' if n > 1 else 'is'} F32 now" for format, n in Counter(
         half.format for pair in file.pairs.values() for half in (pair.a, pair.b) if isinstance(half, PackedRows)).items()]
     lineage = [f"{sha256_of(path)}  {file.name}/{path.name}" for path in file.files]
     made_for = file.base or base_name
     card = Card(license=file.card.license, license_name=file.card.license_name, license_link=file.card.license_link, base_models=(made_for,))
     watch.started(sum(half.nbytes for change in changes.values() for half in (change.a, change.b)))
     if to == "gguf":
-        files = _write_gguf(out, changes, card, architecture_of(spec).name, file.name, lineage, notes, overwrite, watch)
+        files = _write_gguf(out, changes, card, architecture_of(spec).name, file.name, lineage, made, notes, overwrite, watch)
     else:
-        files = _write_peft(out, changes, card, like, table, spec, made_for, lineage, "converted")
+        files = _write_peft(out, changes, card, like, table, spec, made_for, lineage, made, "converted")
     types = Counter[str]()
     for change in changes.values():
         for half in (change.a, change.b):
@@ -96,7 +107,8 @@ def convert_adapter(source: str | Path, out: str | Path, *, base: str | None = N
     seconds = time.perf_counter() - started
     record = Record(kind="convert", seed=None, inputs={path.name: input_file(path) for path in file.files}, notes=notes,
                     settings={"source": os.path.abspath(source), "out": os.path.abspath(out), "to": to, "adapter": True, "base": base_name},
-                    output={"files": {str(one.path): {"sha256": one.sha256, "bytes": one.n_bytes} for one in files}, "lineage": lineage},
+                    output={"files": {str(one.path): {"sha256": one.sha256, "bytes": one.n_bytes} for one in files}, "lineage": lineage,
+                            "ancestry": plain(made), "license_of_result": verdict.result_license(made)},
                     measured={"seconds": seconds, "bytes": float(sum(one.n_bytes for one in files))}, licenses={file.name: file.card.license_shown})
     path = record_of(out)
     record.save(path)
@@ -104,15 +116,17 @@ def convert_adapter(source: str | Path, out: str | Path, *, base: str | None = N
                       notes=tuple(notes), seconds=seconds, record=path, base=base or file.base)
 
 
-def save_adapter(out: Path, halves: Halves, spec: DecoderSpec, *, base: str, card: Card, lineage: list[str],
+def save_adapter(out: Path, halves: Halves, spec: DecoderSpec, *, base: str, card: Card, lineage: list[str], node: Node,
                  base_sha256: str | None = None, chat_template: str | None = None) -> tuple[Written, ...]:
-    """Writes a trained adapter as peft saves one: `halves` are by our names. base_sha256: of the model that it was trained on, `Model.sha256`.
-    chat_template: the source of the one that it learned with, where that is not its base's; beside the adapter, as trl leaves it there with a tokenizer.
+    """Writes a trained adapter as peft saves one: `halves` are by our names. node: where it comes from.
+
+    base_sha256: of the model that it was trained on, `Model.sha256`. chat_template: the source of the one that it learned with, where that is not its
+    base's; beside the adapter, as trl leaves it there with a tokenizer.
 
     Raises UnknownTensors for what peft's files have no place for.
     """
     _, like, table = _files(spec, "safetensors")
-    return _write_peft(out, _joined(out.name, halves, like, table, spec, "safetensors"), card, like, table, spec, base, lineage, "trained",
+    return _write_peft(out, _joined(out.name, halves, like, table, spec, "safetensors"), card, like, table, spec, base, lineage, node, "trained",
                        {} if base_sha256 is None else {BASE_SHA256: base_sha256}, {} if chat_template is None else {TEMPLATE: chat_template})
 
 
@@ -183,8 +197,8 @@ def _lengths(theirs: str, pairs: Halves, place: Place, spec: DecoderSpec) -> Ten
     return joined_low_rank(theirs, columns, place, spec)[1][:, 0].contiguous() if columns else None
 
 
-def _write_gguf(out: Path, changes: dict[str, _Change], card: Card, architecture: str, name: str, lineage: list[str], notes: list[str], overwrite: bool,
-                watch: Watch) -> tuple[Written, ...]:
+def _write_gguf(out: Path, changes: dict[str, _Change], card: Card, architecture: str, name: str, lineage: list[str], node: Node, notes: list[str],
+                overwrite: bool, watch: Watch) -> tuple[Written, ...]:
     if any(change.m is not None for change in changes.values()):
         raise UnsupportedModel(f"adapter {name!r} is of DoRA, and llama.cpp's adapters have no magnitudes. Write the model with it: pellucid merge "
                                f"BASE ADAPTER {out.name}")
@@ -205,23 +219,24 @@ def _write_gguf(out: Path, changes: dict[str, _Change], card: Card, architecture
               for how, n in odd.items() if n]
     [(most, _)] = dtypes.most_common(1)
     head = general(card, name=name, architecture=architecture, size_label=count(dtypes.total()).replace(" ", ""), file_type=_PLAIN[most])
-    metadata = head | {"general.type": "adapter", TYPE: "lora", ALPHA: float(alpha), VERSION: made_by(), LINEAGE: lineage}
+    metadata = head | {"general.type": "adapter", TYPE: "lora", ALPHA: float(alpha), VERSION: made_by(), LINEAGE: lineage,
+                       ANCESTRY: text_of(node)}
     return write_gguf(out, metadata, tensors, overwrite=overwrite, report=watch.report)
 
 
 def _write_peft(out: Path, changes: dict[str, _Change], card: Card, like: Mapping[str, Tensor], table: NameTable, spec: DecoderSpec, base: str,
-                lineage: list[str], how: str, metadata: Mapping[str, str] | None = None,
+                lineage: list[str], node: Node, how: str, metadata: Mapping[str, str] | None = None,
                 texts: Mapping[str, str] = MappingProxyType({})) -> tuple[Written, ...]:
     tensors = {f"{PREFIX}{module}.lora_{x}.weight": half for module, halves in _in_modules(changes).items() for x, half in zip("AB", halves, strict=True)}
     tensors |= {f"{PREFIX}{theirs.removesuffix('.weight')}{MAGNITUDE}": change.m for theirs, change in changes.items() if change.m is not None}
-    lines = [f"# {out.name}", "", f"A LoRA adapter for {base}, {how} by {made_by()}. What went into it, by content:", "", "```", *lineage, "```", ""]
+    about = f"# {out.name}\n\nA LoRA adapter for {base}, {how} by {made_by()}.\n\n{section(dataclasses.replace(node, name=out.name), lineage, made_by())}"
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         draft = Path(folder) / out.name
         draft.mkdir()
-        write(draft / WEIGHTS, tensors, metadata)
+        write(draft / WEIGHTS, tensors, {**(metadata or {}), ANCESTRY: text_of(node)})
         (draft / ADAPTER_CONFIG).write_text(json.dumps(_config(changes, like, table, spec, base), indent=2) + "\n", encoding="utf-8")
-        (draft / "README.md").write_text(front_matter(card) + "\n".join(lines), encoding="utf-8")
+        (draft / "README.md").write_text(front_matter(card) + about, encoding="utf-8")
         for name, text in texts.items():
             (draft / name).write_text(text, encoding="utf-8")
         draft.chmod(0o777 & ~umask())

@@ -114,7 +114,7 @@ def _from_safetensors(job: Job) -> tuple[dict[str, Value], list[Planned]]:
     tensors = [planned(name, "F32", tuple(t.shape), lambda t=t: [raw(t)]) for name, t in made.items()]
     tensors += [planned(theirs, types[theirs], shapes[theirs], lambda theirs=theirs: read(theirs)) for theirs in places]
     label = count(sum(map(math.prod, source.shapes.values()))).replace(" ", "")
-    head = general(job.checkpoint.card, name=job.checkpoint.name, architecture=about.pop("general.architecture"), size_label=label, file_type=file_type)
+    head = general(job.card, name=job.checkpoint.name, architecture=about.pop("general.architecture"), size_label=label, file_type=file_type)
     text = _tokenizer(job, str(head["general.architecture"])) | _sampling(job.checkpoint.generation)
     return head | about | text | _measured(job, types, shapes), tensors
 

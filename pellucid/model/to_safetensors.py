@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pellucid.catalog.ancestry import ANCESTRY, text_of
-from pellucid.catalog.lineage import drawn
+from pellucid.catalog.ancestry import ANCESTRY, section, text_of, without_section
 from pellucid.families import family
 from pellucid.families._describe import describe
 from pellucid.families._tokenizer import checkpoint_tokenizer
@@ -20,7 +19,7 @@ from pellucid.model.on_demand import Tensors
 from pellucid.ops.cast import PLAIN, SPELLED, exact_in
 from pellucid.tokenizer.save import tokenizer_files
 from pellucid.weights.assemble import layout
-from pellucid.weights.card import front_matter
+from pellucid.weights.card import README, front_matter, restated
 from pellucid.weights.checkpoint import GENERATION, Checkpoint
 from pellucid.weights.drafts import Written
 from pellucid.weights.inputs import input_files
@@ -30,7 +29,7 @@ from pellucid.weights.packed import KEYS
 from pellucid.weights.save import MAX_SHARD_BYTES, save_files
 
 TEMPLATE = "chat_template.jinja"
-_CARD = ("README.md", "LICEN[SC]E*", "NOTICE*")
+_CARD = ("LICEN[SC]E*", "NOTICE*")
 
 
 def write(job: Job) -> tuple[Written, ...]:
@@ -59,12 +58,11 @@ def write(job: Job) -> tuple[Written, ...]:
 
     texts: dict[str, str | bytes] = {}
     generation = checkpoint.generation
-    if checkpoint.gguf is not None:
-        texts["README.md"] = _readme(job)
-        if job.tokenizer and (tokenizer := checkpoint_tokenizer(checkpoint)) is not None:
-            texts |= tokenizer_files(tokenizer, described.spec.n_ctx)
-            ends = [i for i in (tokenizer.eos_id, *checkpoint.eos_ids, *sorted(tokenizer.end_ids)) if i is not None]
-            generation = {**generation, "eos_token_id": list(dict.fromkeys(ends))}
+    texts[README] = _readme(job)
+    if checkpoint.gguf is not None and job.tokenizer and (tokenizer := checkpoint_tokenizer(checkpoint)) is not None:
+        texts |= tokenizer_files(tokenizer, described.spec.n_ctx)
+        ends = [i for i in (tokenizer.eos_id, *checkpoint.eos_ids, *sorted(tokenizer.end_ids)) if i is not None]
+        generation = {**generation, "eos_token_id": list(dict.fromkeys(ends))}
     beside = [] if checkpoint.gguf is not None else _beside(job)
     if job.change.chat_template is not None:
         texts[TEMPLATE] = job.change.chat_template  # before one in tokenizer_config.json, here and in transformers
@@ -132,7 +130,12 @@ def _beside(job: Job) -> list[Any]:
 
 
 def _readme(job: Job) -> str:
-    """The model card of a model that had none of its own: what its metadata says of license and lineage, and what it was made from."""
-    lines = [f"# {job.out.name}", "", f"Converted from {job.checkpoint.name} by {made_by()}. What went into it, by content:", "",
-             "```", *job.lineage, "```", "", "Where it comes from:", "", "```", *drawn(replace(job.ancestry, name=job.out.name)), "```", ""]
-    return front_matter(job.checkpoint.card) + "\n".join(lines)
+    """The source's own model card, where it has one, with what it was made from after it; what a change brings of licenses stands at its head too."""
+    own = job.checkpoint.folder / README
+    node = replace(job.ancestry, name=job.out.name)
+    if job.checkpoint.gguf is not None or not own.is_file():
+        about = f"{front_matter(job.card)}# {job.out.name}\n\nConverted from {job.checkpoint.name}.\n"
+    else:
+        text = without_section(own.read_text(encoding="utf-8-sig", errors="replace"))
+        about = restated(text, job.card) if job.change.parents else text
+    return f"{about}\n{section(node, job.lineage, made_by())}"

@@ -16,17 +16,17 @@ from pellucid.catalog import ancestry, gate, lineage, verdict
 from pellucid.catalog.lineage import Node, Said
 from pellucid.data.example import examples
 from pellucid.errors import PellucidError
-from pellucid.model.convert import Change
+from pellucid.model.convert import Change, made_by
 from pellucid.model.convert_adapter import save_adapter
 from pellucid.model.to_safetensors import TEMPLATE
 from pellucid.records import Record, record_of, sha256_of
 from pellucid.train import checkpoint
 from pellucid.train.export import ROWS, Survived, change_of, held_against, weights_with, write_merged
 from pellucid.train.methods import method_settings
-from pellucid.train.recipe import Recipe
+from pellucid.train.recipe import Recipe, SourcePart
 from pellucid.train.reward import BradleyTerry, check_scores, save_reward
 from pellucid.train.tuning import Tuning
-from pellucid.weights.card import Card
+from pellucid.weights.card import README, Card, front_matter
 from pellucid.weights.drafts import Written
 from pellucid.weights.hub import resolve
 
@@ -95,10 +95,10 @@ def _finish(tuning: Tuning, permission: str | None) -> Outcome:
     template = None if tuning.model.chat_template is None else tuning.model.chat_template.source
     if kind == "adapter":
         out = folder / ADAPTER
-        record = _write_adapter(tuning, out, source, facts, permission, template)
+        record = _write_adapter(tuning, out, facts, permission, template)
     elif kind == "reward":
         out = folder / MERGED
-        record = _write_reward(tuning, out, source, facts, permission)
+        record = _write_reward(tuning, out, facts, permission)
     else:
         out = folder / (GGUF if kind == "gguf" else MERGED)
         of = change_of(tuning.trained, tuning.model.decoder, packed=recipe.model.quantize is not None)
@@ -115,10 +115,29 @@ def _finish(tuning: Tuning, permission: str | None) -> Outcome:
 
 def data_parents(tuning: Tuning) -> tuple[tuple[str, Node], ...]:
     """The data sets as ancestors, and a teacher: what their licenses demand travels with the model."""
-    data = tuple(("data", Node(name=source.hub or Path(source.path or source.made or "").name, said=(Said(license=source.license, by="the recipe"),)))
-                 for source in tuning.recipe.data.sources)
+    data = tuple(("data", _data(source, card)) for source, card in zip(tuning.recipe.data.sources, tuning.data.cards, strict=True))
     teacher = getattr(method_settings(tuning.recipe), "teacher", None)
     return data if teacher is None else (*data, ("outputs", ancestry.of_path(Path(resolve(teacher)), teacher)))
+
+
+def _data(source: SourcePart, card: str | None) -> Node:
+    """A source with every license that somebody states for it: the recipe, its card on the hub, the catalog."""
+    name = source.hub.partition("@")[0] if source.hub else Path(source.path or source.made or "").name
+    known = lineage.of_dataset(name) if source.hub else Node(name=name, said=())
+    stated = (Said(license=source.license, by="the recipe"), Said(license=card, by="its card"), *known.said)
+    return dataclasses.replace(known, said=tuple(each for each in stated if each.license) or stated[:1])
+
+
+def allowed(tuning: Tuning, permission: str | None) -> list[str]:
+    """What the gate notes on the model and the data together. Raises NotAllowed: before the first step, and again before anything is written."""
+    parent = _parent(tuning.recipe)
+    passed = gate.check(dataclasses.replace(parent, parents=(*parent.parents, *data_parents(tuning))), ("modify",), Path.cwd(), permission)
+    return list(passed.notes) if passed else []
+
+
+def _parent(recipe: Recipe) -> Node:
+    source = Path(resolve(recipe.model.path))
+    return ancestry.of_path(source, None if source == Path(recipe.model.path).expanduser() else recipe.model.path)
 
 
 def _base(tuning: Tuning) -> Model:
@@ -145,25 +164,26 @@ def _placed(recipe: Recipe) -> dict[str, Any]:
     return plain
 
 
-def _write_adapter(tuning: Tuning, out: Path, source: str, facts: dict[str, Any], permission: str | None, template: str | None) -> Path:
+def _write_adapter(tuning: Tuning, out: Path, facts: dict[str, Any], permission: str | None, template: str | None) -> Path:
     model, recipe = tuning.model, tuning.recipe
-    made, notes = _made(tuning, source, permission)
-    card = Card(license=model.checkpoint.card.license, license_name=model.checkpoint.card.license_name, license_link=model.checkpoint.card.license_link,
-                base_models=(recipe.model.path,))
-    files = save_adapter(out, tuning.trained.halves(model.decoder), model.spec, base=recipe.model.path, card=card, lineage=_lines(tuning),
+    made, notes = _made(tuning, permission)
+    own = model.checkpoint.card
+    card = Card(license=own.license, license_name=own.license_name, license_link=own.license_link)
+    card = dataclasses.replace(ancestry.card_of_result(card, made), base_models=(recipe.model.path,))
+    files = save_adapter(out, tuning.trained.halves(model.decoder), model.spec, base=recipe.model.path, card=card, lineage=_lines(tuning), node=made,
                          base_sha256=model.sha256, chat_template=template)
     return _record(tuning, out, files, made, facts, notes)
 
 
-def _write_reward(tuning: Tuning, out: Path, source: str, facts: dict[str, Any], permission: str | None) -> Path:
+def _write_reward(tuning: Tuning, out: Path, facts: dict[str, Any], permission: str | None) -> Path:
     """In place only once what was written scores as the model in training does."""
     model, method = tuning.model, tuning.run.method
     assert isinstance(method, BradleyTerry)
-    made, notes = _made(tuning, source, permission)
+    made, notes = _made(tuning, permission)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
         draft = Path(beside) / out.name
         files = save_reward(draft, model.checkpoint, weights_with(tuning.trained, model.decoder), method.head.weight, tokenizer=model.tokenizer,
-                            metadata={ancestry.ANCESTRY: ancestry.text_of(made)})
+                            metadata={ancestry.ANCESTRY: ancestry.text_of(made)}, texts={README: _reward_card(tuning, out.name, made)})
         rows = [row for item in tuning.data.held_out or tuning.run.items(0) for row in examples(item)]
         check_scores(draft, model.decoder, method.head, tuning.trained.adapter, rows[:ROWS])
         placed = [dataclasses.replace(one, path=out / one.path.relative_to(draft)) for one in files]
@@ -174,13 +194,17 @@ def _write_reward(tuning: Tuning, out: Path, source: str, facts: dict[str, Any],
     return record_of(out)
 
 
-def _made(tuning: Tuning, source: str, permission: str | None) -> tuple[Node, list[str]]:
+def _reward_card(tuning: Tuning, name: str, made: Node) -> str:
+    head = front_matter(ancestry.card_of_result(tuning.model.checkpoint.card, made))
+    about = f"# {name}\n\nA reward model: it says one number for a conversation, higher for the better of two.\n"
+    return f"{head}{about}\n{ancestry.section(dataclasses.replace(made, name=name), _lines(tuning), made_by())}"
+
+
+def _made(tuning: Tuning, permission: str | None) -> tuple[Node, list[str]]:
     """What is written, with its ancestors, and what the gate noted. Raises NotAllowed."""
-    model, recipe = tuning.model, tuning.recipe
-    parent = ancestry.of_path(Path(source), None if Path(source) == Path(recipe.model.path).expanduser() else recipe.model.path)
-    passed = gate.check(parent, ("modify",), Path.cwd(), permission)
-    made = ancestry.child(parent, {file.name: sha256_of(model.checkpoint.folder / file.name) for file in model.checkpoint.files})
-    return dataclasses.replace(made, parents=(*made.parents, *data_parents(tuning))), list(passed.notes) if passed else []
+    notes, files = allowed(tuning, permission), tuning.model.checkpoint.files
+    made = ancestry.child(_parent(tuning.recipe), {file.name: sha256_of(tuning.model.checkpoint.folder / file.name) for file in files})
+    return dataclasses.replace(made, parents=(*made.parents, *data_parents(tuning))), notes
 
 
 def _lines(tuning: Tuning) -> list[str]:

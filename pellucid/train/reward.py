@@ -93,10 +93,11 @@ def scored(decoder: Decoder, head: Project, tokens_T: Tensor, rows: Rows) -> Ten
 
 
 def save_reward(folder: Path, base: Checkpoint, ours: Mapping[str, Tensor], head_1D: Tensor, *, tokenizer: Tokenizer | None,
-                metadata: Mapping[str, str] | None = None) -> tuple[Written, ...]:
+                metadata: Mapping[str, str] | None = None, texts: Mapping[str, str] | None = None) -> tuple[Written, ...]:
     """Writes a reward model in transformers' layout: the base's tensors, which training may have changed, without its unembedding, and the head.
 
-    ours: by our names. tokenizer: the base's, whose files are copied along, or made where the base is one GGUF file. Raises what `save_files` raises.
+    ours: by our names. tokenizer: the base's, whose files are copied along, or made where the base is one GGUF file. texts: files beside, by name.
+    Raises what `save_files` raises.
     """
     described = describe_checkpoint(base)
     spec = replace(described.spec, tied=True)  # an unembedding that is none of its own is not written
@@ -105,10 +106,10 @@ def save_reward(folder: Path, base: Checkpoint, ours: Mapping[str, Tensor], head
              "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     weights = {file.name for file in base.files} | {CONFIG, GENERATION, *QUANTIZED}
     beside = [path for name, path in input_files(base).items() if name not in weights]
-    texts = tokenizer_files(tokenizer, spec.n_ctx) if base.gguf is not None and tokenizer is not None else None
+    made = tokenizer_files(tokenizer, spec.n_ctx) if base.gguf is not None and tokenizer is not None else {}
     table = family(spec.family).WEIGHTS | {SCORE: SCORE}
     tensors = {name: tensor.detach().cpu() for name, tensor in ours.items() if name != "unembed.weight"} | {SCORE: head_1D.detach().cpu()}
-    return save_files(folder, spec, table, tensors, {**described.config, **label}, beside=beside, texts=texts, metadata=metadata)
+    return save_files(folder, spec, table, tensors, {**described.config, **label}, beside=beside, texts={**made, **(texts or {})}, metadata=metadata)
 
 
 def check_scores(folder: Path, decoder: Decoder, head: Project, adapter: str | None, rows: Sequence[Example]) -> None:

@@ -46,7 +46,8 @@ def taught(recipe: Recipe, settings: Taught) -> Recipe:
     teacher: Model | None = None
     sources = []
     for i, source in enumerate(recipe.data.sources):
-        here = files_of_hub(source.hub, split=source.split, config=source.config).files if source.hub else files_of(source.path or "")
+        pulled = files_of_hub(source.hub, split=source.split, config=source.config) if source.hub else None
+        here = pulled.files if pulled else files_of(source.path or "")
         asked = {**asdict(settings), "seed": recipe.seed, "shape": source.shape, "columns": dict(source.columns), "rows": [sha256_of(file) for file in here]}
         file, beside = folder / f"{i}.jsonl", folder / f"{i}.json"
         if file.is_file():
@@ -57,7 +58,8 @@ def taught(recipe: Recipe, settings: Taught) -> Recipe:
         else:
             teacher = teacher or pellucid.load(settings.teacher)
             _write(teacher, here, source, file, beside, asked, settings, recipe.seed)
-        sources.append(replace(source, path=str(file), hub=None, shape="prompt", columns={}))
+        license = source.license or (pulled and pulled.license)  # of the questions: it travels with the answers
+        sources.append(replace(source, path=str(file), hub=None, license=license, shape="prompt", columns={}))
     return replace(recipe, data=replace(recipe.data, sources=tuple(sources)))
 
 

@@ -50,7 +50,8 @@ from pellucid.train.trainable import Trained, trained
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """What is learned from and what is held out. shapes: of each source. files: that were read, by what the recipe calls them."""
+    """What is learned from and what is held out. shapes: of each source. files: that were read, by what the recipe calls them. cards: the license that a
+    source's card on the hub states, of each."""
 
     stock: Stock
     learned: Statistics
@@ -59,6 +60,7 @@ class Data:
     shapes: tuple[str, ...]
     files: dict[str, Input]
     too_long: dict[str, int]
+    cards: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,9 +231,9 @@ def read_data(recipe: Recipe, model: Model, method: Method | None) -> Data:
     recipe = written(recipe)
     part = recipe.data
     how = rendering(recipe, model)
-    sources, shapes, files, apart = [], [], {}, list[Item]()
+    sources, shapes, cards, files, apart = [], [], [], {}, list[Item]()
     for i, source in enumerate(part.sources):
-        items, shape = _items(source, how, files, f"data {i}")
+        items, shape, card = _items(source, how, files, f"data {i}")
         _check_kind(items[0], method, source)
         if isinstance(part.held_out, int) and part.held_out:
             share = max(1, round(part.held_out * source.weight / sum(each.weight for each in part.sources)))
@@ -241,8 +243,9 @@ def read_data(recipe: Recipe, model: Model, method: Method | None) -> Data:
                 raise BadData(f"data.held_out={part.held_out} leaves nothing of {source.path or source.hub} to learn from. Hold out fewer rows")
         sources.append(Source(source.path or source.hub or "", items, source.weight))
         shapes.append(shape)
+        cards.append(card)
     if isinstance(part.held_out, str):
-        items, _ = _items(SourcePart(path=part.held_out, shape=part.sources[0].shape, columns=part.sources[0].columns), how, files, "held out")
+        items, _, _ = _items(SourcePart(path=part.held_out, shape=part.sources[0].shape, columns=part.sources[0].columns), how, files, "held out")
         _check_kind(items[0], method, part.sources[0])
         apart = list(items)
     if how.too_long_rows and part.too_long == "error":
@@ -254,7 +257,7 @@ def read_data(recipe: Recipe, model: Model, method: Method | None) -> Data:
         sources = _disjoint(sources, apart, part.held_out)
     stock = Stock(sources, batch=recipe.batch, seed=recipe.seed, shuffle=part.shuffle)
     everything = Statistics.of(chain.from_iterable(source.items for source in sources))
-    return Data(stock, everything, tuple(apart), Statistics.of(apart), tuple(shapes), files, dict(how.too_long_rows))
+    return Data(stock, everything, tuple(apart), Statistics.of(apart), tuple(shapes), files, dict(how.too_long_rows), tuple(cards))
 
 
 def _disjoint(sources: Sequence[Source], apart: Sequence[Item], asked: int | str) -> list[Source]:
@@ -283,12 +286,14 @@ def rendering(recipe: Recipe, model: Model) -> Rendering:
                      train_on=part.train_on, too_long=part.too_long, reasoning=part.reasoning, tool_calls=part.tool_calls)
 
 
-def _items(source: SourcePart, how: Rendering, files: dict[str, Input], role: str) -> tuple[Sequence[Item], str]:
-    here = files_of_hub(source.hub, split=source.split, config=source.config).files if source.hub else files_of(source.path or "")
+def _items(source: SourcePart, how: Rendering, files: dict[str, Input], role: str) -> tuple[Sequence[Item], str, str | None]:
+    """Its items, their shape, and the license on its card."""
+    pulled = files_of_hub(source.hub, split=source.split, config=source.config) if source.hub else None
+    here = pulled.files if pulled else files_of(source.path or "")
     root = os.path.commonpath([file.parent for file in here])
     files.update({f"{role}/{os.path.relpath(file, root)}": input_file(file) for file in here})
     found = items_of(here, how, shape=source.shape, columns=source.columns)
-    return found.items, found.shape
+    return found.items, found.shape, pulled.license if pulled else None
 
 
 def _check_kind(first: Item, method: Method | None, source: SourcePart) -> None:

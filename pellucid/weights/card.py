@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+README = "README.md"
 SPDX = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause", "bsd-2-clause": "BSD-2-Clause", "gpl-3.0": "GPL-3.0", "agpl-3.0": "AGPL-3.0",
         "cc-by-4.0": "CC-BY-4.0", "cc-by-sa-4.0": "CC-BY-SA-4.0", "cc-by-nc-4.0": "CC-BY-NC-4.0", "cc0-1.0": "CC0-1.0", "unlicense": "Unlicense"}
 # Words that one license text has and no other of these; the first that fits decides.
@@ -20,6 +21,7 @@ _TEXTS = (("apache-2.0", r"apache license version 2\.0"), ("mit", r"permission i
           *((f"llama{version}", rf"llama {re.escape(version)} (?:version )?(?:community )?license|llama {re.escape(version)} version release date")
             for version in ("3.1", "3.2", "3.3", "2", "4", "3")),
           ("gemma", r"gemma terms of use"), ("bsd-3-clause", r"neither the name of .{0,80} nor the names of its"))
+_FRONT = re.compile(r"\s*---[ \t]*\n(.*?)\n---[ \t]*(?:\n|$)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,16 @@ def front_matter(card: Card) -> str:
     return f"---\n{text}---\n" if card.license or card.base_models or card.datasets or card.tags or card.languages else ""
 
 
+def restated(readme: str, card: Card) -> str:
+    """A README whose front matter says of license, base and data what this card says, and all else as it did."""
+    facts, _ = _facts(readme)
+    match = _FRONT.match(readme)
+    stated = {"license": card.license, "license_name": card.license_name, "license_link": card.license_link, "base_model": list(card.base_models),
+              "datasets": list(card.datasets)}
+    text = yaml.safe_dump({key: value for key, value in {**facts, **stated}.items() if value}, sort_keys=False, allow_unicode=True)
+    return f"---\n{text}---\n{readme[match.end():] if match else readme}"
+
+
 def front_matter_of(readme: Path) -> dict[str, object]:
     """What stands at the head of a README: strings, lists and mappings; nothing where it says nothing that parses."""
     return _front_matter(readme)[0]
@@ -86,8 +98,11 @@ def _front_matter(readme: Path) -> tuple[dict[str, object], list[str]]:
     """The YAML between the first two lines `---`, every value a string, a list or a mapping."""
     if not readme.is_file():
         return {}, []
-    text = readme.read_text(encoding="utf-8-sig", errors="replace")
-    match = re.match(r"\s*---[ \t]*\n(.*?)\n---[ \t]*(?:\n|$)", text, re.DOTALL)
+    return _facts(readme.read_text(encoding="utf-8-sig", errors="replace"))
+
+
+def _facts(text: str) -> tuple[dict[str, object], list[str]]:
+    match = _FRONT.match(text)
     if match is None:
         return {}, []
     try:

@@ -125,7 +125,8 @@ def plan(name: str, *, revision: str | None = None, files: Sequence[str] = (), e
         raise HubError(f"{endpoint} names no commit for {repo}@{revision}: {info.sha!r}. Is it a Hugging Face hub?")
     wanted = _matching(listed, files, repo) if files else listed if everything else _needed(listed, repo)
     chosen = {file.path for file in wanted}
-    license = info.card_data.get("license") if info.card_data else None
+    stated = info.card_data.get("license") if info.card_data else None
+    license = " AND ".join(map(str, stated)) if isinstance(stated, list) else stated  # a card may list several
     return Plan(repo=repo, revision=revision, commit=info.sha or "", files=tuple(wanted), cache=cache, endpoint=endpoint, license=license,
                 left_out=tuple(file.path for file in listed if file.path not in chosen))
 

@@ -10,8 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 import pellucid
+from pellucid.catalog import gate, uses, verdict
 from pellucid.cli._options import SHIPPED
 from pellucid.records import Record
+from pellucid.weights.card import read_card
+from pellucid.weights.gguf import read_gguf
+from pellucid.weights.gguf_card import card_of
 
 from .conftest import Said
 
@@ -84,3 +88,36 @@ def test_what_cannot_be_merged_is_said_and_nothing_is_lost(say: Say, tmp_path: P
     assert done.code in (1, 2)
     assert words in done.err
     assert len(list(own.iterdir())) == 2
+
+
+@pytest.mark.parametrize("out", ["merged", "merged.gguf"])
+def test_what_an_adapter_learned_from_stops_a_merge_and_stands_in_all_that_is_written(say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                                    out: str) -> None:
+    own = adapter(tmp_path / "a", 0.05)
+    (own / "README.md").write_text("---\nlicense: apache-2.0\ndatasets: [tatsu-lab/alpaca]\n---\n")
+    monkeypatch.chdir(tmp_path)
+    Path("pellucid.toml").write_text("[use]\ncommercial = true\n")
+    Path("text").write_text("It was a dark and stormy night, and the rain fell in torrents upon the roofs of the town. " * 3)
+    asked = ("merge", "shipped", "a", out, "--dtype", "f32", "--text", "text")
+    said = say(*asked)
+    assert said.code == 1
+    assert "is not allowed with shipped: " in said.err
+    assert "[CC-BY-NC-4.0 2(a)(1), 1(i)] · from tatsu-lab/alpaca · by way of shipped <- a <- tatsu-lab/alpaca" in said.err
+    assert not Path(out).exists()
+    assert say(*asked, "--permission", "letter of May").code == 0
+    record = Record.read("merged/record.json" if out == "merged" else "merged.record.json")
+    assert "permission: letter of May" in record.notes
+    assert record.output["license_of_result"] == "Apache-2.0 AND CC-BY-NC-4.0 AND openai-generated"
+    card = read_card(Path(out)) if out == "merged" else card_of(read_gguf(Path(out)).metadata, out)
+    assert (card.license, card.license_name) == ("other", "Apache-2.0 AND CC-BY-NC-4.0 AND openai-generated")
+    assert card.base_models == ("shipped", "a")
+    if out == "merged":
+        readme = Path(out, "README.md").read_text()
+        assert "tags:\n- text-generation" in readme  # what else the base's card says
+        assert "trained on tatsu-lab/alpaca  CC-BY-NC-4.0 (the catalog)" in readme
+        assert "\nLicense of all of it: Apache-2.0 AND CC-BY-NC-4.0 AND openai-generated.\n" in readme
+        Path(out, "record.json").unlink()
+        next(Path(out).glob("*.safetensors")).unlink()  # and with it the metadata: the card alone still says no more than may be done
+    elif out == "merged.gguf":
+        Path("merged.record.json").unlink()
+    assert verdict.judge(gate.tree(str(tmp_path / out)), uses.Use(uses=frozenset({"commercial"}))).answer == "not allowed"

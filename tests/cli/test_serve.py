@@ -12,7 +12,10 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from pellucid.errors import BadRequest
+from pellucid.records import Record
 from tests.api.scripted import scripted_model
+from tests.api.test_adapters import turning
 
 from .conftest import Said, environment
 
@@ -84,3 +87,26 @@ def test_an_address_that_others_reach_passes_the_gate(say: Callable[..., Said], 
     assert said.code != 0
     assert "is not allowed with" in said.err
     assert "--permission REFERENCE" in said.err
+
+
+def test_an_adapter_passes_the_gate_with_all_it_learned_from_and_a_permission_is_recorded(say: Callable[..., Said], tmp_path: Path,
+                                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    model, adapter = scripted_model(tmp_path / "abc", [list("abc")]), turning(tmp_path / "a", "b", "c")
+    (model / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    (adapter / "README.md").write_text("---\nlicense: apache-2.0\ndatasets: [tatsu-lab/alpaca]\n---\n")
+    (tmp_path / "pellucid.toml").write_text("[use]\ncommercial = true\n")
+    monkeypatch.chdir(tmp_path)
+
+    def load(path: str, **how: object) -> None:
+        raise BadRequest(f"{path} is to be loaded: the gate let it pass", field="model")
+
+    monkeypatch.setattr("pellucid.cli._options.load_model", load)
+    asked = ("serve", str(model), "--adapter", f"own={adapter}", "--host", "0.0.0.0", "--open", "--port", "0")
+    said = say(*asked)
+    assert said.code == 1
+    assert "is not allowed with a: rights are given for what is not primarily meant for commercial" in said.err
+    assert "is to be loaded: the gate let it pass" in say(*asked, "--permission", "letter of May").err
+    record = Record.read(tmp_path / "serve.a.record.json")
+    assert (record.kind, record.output["answer"], record.settings["permission"]) == ("serve", "not allowed", "letter of May")
+    assert "permission: letter of May" in record.notes
+    assert set(record.inputs) == {"adapter_model.safetensors"}

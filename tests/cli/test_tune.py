@@ -65,6 +65,30 @@ def test_a_whole_model_is_trained_checked_and_runs(say: Say, here: Path) -> None
     assert "mit" in shown.out.lower()
 
 
+def test_the_license_of_the_data_stops_a_tune_before_a_step_and_goes_along_with_the_adapter(say: Say, here: Path) -> None:
+    (here / "pellucid.toml").write_text("[use]\ncommercial = true\n")
+    nc = (here / "r.yaml").read_text().replace("license: mit", "license: cc-by-nc-4.0")
+    (here / "nc.yaml").write_text(nc)
+    said = say("tune", "nc.yaml", "steps=2")
+    assert said.code == 1
+    assert "[CC-BY-NC-4.0 2(a)(1), 1(i)] · from rows.jsonl" in said.err
+    assert "step 1/2" not in said.err
+    told = json.loads(say("tune", "nc.yaml", "steps=2", "--json", "--permission", "letter of May").out)
+    adapter = Path(told["out"])
+    assert "permission: letter of May" in Record.read(told["record"]).notes
+    written = (adapter / "README.md").read_text()
+    assert "license_name: Apache-2.0 AND CC-BY-NC-4.0\n" in written
+    assert "└─ trained on rows.jsonl  cc-by-nc-4.0 (the recipe)" in written
+    refused = say("convert", str(adapter), "a.gguf")
+    assert (refused.code, (here / "a.gguf").exists()) == (1, False)
+    assert "is not allowed with adapter: " in refused.err
+    assert say("convert", str(adapter), "a.gguf", "--permission", "letter of June").code == 0
+    assert "permission: letter of June" in Record.read("a.record.json").notes
+    for record, place in ((told["record"], adapter), ("a.record.json", here / "a.gguf")):
+        Path(record).unlink()  # what the files say by themselves
+        assert "trained on rows.jsonl  cc-by-nc-4.0 (the recipe)" in say("show", str(place), "--lineage").out
+
+
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_a_record_run_again_gives_the_same_bytes_and_says_where_it_does_not(say: Say, here: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     told = json.loads(say("tune", "r.yaml", f"tune.kind={kind}", "steps=2", "--json").out)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from pellucid.catalog.lineage import Node
 from pellucid.errors import BadRequest, UnsupportedModel
 from pellucid.model.adapters import attach, projects
 from pellucid.model.cache import Cache
@@ -50,7 +51,7 @@ def tuned(built: Built, **tune: Any) -> tuple[Decoder, Trained]:
 
 
 def saved(built: Built, decoder: Decoder, what: Trained, out: Path) -> Path:
-    save_adapter(out, what.halves(decoder), built.spec, base="acme/small", card=CARD, lineage=[])
+    save_adapter(out, what.halves(decoder), built.spec, base="acme/small", card=CARD, lineage=[], node=Node(name="acme/small", said=()))
     return out
 
 
