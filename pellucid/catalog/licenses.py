@@ -5,6 +5,7 @@ None of this is legal advice.
 """
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
 import tomllib
@@ -19,10 +20,12 @@ from pellucid.errors import BadConfig, ModelNotFound, did_you_mean, nearest
 FOLDER = Path(__file__).parent / "licenses"
 VERBS = ("allows", "forbids", "demands", "unclear")
 BASE = ("research", "commercial", "hosting", "distribute", "modify", "train")  # what must be allowed by name; `train`: other models, on what it writes
-AREAS = ("automated-decisions", "biometrics", "critical-infrastructure", "discrimination", "disinformation", "harassment", "illegal", "impersonation",
-         "law-enforcement", "malware", "manipulation", "medical", "military", "minors", "personal-data", "sexual", "social-scoring", "surveillance",
-         "undisclosed", "unlicensed-practice", "weapons")  # what a license may exclude by name, and allows with the rest where it does not
+# What a license may exclude by name, and allows with the rest where it does not.
+AREAS = ("automated-decisions", "biometrics", "critical-infrastructure", "discrimination", "disinformation", "drugs", "fraud", "harassment", "illegal",
+         "impersonation", "infringement", "law-enforcement", "malware", "manipulation", "medical", "military", "minors", "personal-data", "self-harm", "sexual",
+         "social-scoring", "surveillance", "undisclosed", "unlicensed-practice", "violence", "weapons")
 ALWAYS = "always"
+UNNAMED = "unnamed"  # in a file: every area that no other term of the license names, where a policy that belongs to it was not at hand, or is open-ended
 LIMITS = ("users", "users_at_release", "daily_users", "revenue", "monthly_revenue")  # people a month, people a day; US dollars a year, a month
 TERRITORIES = ("EU", "GB", "KR", "US", "CN", "other")
 _TERM = {"clause": str, "says": str, "over": dict, "where": list, "kinds": list, "except": str, "with": str, "unless": str, "permission": str}
@@ -139,6 +142,8 @@ def _read(path: Path, mine: bool = False) -> dict[str, License]:
 def _license(id: str, facts: Any, read: datetime.date, where: str, mine: bool) -> License:
     _check(facts, _LICENSE, {"name", "osi", "source", "terms"}, where)
     terms = tuple(_term(each, f"{where}, term {i + 1}") for i, each in enumerate(facts["terms"]))
+    left = tuple(sorted(set(AREAS) - {use for term in terms for use in term.uses}))
+    terms = tuple(dataclasses.replace(term, uses=(*(use for use in term.uses if use != UNNAMED), *left)) if UNNAMED in term.uses else term for term in terms)
     return License(id=id, read=read, mine=mine, **{**facts, "terms": terms, "aliases": tuple(facts.get("aliases", ()))})
 
 
@@ -148,7 +153,7 @@ def _term(facts: Any, where: str) -> Term:
         raise BadConfig(f"{where} needs one of {', '.join(VERBS)}, and has {' and '.join(verbs) or 'none'}")
     _check(facts, {**_TERM, verbs[0]: list}, {"clause", "says"}, where)
     uses, over, territories = facts[verbs[0]], facts.get("over", {}), facts.get("where", [])
-    for unknown, words in ((set(uses) - {*BASE, *AREAS, ALWAYS}, (*BASE, *AREAS, ALWAYS)), (set(over) - set(LIMITS), LIMITS),
+    for unknown, words in ((set(uses) - {*BASE, *AREAS, ALWAYS, UNNAMED}, (*BASE, *AREAS, ALWAYS, UNNAMED)), (set(over) - set(LIMITS), LIMITS),
                            (set(territories) - set(TERRITORIES), TERRITORIES)):
         if unknown:
             raise BadConfig(f"{where} says {', '.join(sorted(unknown))}, which is none of {', '.join(words)}")

@@ -23,6 +23,14 @@ _WORDS = {
     "critical-infrastructure": ("infrastructure",),
     "unlicensed-practice": ("unlicensed",),
     "biometrics": ("biometric", "faces"),
+    "fraud": ("scam", "scams", "spam", "phishing"),
+    "harassment": ("bullying", "defamation"),
+    "infringement": ("copyright", "piracy"),
+    "self-harm": ("suicide",),
+    "violence": ("terrorism",),
+    "malware": ("hacking", "ransomware"),
+    "sexual": ("adult", "pornography"),
+    "minors": ("children",),
 }
 _SAID = {word: use for use, words in _WORDS.items() for word in (use, *words)} | {use: use for use in (*BASE, *AREAS)}
 _SILENT = {"a", "an", "and", "advice", "another", "as", "behind", "by", "for", "in", "it", "its", "model", "models", "my", "of", "on", "or", "our", "output",
