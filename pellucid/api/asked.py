@@ -1,8 +1,8 @@
 """What a caller asked for in words -> a request in ids, and the settings that repeat it."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from pellucid.api.completion import MAX_TOKENS, SAMPLING, held_to, sampling, stop_strings
 from pellucid.engine.grammar import Vocabulary
@@ -11,6 +11,7 @@ from pellucid.errors import BadRequest
 from pellucid.tokenizer import Tokenizer
 
 _AS_THEY_ARE = ("logprobs", "top_logprobs", "prompt_logprobs", "min_tokens")
+T = TypeVar("T")
 
 
 def request(ids: Sequence[int], options: Mapping[str, Any], tokenizer: Tokenizer, ends: frozenset[int], *,
@@ -61,3 +62,10 @@ def bad_words(words: Any, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
 def prefix_ids(prefix: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
     """What the output begins with, as ids. Raises BadRequest."""
     return tuple(tokenizer.encode(prefix) if isinstance(prefix, str) else token_ids(prefix, "prefix"))
+
+
+def several(given: Iterable[T], name: str) -> list[T]:
+    """A list of what is asked about. Raises BadRequest for one text, whose letters would each be taken for one."""
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise BadRequest(f"{name} must be a list, and {type(given).__name__} {given!r:.60} came. Give [{given!r:.60}]", field=name)
+    return list(given)

@@ -30,8 +30,8 @@ class Options(TypedDict, total=False):
     seed: int | None  # None or unsaid = drawn, and reported with the result
     stop: str | Sequence[str]  # text before the first of these is returned
     ignore_eos: bool  # go on past the model's end-of-sequence ids
-    min_tokens: int  # of the output, before an end-of-sequence id may come
-    bad_words: Sequence[str | Sequence[int]]  # that do not come, as ids or as text; text also after a space
+    min_tokens: int  # of the output, before an end-of-sequence id may come; what is complete as its schema or grammar asks ends all the same
+    bad_words: Sequence[str | Sequence[int]]  # ids that do not come one after another; of a text those it is cut into, and those it is after a space
     prefix: str | Sequence[int]  # what the output begins with, whatever the model would say
     logprobs: bool  # report the log-probability of every token
     top_logprobs: int  # and of the so many likeliest in its place

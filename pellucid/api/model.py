@@ -13,7 +13,7 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor
 
-from pellucid.api.asked import request
+from pellucid.api.asked import request, several
 from pellucid.api.completion import Completion, Options, checked, chosen, each
 from pellucid.api.stream import Stream, together
 from pellucid.api.text import Thinking
@@ -118,7 +118,7 @@ class Model:
 
     def batch(self, prompts: Iterable[str | Sequence[int]], **options: Unpack[Options]) -> list[Completion]:
         """The continuation of each prompt, computed together; those that begin alike share what is computed of it."""
-        return self._several(list(prompts), {"reuse": True, **options}, self.stream)
+        return self._several(several(prompts, "prompts"), {"reuse": True, **options}, self.stream)
 
     def chat(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None, documents: Sequence[Any] | None = None,
              template_args: Mapping[str, Any] | None = None, **options: Unpack[Options]) -> Completion:
@@ -193,7 +193,7 @@ class Model:
         and so does a token that begins in the first: after "Th", "e" is scored as the one token "The". An empty context scores every id but the
         first. Raises what `generate` raises, and EmptyPrompt where nothing is left to score.
         """
-        return self.engine.score([self._pair(*pair) for pair in pairs], top_logprobs, adapter=adapter)
+        return self.engine.score([self._pair(pair) for pair in several(pairs, "pairs")], top_logprobs, adapter=adapter)
 
     def embed(self, texts: Iterable[str | Sequence[int]], *, pooling: str = "mean", normalize: bool = True, activation: str | None = None,
               adapter: str | None = None) -> Tensor:
@@ -201,12 +201,15 @@ class Model:
 
         activation: a module whose output is taken in place of the final hidden states, such as blocks.3.mlp. Raises what `generate` raises.
         """
-        asked = [self.prompt_ids(text) for text in texts]
+        asked = [self.prompt_ids(text) for text in several(texts, "texts")]
         # Where there is no text a single id is computed: how wide an activation is stands nowhere else.
         found = self.engine.embed(asked or [[0]], pooling=pooling, normalize=normalize, activation=activation, adapter=adapter)
         return torch.stack([one.vector for one in found])[: len(asked)]
 
-    def _pair(self, context: str | Sequence[int], continuation: str | Sequence[int]) -> tuple[list[int], list[int]]:
+    def _pair(self, pair: tuple[str | Sequence[int], str | Sequence[int]]) -> tuple[list[int], list[int]]:
+        if isinstance(pair, str | bytes) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise BadRequest(f"a pair is (context, continuation), and {pair!r:.80} came", field="pairs")
+        context, continuation = pair
         if not isinstance(context, str) or not isinstance(continuation, str):
             if isinstance(context, str) or isinstance(continuation, str):
                 raise BadRequest("a context and its continuation must both be text, or both token ids", field="continuation")

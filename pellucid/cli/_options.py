@@ -30,7 +30,7 @@ LogitBias = Annotated[list[str] | None, typer.Option("--logit-bias", metavar="ID
 Stop = Annotated[list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text; may be repeated.")]
 MinTokens = Annotated[int, typer.Option("--min-tokens", help="No end-of-sequence token before so many.")]
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on past the model's end-of-sequence tokens.")]
-BadWords = Annotated[list[str] | None, typer.Option("--bad-word", metavar="TEXT", help="Never write this; may be repeated.")]
+BadWords = Annotated[list[str] | None, typer.Option("--bad-word", metavar="TEXT", help="Never write this, as it is cut into tokens; may be repeated.")]
 Prefix = Annotated[str | None, typer.Option("--prefix", metavar="TEXT", help="What the output begins with.")]
 Schema = Annotated[Path | None, typer.Option("--schema", metavar="FILE", help="A JSON Schema that the output has to meet; exit 1 where it does not.")]
 N = Annotated[int, typer.Option("--n", help="How many completions.")]

@@ -17,7 +17,7 @@ from pellucid.cli.imatrix import read_text
 from pellucid.errors import BadRequest
 from pellucid.model.report import size
 from pellucid.records import Record, input_file, place_for, record_of
-from pellucid.weights.hub import resolve
+from pellucid.weights.hub_cache import shipped_folder
 
 SHOWN_TENSORS = 10
 HELD_OUT = "held_out.txt"  # in the folder of the shipped model: pages of books it never saw
@@ -92,7 +92,7 @@ def command(
 
 def held_out_file() -> Path:
     """The text in the package. Raises BadRequest where this copy of the package has none."""
-    file = resolve(o.SHIPPED) / HELD_OUT
+    file = shipped_folder() / HELD_OUT  # whatever lies under that name where one stands
     if not file.is_file():
         raise BadRequest("no text. Give one with --text FILE: a few pages or more of what the model will read and write, in UTF-8", field="text")
     return file

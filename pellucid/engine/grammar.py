@@ -272,6 +272,8 @@ def compile_source(read: Source, vocabulary: Vocabulary, mark: Mark | None = Non
         _fill(probe, torch.zeros(vocabulary.n_words, dtype=torch.int32))
     if probe.is_error():
         raise read.refused(told(probe.get_error()), lambda lark: told(compiled.fresh(lark).get_error()))
+    if hidden := read.hidden(lambda lark: told(compiled.fresh(lark).get_error())):
+        raise hidden
     return compiled
 
 

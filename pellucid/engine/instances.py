@@ -1,13 +1,22 @@
-"""What instances a schema can have: whether any ends, whether two schemas share one. As far as types, listed values and required names show."""
+"""What instances a schema can have: whether any ends, whether two schemas share one, what a value breaks. As far as types, listed values and required
+names show."""
 from __future__ import annotations
 
 import json
+import operator
+import re
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any
+
+from pellucid.engine.formats import FORMATS
 
 Plain = dict[str, Any] | bool
 
 TYPES = ("null", "boolean", "number", "string", "array", "object")
+BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
+    "minimum": operator.ge, "exclusiveMinimum": operator.gt, "maximum": operator.le, "exclusiveMaximum": operator.lt, "multipleOf": lambda a, b: a % b == 0}
+COUNTS = {"string": ("minLength", "maxLength"), "array": ("minItems", "maxItems"), "object": ("minProperties", "maxProperties")}
 
 
 def type_of(value: Any) -> str:
@@ -67,6 +76,29 @@ def apart(a: Any, b: Any, resolve: Callable[[Any, str], Any], depth: int = 0) ->
                     and name in other.get("required", ()):
                 return True
     return False
+
+
+def broken(node: dict[str, Any], value: Any, matches: Callable[[str, str], bool]) -> str | None:
+    """The keyword of a checked schema that a value does not meet; None where there is none, as far as its own keywords show, without what stands inside.
+
+    matches: whether a pattern is found in a text.
+    """
+    kind = type_of(value)
+    if kind in ("integer", "number"):
+        number = Fraction(str(value))  # as it is written: 0.3 is a multiple of 0.1
+        return next((key for key, holds in BOUNDS.items() if key in node and not holds(number, Fraction(str(node[key])))), None)
+    if kind not in COUNTS:
+        return None
+    low, high = COUNTS[kind]
+    if not node.get(low, 0) <= len(value) <= node.get(high, len(value)):
+        return low if len(value) < node.get(low, 0) else high
+    if kind == "string":
+        if "pattern" in node and not matches(node["pattern"], value):
+            return "pattern"
+        if "format" in node:
+            source, longest = FORMATS[node["format"]]
+            return None if re.fullmatch(source, value) and len(value) <= (longest or len(value)) else "format"
+    return "required" if kind == "object" and not set(node.get("required", ())) <= value.keys() else None
 
 
 def _values(node: dict[str, Any]) -> list[Any] | None:

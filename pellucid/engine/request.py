@@ -105,9 +105,9 @@ class Request:
 
     max_tokens: how many ids may come; None = as many as the context has room for.
     stop_ids: ids that end the output; the one that did is the output's last id.
-    min_tokens: how many ids come before a stop id may.
+    min_tokens: how many ids come before a stop id may; an output that is complete under its constraint ends all the same.
     prefix_ids: what the output begins with, whatever the model would say; counted as output.
-    bad_words: sequences of ids that do not come. A word may begin in the prompt: its last id is what is forbidden then.
+    bad_words: sequences of ids that do not come. A word may begin in the prompt: its last id is what is forbidden then. Other ids may spell the same text.
     constraint: what the output has to be, on top of all this.
     logprobs: also report the log-probability of every id that comes; top_logprobs: and of the so many likeliest in its place.
     prompt_logprobs: report those of the prompt as well, with so many of the likeliest; None = not.

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from pellucid.engine.formats import FORMATS
-from pellucid.engine.instances import TYPES, Plain, apart, ends, scalars, type_of
+from pellucid.engine.instances import TYPES, Plain, apart, broken, ends, scalars, spelled, type_of
 from pellucid.engine.regex import Regex, read_regex
 from pellucid.errors import BadRequest, did_you_mean, nearest
 
@@ -87,6 +87,20 @@ class Schema:
             places = ([value] if key == "$ref" else [_down(inside, name) for name in value] if key in NAMED else
                       [inside] if isinstance(value, dict) else [f"{inside}/{i}" for i in range(len(value))] if isinstance(value, list) else [])
             yield from (place for place in places if key in HOLDERS and isinstance(self.resolve(place, place), dict))
+
+    def joined(self) -> Iterator[str]:
+        """The places inside where several keywords speak of one value, so that each may be well and nothing meet them all."""
+        seen, todo = {"#"}, ["#"] if isinstance(self.root, dict) else []
+        while todo:
+            for place in self.children(todo.pop()):
+                if place not in seen:
+                    seen.add(place)
+                    todo.append(place)
+                    node = self.resolve(place, place)
+                    branches = node.keys() & {"$ref", "allOf", "anyOf", "oneOf"}
+                    speaking = node.keys() - ANNOTATIONS - (set() if branches else {"type"})
+                    if len(node.get("allOf", ())) > 1 or (len(speaking) > 1 and speaking & {*APPLICATORS, "pattern", "format", "multipleOf"}):
+                        yield place
 
     def resolve(self, ref: Any, at: str) -> Any:
         """What a $ref points to. Raises BadRequest, naming the place of the $ref, for one that points nowhere."""
@@ -280,11 +294,13 @@ class Schema:
             if key == "$ref":
                 found["$ref"] = self._reference(value, inside)
             elif key == "const":
-                self._check_value(value, types, inside)
+                self._check_value(value, node, types, inside)
+                if isinstance(node.get("enum"), list) and spelled(value) not in map(spelled, node["enum"]):
+                    raise self._error(inside, f"{json.dumps(value):.60} is none of the values that enum lists, so nothing could come. Take one out")
                 found["const"] = value
             elif key == "enum":
                 for i, each in enumerate(self._list(value, inside, "values")):
-                    self._check_value(each, types, f"{inside}/{i}")
+                    self._check_value(each, node, types, f"{inside}/{i}")
                 found["enum"] = value
             else:
                 parts = [self._node(each, f"{inside}/{i}") for i, each in enumerate(self._list(value, inside, "schemas"))]
@@ -305,7 +321,7 @@ class Schema:
             self._defs[self._names[ref]] = self._node(target, ref)
         return f"#/$defs/{self._names[ref]}"
 
-    def _check_value(self, value: Any, types: set[str], at: str) -> None:
+    def _check_value(self, value: Any, node: dict[str, Any], types: set[str], at: str) -> None:
         kind = type_of(value)
         also = "number" if kind == "integer" else "integer" if kind == "number" and value == int(value) else kind
         if kind not in types and also not in types:
@@ -313,6 +329,13 @@ class Schema:
                                   f"the value")
         for each in scalars(value):
             self._check_exact(each, at)
+        if key := broken(node, value, self._matches):
+            raise self._error(at, f"{json.dumps(value):.60} does not meet {key} {json.dumps(node[key]):.60}, so it could never come. Change one of them")
+
+    def _matches(self, source: str, text: str) -> bool:
+        """Whether a pattern is found, as far as Python's re says so in a moment."""
+        regex = self.patterns[source]
+        return not regex.quick or re.search(regex.python, text) is not None
 
     def _check_apart(self, branches: list[Any], at: str) -> None:
         for i, one in enumerate(branches):

@@ -37,12 +37,22 @@ class Source:
 
     def refused(self, reason: str, retry: Callable[[str], str]) -> BadRequest:
         """The error for what llguidance will not compile. retry(lark): the reason it gives for another source, empty where it takes it."""
-        at = ""
         if self.schema is not None:
-            place, reason = _deepest(self.schema, reason, retry)
-            at = f" at {place}"
+            return self._refused_at(*_deepest(self.schema, "#", reason, retry))
+        return self._refused_at("", reason)
+
+    def hidden(self, retry: Callable[[str], str]) -> BadRequest | None:
+        """The error for a part that nothing can meet, where the whole goes on without it: an optional property, one of several alternatives."""
+        if (schema := self.schema) is None:
+            return None
+        for place in schema.joined():
+            if "Unsatisfiable schema" in (reason := retry(_alone(schema, place))):  # what else it cannot do with a part it may well do with the whole
+                return self._refused_at(*_deepest(schema, place, reason, retry))
+        return None
+
+    def _refused_at(self, place: str, reason: str) -> BadRequest:
         reason = re.split(r"\s\d+ \| ", reason)[0].rstrip(" .")  # what follows is the source itself
-        return BadRequest(f"the {self.name}{at} cannot be enforced: {reason}. Change it there", field=self.kind)
+        return BadRequest(f"the {self.name}{f' at {place}' if place else ''} cannot be enforced: {reason}. Change it there", field=self.kind)
 
 
 def read_source(kind: str, value: Any) -> Source:
@@ -59,11 +69,19 @@ def _compact(value: Any) -> Source:
 def _schema(value: Any, spacing: Any = SPACING) -> Source:
     if isinstance(value, str | bytes):
         try:
-            value = json.loads(value)
+            value = json.loads(value, object_pairs_hook=_each_once)
         except (ValueError, RecursionError) as error:
             raise BadRequest(f"schema is text that is not JSON: {error}", field="schema") from None
     schema = Schema(value)
     return Source("schema" if spacing is SPACING else "compact", "schema", f"start: {_json(schema.plain, spacing)}" + TAIL, schema=schema)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two values under one name a reader of JSON keeps the last, and what the first one asked would be lost. Raises BadRequest."""
+    names = [name for name, _ in pairs]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]] if len(set(names)) < len(names) else []:
+        raise BadRequest(f"schema has {twice[0]!r:.60} twice in one object. Which of the two is meant, nothing says; leave one out", field="schema")
+    return dict(pairs)
 
 
 def _any_object(value: Any) -> Source:
@@ -80,14 +98,18 @@ def _json(plain: Any, spacing: Any = SPACING) -> str:
         raise BadRequest(f"schema is not JSON: {error}", field="schema") from None
 
 
-def _deepest(schema: Schema, reason: str, retry: Callable[[str], str]) -> tuple[str, str]:
-    """The innermost place that llguidance refuses by itself, and why."""
-    at, seen = "#", {"#"}
+def _alone(schema: Schema, place: str) -> str:
+    return f"start: {_json(schema.part(place))}" + TAIL
+
+
+def _deepest(schema: Schema, at: str, reason: str, retry: Callable[[str], str]) -> tuple[str, str]:
+    """The innermost place, from one on, that llguidance refuses by itself, and why."""
+    seen = {at}
     while True:
         for place in schema.children(at):
             if place not in seen:
                 seen.add(place)
-                if found := retry(f"start: {_json(schema.part(place))}" + TAIL):
+                if found := retry(_alone(schema, place)):
                     at, reason = place, found
                     break
         else:
@@ -142,7 +164,7 @@ def _plain_inside(lark: str, kind: str) -> str:
         if found.start() < i:
             continue  # inside the schema before
         try:
-            value, end = json.JSONDecoder().raw_decode(lark, found.end())
+            value, end = json.JSONDecoder(object_pairs_hook=_each_once).raw_decode(lark, found.end())
         except (ValueError, RecursionError) as error:
             raise BadRequest(f"{kind} has a %json that is not JSON: {error}", field=kind) from None
         parts += [lark[i : found.start()], _json(Schema(value, kind).plain)]

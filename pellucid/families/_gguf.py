@@ -20,7 +20,7 @@ from pellucid.errors import BadConfig, UnsupportedModel, did_you_mean, nearest
 from pellucid.families._gguf_keys import KEYS, Of, same
 from pellucid.families._gguf_tensors import FACTORS, LONG, SHORT, TENSORS
 from pellucid.spec import DecoderSpec
-from pellucid.weights.gguf import Gguf, Items
+from pellucid.weights.gguf import BY_NAME, Gguf, Items
 from pellucid.weights.names import Table, to
 
 # After the architecture's name -> in config.json, as most families spell it.
@@ -41,6 +41,7 @@ _NEEDED = ("context_length", "embedding_length", "block_count", "feed_forward_le
            "attention.layer_norm_rms_epsilon")
 _COUNTS = (*_NEEDED[:5], "attention.head_count_kv", "attention.key_length", "attention.value_length")
 THETA = 10_000.0  # where a file does not say: load_hparams of llama.cpp, and head_count_kv is head_count
+BLOCKS = 2  # GGML_QNT_VERSION: how blocks are laid out, the same in every GGUF file so far
 # Keys of every architecture that say what the file is, how it was made, how to split and join text, or how to sample.
 INERT = ("general.", "tokenizer.", "split.", "quantize.", "mradermacher.", "pellucid.")
 CORRECTED = EXPERTS | {
@@ -137,6 +138,10 @@ def facts_of_file(model: Gguf) -> Facts:
     if (kind := model.metadata.get("general.type", "model")) != "model":
         raise UnsupportedModel(f"{model.files[0].name} is of general.type {kind!r}, and only a 'model' is loaded by itself. What it belongs to, its "
                                f"repository says.")
+    version = model.metadata.get("general.quantization_version", BLOCKS)
+    if version != BLOCKS and (packed := next((name for name, (_, entry) in model.tensors.items() if BY_NAME[entry.type].n_numbers > 1), None)):
+        raise UnsupportedModel(f"{model.files[0].name} packs {packed} as general.quantization_version {version!r:.40} does, and version {BLOCKS} is read: its "
+                               f"blocks would mean other numbers. Make the file again with a llama.cpp of today")
     return facts_of(model.files[0].name, model.metadata, {name: entry.shape for name, (_, entry) in model.tensors.items()}, model.floats)
 
 

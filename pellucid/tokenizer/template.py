@@ -109,7 +109,7 @@ class ChatTemplate:
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
-            raise BadTemplate(f"chat template {name!r} does not compile, line {error.lineno}: {error.message}. Mend it, or pass another: "
+            raise BadTemplate(f"chat template {name!r} does not compile, line {error.lineno}: {str(error.message).rstrip('.')}. Mend it, or pass another: "
                               f"{_HINT}") from None
         except Exception as error:  # a template can make the compiler itself fail, by nesting for instance
             raise BadTemplate(f"chat template {name!r} does not compile: {type(error).__name__}: {error}. Mend it, or pass another: "

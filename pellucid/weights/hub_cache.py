@@ -79,7 +79,7 @@ def resolve(name: str | os.PathLike[str], *, cache: Path | None = None) -> Path:
     if os.fspath(name) and path.exists():  # Path("") would be the current folder
         return path
     if str(name) == SHIPPED:
-        return _shipped()
+        return shipped_folder()
     cache = cache or cache_folder()
     parsed = parse(os.fspath(name))
     if parsed is None:
@@ -126,7 +126,8 @@ def _model_in(snapshot: Path, repo: str) -> Path:
     return packed[0]
 
 
-def _shipped() -> Path:
+def shipped_folder() -> Path:
+    """Where the model of the package lies, whatever is called like it elsewhere. Raises ModelNotFound where this installation carries none."""
     folder = Path(__file__).resolve().parents[1] / SHIPPED
     if not (folder / "config.json").exists():
         raise ModelNotFound(f"no shipped model in this installation: {folder} has no config.json. Install Pellucid again, or name a model")
@@ -175,7 +176,7 @@ def local_models(cache: Path | None = None) -> list[LocalModel]:
 def shipped_model() -> LocalModel | None:
     """The model in the package, where this installation carries one."""
     try:
-        folder = _shipped()
+        folder = shipped_folder()
     except ModelNotFound:
         return None
     stats = [path.stat() for path in folder.iterdir() if path.is_file()]

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -342,6 +343,18 @@ def test_continuations_are_scored_as_the_model_would_write_them():
         story.score([("a", "")])
     with pytest.raises(BadRequest, match="must both be text, or both token ids"):
         story.score([("a", [3])])
+    for pairs, words in [("ab", "pairs must be a list, and str 'ab' came"), ([("a", "b", "c")], "a pair is (context, continuation), and ('a', 'b', 'c') came"),
+                         (["ab"], "a pair is (context, continuation), and 'ab' came"), ([5], "a pair is (context, continuation), and 5 came")]:
+        with pytest.raises(BadRequest, match=re.escape(words)):
+            story.score(pairs)
+
+
+def test_one_text_is_not_taken_for_a_list_of_its_letters():
+    story = pellucid.load("shipped")
+    with pytest.raises(BadRequest, match=r"texts must be a list, and str 'abc' came\. Give \['abc'\]"):
+        story.embed("abc")
+    with pytest.raises(BadRequest, match=r"prompts must be a list, and str 'abc' came\. Give \['abc'\]"):
+        story.batch("abc")
 
 
 def test_a_token_that_begins_in_the_context_is_scored_whole(tmp_path):

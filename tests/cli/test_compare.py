@@ -61,12 +61,15 @@ def test_a_text_that_is_too_short_or_not_there_is_an_error(say: Say, pair: tuple
     assert "--tokens -1: a count of tokens, or 0 for all of the text" in say("compare", *pair, "--tokens", "-1").err
 
 
-def test_without_text_the_one_in_the_package_is_read(say: Say, pair: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_text_the_one_in_the_package_is_read(say: Say, pair: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = say("compare", *pair, "--json", "--tokens", "1024")
     said = json.loads(done.out)
     assert done.err.startswith("no --text: held_out.txt of the package, prose of old books. Give --text FILE")
     assert Path(said["text_file"]) == compare.held_out_file()
     assert math.isfinite(said["kl_mean"]["value"])
+    (tmp_path / "shipped").mkdir()
+    monkeypatch.chdir(tmp_path)  # a folder of that name is not the package's
+    assert compare.held_out_file() == Path(said["text_file"])
     monkeypatch.setattr(compare, "HELD_OUT", "gone.txt")
     assert say("compare", *pair).err == ("error: no text. Give one with --text FILE: a few pages or more of what the model will read and write, "
                                          "in UTF-8\n")

@@ -116,6 +116,15 @@ def follows(constraint: Constraint, text: str) -> bool:
     ({"enum": []}, "schema at #/enum: expected a list of values, at least one; got []"),
     ({"type": "string", "enum": ["a", None]}, "schema at #/enum/1: null is not of type string, so it could never come. Change the type or the value"),
     ({"type": "integer", "const": 1.5}, "schema at #/const: 1.5 is not of type integer, so it could never come. Change the type or the value"),
+    ({"const": "a", "enum": ["b", "c"]}, 'schema at #/const: "a" is none of the values that enum lists, so nothing could come. Take one out'),
+    ({"type": "string", "enum": ["ab", "c"], "minLength": 2}, 'schema at #/enum/1: "c" does not meet minLength 2, so it could never come. Change one of them'),
+    ({"enum": ["ab", "c"], "maxLength": 1}, 'schema at #/enum/0: "ab" does not meet maxLength 1, so it could never come. Change one of them'),
+    ({"enum": ["ab", "c"], "pattern": "^a"}, 'schema at #/enum/1: "c" does not meet pattern "^a", so it could never come. Change one of them'),
+    ({"const": "12.5.2026", "format": "date"}, 'schema at #/const: "12.5.2026" does not meet format "date", so it could never come. Change one of them'),
+    ({"enum": [0.3, 0.35], "multipleOf": 0.1}, "schema at #/enum/1: 0.35 does not meet multipleOf 0.1, so it could never come. Change one of them"),
+    ({"enum": [1, "a", 3], "exclusiveMaximum": 3}, "schema at #/enum/2: 3 does not meet exclusiveMaximum 3, so it could never come. Change one of them"),
+    ({"const": [1, 2], "maxItems": 1}, "schema at #/const: [1, 2] does not meet maxItems 1, so it could never come. Change one of them"),
+    ({"const": {"a": 1}, "required": ["b"]}, 'schema at #/const: {"a": 1} does not meet required ["b"], so it could never come. Change one of them'),
     ({"const": {1}}, "schema is not JSON: Object of type set is not JSON serializable"),
     ({"const": [2**60]}, "schema at #/const: 1152921504606846976 is beyond what is enforced exactly: magnitudes of 1e-15 to 2**53 "
                          "(9007199254740992). A string "

@@ -292,6 +292,15 @@ def test_keys_that_are_missing_or_contradict(tmp_path: Path) -> None:
     assert "extra.weight" in fails(path, UnknownTensors, lambda w: w.add_tensor("extra.weight", np.ones(3, np.float32)))
 
 
+def test_blocks_of_another_version_are_not_read_as_those_of_today(tmp_path: Path) -> None:
+    path, built = tmp_path / "m.gguf", build(CASES["llama-plain"])
+    converted(path, built, Kind.Q4_0, lambda w: w.add_quantization_version(3))
+    with pytest.raises(UnsupportedModel, match=r"m\.gguf packs \S+ as general\.quantization_version 3 does, and version 2 is read: its blocks would mean"):
+        load_decoder(path)
+    converted(path, built, Kind.F16, lambda w: w.add_quantization_version(3))  # nothing is packed
+    load_decoder(path)
+
+
 def test_the_size_of_the_vocabulary_may_be_left_to_the_table_and_numbers_to_lists(tmp_path: Path) -> None:
     built = build(CASES["llama-plain"])
     converted(tmp_path / "m.gguf", built, Kind.F32, lambda w: w.add_feed_forward_length([160, 160]), without=("vocab_size", "feed_forward_length"))

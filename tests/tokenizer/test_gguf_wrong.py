@@ -87,6 +87,7 @@ def test_a_pattern_of_the_callers_stands_for_a_pre_that_is_not_known(tmp_path: P
 
 def test_a_template_that_does_not_compile(tmp_path: Path) -> None:
     assert "chat template 'default' does not compile, line 1" in fails(tmp_path, BadTemplate, chat_template="{% if %}")
+    assert "expected ','. Mend it, or pass another" in fails(tmp_path, BadTemplate, chat_template="{{ messages[0")
 
 
 def test_lists_that_are_missing_or_none(tmp_path: Path) -> None:

@@ -28,9 +28,7 @@ def scales(x: Tensor) -> Tensor:
 
 def codes(x: Tensor, absmax: Tensor) -> Tensor:
     """The matrix as bytes of two codes, the first one in the upper bits: (n/2, 1), uint8."""
-    book = torch.tensor(BOOK)
-    found = [torch.bucketize(part * inverse(d[:, None]), (book[1:] + book[:-1]) / 2).byte().flatten()
-             for (part, _), d in zip(_blocks(x), absmax.split(_PART // BLOCK), strict=True)]
+    found = [_code(part * inverse(d[:, None])).flatten() for (part, _), d in zip(_blocks(x), absmax.split(_PART // BLOCK), strict=True)]
     pairs = torch.cat(found)[: x.numel()].view(-1, 2)
     return (pairs[:, :1] << 4 | pairs[:, 1:]).contiguous()
 
@@ -51,12 +49,26 @@ def _blocks(x: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 def _near(t: Tensor) -> Tensor:
     """The value next to t, but for t so near to two that the table's cell holds both."""
-    return _TABLE.index_select(0, (t * _FINE).add_(_FINE).clamp_(0, 2 * _FINE).int().flatten()).view_as(t)
+    return _TABLE.index_select(0, _cell(t).flatten()).view_as(t)
 
 
-def _table() -> Tensor:
+def _code(t: Tensor) -> Tensor:
+    """Which value is next to t, the lower one between two: exactly, as its cell tells all but one border from it, and that one is compared."""
+    cell = _cell(t).flatten()
+    return _BELOW.index_select(0, cell).view_as(t) + (t > _BORDER.index_select(0, cell).view_as(t)).byte()
+
+
+def _cell(t: Tensor) -> Tensor:
+    return (t * _FINE).add_(_FINE).clamp_(0, 2 * _FINE).int()
+
+
+def _table() -> tuple[Tensor, Tensor, Tensor]:
+    """For every cell: the value next to its middle, how many borders lie in cells below, and the border it holds, if any."""
     book = torch.tensor(BOOK)
-    return book[torch.bucketize((torch.arange(2 * _FINE + 1) + 0.5) / _FINE - 1, (book[1:] + book[:-1]) / 2)]
+    borders, cells = (book[1:] + book[:-1]) / 2, torch.arange(2 * _FINE + 1)
+    held = torch.full((2 * _FINE + 1,), torch.inf)
+    held[_cell(borders)] = borders
+    return book[torch.bucketize((cells + 0.5) / _FINE - 1, borders)], torch.bucketize(cells, _cell(borders)).byte(), held
 
 
-_TABLE = _table()
+_TABLE, _BELOW, _BORDER = _table()

@@ -40,6 +40,16 @@ def test_codes_are_those_of_bitsandbytes_for_its_scales() -> None:
     assert nf4.codes(waves(), torch.tensor(ABSMAX)).numpy().tobytes().hex() == CODES
 
 
+def test_a_code_is_that_of_the_nearest_value_to_the_last_bit_of_a_border() -> None:
+    book = torch.tensor(nf4.BOOK)
+    borders = (book[1:] + book[:-1]) / 2
+    beside = [torch.nextafter(borders, torch.full_like(borders, to)) for to in (2, -2)]
+    t = torch.cat([borders, *beside, torch.linspace(-1.3, 1.3, 100_001), torch.tensor([1e30, -1e30, 0.0, -0.0])])
+    t = torch.nn.functional.pad(t, (0, -len(t) % 64)).view(-1, 64)
+    found = nf4.codes(t, torch.ones(len(t)))
+    assert torch.equal(torch.cat([found >> 4, found & 15], 1).view(t.shape), torch.bucketize(t, borders).byte())
+
+
 def test_the_state_is_what_bitsandbytes_writes() -> None:
     assert json.loads(bytes(nf4.state((2, 96), torch.float32).tolist())) == STATE
     assert json.loads(bytes(nf4.state((3, 4), torch.bfloat16).tolist()))["dtype"] == "bfloat16"
