@@ -83,7 +83,8 @@ class Passes:
 
     def hidden(self, ids: list[int], rows: Rows) -> Tensor:
         """Hidden states (T, D) of these tokens. Each row goes on from what the cache says that it holds."""
-        if self.plan is not None and self._plans(len(ids)) and not any(rows.adapters):
+        ends = max(self.cache.lengths[slot] + n for slot, n in zip(rows.slots, rows.lengths, strict=True))
+        if self.plan is not None and self._plans(len(ids), ends) and not any(rows.adapters):
             hidden_TD = self.plan.forward(ids, rows)
             self.suspect |= not self.plan.finite
             return hidden_TD
@@ -132,9 +133,10 @@ class Passes:
         out_TV: Tensor = self.decoder.unembed(hidden_TD.to(self.decoder.embed.weight.dtype))
         return out_TV
 
-    def _plans(self, n: int) -> bool:
-        """Whether the plan computes so many tokens."""
-        return self.plan is not None and not self._seen and (self.plan.whole or n <= self.plan.few or self.decoder.deterministic)
+    def _plans(self, n: int, ends: float = math.inf) -> bool:
+        """Whether the plan computes so many tokens. ends: where the longest of their texts does with them."""
+        plan = self.plan
+        return plan is not None and not self._seen and (plan.whole or n <= plan.few or ends <= plan.short or self.decoder.deterministic)
 
     @property
     def _seen(self) -> bool:

@@ -16,7 +16,7 @@ from pellucid.model.decoder import Block, Decoder, SoftmaxAttention
 from pellucid.model.experts import Beside, MixtureOfExperts
 from pellucid.model.mlp import Mlp
 from pellucid.model.parts import Normalize, Project, Rows
-from pellucid.model.plan_scope import check, few, is_dense, is_plain, is_whole
+from pellucid.model.plan_scope import check, few, is_dense, is_plain, is_whole, short
 from pellucid.model.rope import by_length
 from pellucid.ops.attention import KINDS
 from pellucid.ops.interface import Weight
@@ -47,7 +47,8 @@ class Kept(Protocol):
 class Plan:
     """The steps of one decoder over one cache. Raises Declined where there are none.
 
-    whole: it is the faster way for passes of any length, else for those of up to `few` tokens. finite: whether the last pass computed numbers.
+    whole: it is the faster way for passes of any length, else for those of up to `few` tokens, or whose rows all end within `short`. finite: whether
+    the last pass computed numbers.
     """
 
     def __init__(self, decoder: Decoder, cache: Kept, page: int) -> None:
@@ -154,7 +155,7 @@ class Plan:
 
     def _write(self) -> None:
         spec, decoder, plan = self.spec, self.decoder, self._plan
-        self.whole, self.few = is_whole(decoder), few(decoder)
+        self.whole, self.few, self.short = is_whole(decoder), few(decoder), short(decoder)
         embed, d_embed = decoder.embed.weight, spec.d_embed or spec.d_model
         self._looks_up = isinstance(embed, Panels) or is_dense(embed) or _in_rows(embed)
         x, last = self._buffer("x", spec.d_model), self._buffer("embed", d_embed)

@@ -40,6 +40,7 @@ FEW = 16  # tokens: up to so many a plan of dense weights is no slower than the 
 FEW_OF_LARGE = 4  # the same where products in 16 bits decide: torch rounds activations to 16 bits too, and multiplies twice as many in that time
 FEW_IN_TILES = 32  # the same where the processor multiplies bfloat16 in tiles: weights are read once, and for more torch is ahead (docs/LOG.md)
 LARGE = 1 << 26  # bytes of weights, more than most processors keep near
+SHORT, MEDIUM = 512, 1 << 30  # of so many bytes of weights in tiles, passes whose texts end within so many tokens: past that torch's attention is ahead
 
 # The facts that steps are written from. What is not named here must be as the spec's default has it.
 UNDERSTOOD: dict[type, set[str]] = {
@@ -126,6 +127,11 @@ def few(decoder: Decoder) -> int:
     return FEW_OF_LARGE if sum(w.nbytes for w in weights if w.dtype != torch.float32) > LARGE else FEW
 
 
+def short(decoder: Decoder) -> int:
+    """Within how many tokens of its text's beginning each row of a pass has to end for the plan to be the faster way, however many there are."""
+    return SHORT if few(decoder) == FEW_IN_TILES and sum(weight.nbytes for weight in _weights(decoder)) <= MEDIUM else 0
+
+
 def describe(decoder: Decoder) -> str:
     """What runs a pass of the engine, for the load report; nothing where no plan could be expected."""
     if not isinstance(decoder.ops, Native):
@@ -134,7 +140,9 @@ def describe(decoder: Decoder) -> str:
         check(decoder)
     except Declined as why:
         return f" · layer by layer: no plan knows {why}"
-    return f" · one native plan a pass{'' if is_whole(decoder) else f' of up to {few(decoder)} tokens'}"
+    if is_whole(decoder):
+        return " · one native plan a pass"
+    return f" · one native plan a pass of up to {few(decoder)} tokens{f' or within the first {n} of each text' if (n := short(decoder)) else ''}"
 
 
 def is_dense(weight: Weight) -> bool:

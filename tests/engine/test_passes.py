@@ -17,6 +17,7 @@ from pellucid.engine.request import Request
 from pellucid.errors import PellucidError
 from pellucid.model.decoder import Decoder
 from pellucid.model.load import load_decoder
+from pellucid.ops.panels import native
 from tests.engine.test_engine import GREEDY, NEAR, all_free, alone, pages, requests, scheduled
 from tests.engine.test_engine import small as case_of
 from tests.families.build import build
@@ -68,6 +69,17 @@ def test_long_passes_of_dense_weights_are_the_decoders_and_short_ones_the_plans(
     engine.run([Request(prompt_ids=list(range(3, 40)), max_tokens=3, sampling=GREEDY, logprobs=True)])
     assert sizes == [1, 1]
     assert Engine(small("llama-biases", deterministic=True)).passes.plan is not None
+
+
+def test_long_passes_near_the_beginning_of_their_texts_are_the_plans_where_bfloat16_is_multiplied_in_tiles(monkeypatch):
+    monkeypatch.setattr("pellucid.model.plan_scope.SHORT", 48)
+    decoder = small("llama-biases", deterministic=False).to(torch.bfloat16)
+    engine, sizes = Engine(decoder), []
+    forward = engine.passes.plan.forward
+    monkeypatch.setattr(engine.passes.plan, "forward", lambda ids, rows: sizes.append(len(ids)) or forward(ids, rows))
+    for n in (48, 49):
+        engine.run([Request(prompt_ids=list(range(3, n + 3)), max_tokens=1, sampling=GREEDY, logprobs=True, reuse=False)])
+    assert sizes == ([48] if native.tiled(decoder.ops.variant) else [])
 
 
 @pytest.mark.parametrize(("name", "all_logits"), [("llama-biases", False), ("bloom-released", False), ("gemma2-caps", True)])  # capped logits may tie
