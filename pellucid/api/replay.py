@@ -46,7 +46,7 @@ def load_recorded(record: Record) -> Model:
     Raises BadRecord for one that does not say, and what `load` raises where something is no longer there.
     """
     if record.kind != "run":
-        raise BadRecord(f"a record of kind {record.kind!r} cannot be replayed (only 'run')")
+        raise BadRecord(f"a record of kind {record.kind!r} is not run again (only 'run', and 'tune' by `pellucid replay`)")
     loading, in_force = _part(record, "load", _LOAD), _part(record, "in_force", _IN_FORCE)
     kept = {name: loading[name] for name in ("cache_bytes", "cache_dtype", "draft", "adapters", "gpu_layers", "quantize") if name in loading}
     kept["activations"] = in_force.get("activations", "exact")  # records of before there was a choice

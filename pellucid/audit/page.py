@@ -83,7 +83,8 @@ def _flips(report: Report) -> str:
 
 def _tensors(report: Report) -> str:
     changed = report.tensors.changed
-    shown = plots.rows([(each.name, each.error, f"{100 * each.error:.3g} % · {each.format_b}") for each in changed[:SHOWN_TENSORS]], x="relative squared error")
+    most = [(each.name, each.error, f"{100 * each.error:.3g} % · {each.format_b}") for each in changed[:SHOWN_TENSORS] if each.error != 0]
+    shown = plots.rows(most, x="relative squared error") if most else "<p>None changed: every number of every tensor is the same.</p>"
     rows = "".join(f"<tr><td>{escape(each.name)}</td><td>{' × '.join(f'{n:,}' for n in each.shape)}</td>"
                    f"<td>{each.format_a}, {size(each.bytes_a)}</td><td>{each.format_b}, {size(each.bytes_b)}</td>"
                    f"<td>{100 * each.error:.3g} %</td></tr>" for each in changed)
@@ -127,7 +128,7 @@ h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .2rem}p{color:var
 .card{background:var(--card);border-radius:10px;padding:.7rem .9rem;color:var(--soft);font-size:.85rem}
 .card strong{display:block;font-size:1.5rem;color:var(--text)}
 table{border-collapse:collapse;width:100%;font-size:.85rem}th,td{padding:.3rem .5rem;text-align:left;border-bottom:1px solid var(--rule)}
-th{font-weight:600}svg{width:100%;height:auto}.axis{stroke:var(--soft)}.grid{stroke:var(--rule)}
+th{font-weight:600}section{overflow-x:auto}svg{width:100%;min-width:600px;height:auto}.axis{stroke:var(--soft)}.grid{stroke:var(--rule)}
 text{fill:var(--soft);font-size:11px;font-family:inherit}.label{fill:var(--text)}.bar{fill:var(--main)}
 polyline{fill:none;stroke-width:1.6}.mean{stroke:var(--main)}.largest{stroke:var(--pale);stroke-width:1}
 blockquote{background:var(--card);border-radius:10px;margin:.7rem 0;padding:.7rem .9rem;white-space:pre-wrap;font-family:Georgia,serif}

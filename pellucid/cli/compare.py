@@ -136,7 +136,7 @@ def _print(found: Any, file: Path) -> None:
     tensors = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("most changed", "A", "B", "error"):
         tensors.add_column(column, overflow="fold")
-    for each in found.tensors.changed[:SHOWN_TENSORS]:
+    for each in (each for each in found.tensors.changed[:SHOWN_TENSORS] if each.error != 0):
         tensors.add_row(harmless(each.name), f"{each.format_a} {size(each.bytes_a)}", f"{each.format_b} {size(each.bytes_b)}", f"{100 * each.error:.3g} %")
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
@@ -144,7 +144,7 @@ def _print(found: Any, file: Path) -> None:
     with console.capture() as printed:
         console.print(numbers)
         console.print()
-        console.print(tensors)
+        console.print(tensors if tensors.row_count else "no tensor changed: every number is the same")
     print("\n".join(line.rstrip() for line in printed.get().splitlines()))
     left = f" · {len(found.tensors.left_out)} tensors are not in both" if found.tensors.left_out else ""
     print(f"\n{file.name}: {d.n_tokens:,} of {found.n_text:,} tokens scored, windows of {found.window:,} · {found.draws.shown}{left}")

@@ -101,9 +101,11 @@ def _from_safetensors(job: Job) -> tuple[dict[str, Value], list[Planned]]:
         source.release()  # what the tensor before took
         held = source.read(places[theirs].names)
         weight: Tensor | PackedRows | None = _whole_rows(held, places[theirs], spec)
+        stored = None
         if weight is None:
             weight = joined({name: unpacked(each) for name, each in held.items()}, places[theirs], spec)
-        yield from map(raw, job.cast.pieces(theirs, weight, types[theirs], _importance(job, theirs, shapes[theirs])))
+            stored = ", ".join(sorted({source.stored[name] for name, each in held.items() if isinstance(each, PackedWeight)})) or None
+        yield from map(raw, job.cast.pieces(theirs, weight, types[theirs], _importance(job, theirs, shapes[theirs]), stored=stored))
         if offset := places[theirs].rule.offset:
             [before] = held.values()
             assert isinstance(before, Tensor)

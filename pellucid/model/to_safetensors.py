@@ -54,7 +54,8 @@ def write(job: Job) -> tuple[Written, ...]:
     def read(names: Sequence[str]) -> Mapping[str, Tensor]:
         tensors.release()  # what the tensor before took
         found = tensors.read(names)
-        return {name: _turned(job.cast.dense(name, weight, dtypes[name], tensors.offset(name)), tensors.shapes[name]) for name, weight in found.items()}
+        return {name: _turned(job.cast.dense(name, weight, dtypes[name], tensors.stored[name], tensors.offset(name)), tensors.shapes[name])
+                for name, weight in found.items()}
 
     texts: dict[str, str | bytes] = {}
     generation = checkpoint.generation

@@ -29,41 +29,42 @@ class Cast:
         self.pairs: Counter[tuple[str, str]] = Counter()  # (format before, after) of what was rounded
 
     def pieces(self, name: str, weight: Tensor | PackedWeight, format: str, importance: Tensor | None = None, *,
-               first: int = 0) -> Iterator[Tensor]:
+               first: int = 0, stored: str | None = None) -> Iterator[Tensor]:
         """The bytes of the weight in this format of GGUF, row after row, those of all experts after one another.
 
-        importance, first: see `quantize_rows`. Raises what it raises, and BadRequest for a number that F16 has no room for.
+        importance, first: see `quantize_rows`. stored: what the files hold it in, where that was unpacked before. Raises what `quantize_rows` does, and
+        BadRequest for a number that F16 has no room for.
         """
-        if format_of(weight) == format:
+        if (stored := stored or format_of(weight)) == format:
             self.kept[name] = "copied"
             yield weight.bytes if isinstance(weight, PackedRows) else weight
         elif len(weight.shape) > 2:
             for i in range(weight.shape[0]):
                 one = PackedRows(weight.bytes[i], weight.format) if isinstance(weight, PackedRows) else weight[i]  # type: ignore[index]
                 own = importance[i] if importance is not None and importance.ndim > 1 else importance
-                yield from self.pieces(name, one, format, own, first=first + i * math.prod(weight.shape[1:-1]))
+                yield from self.pieces(name, one, format, own, first=first + i * math.prod(weight.shape[1:-1]), stored=stored)
         elif format in PLAIN:
-            yield from (self._put(name, rows, format) for rows in rows_of(weight, BLOCK))
+            yield from (self._put(name, rows, format, stored) for rows in rows_of(weight, BLOCK))
         else:
-            self.rounded(name, format_of(weight), format)
+            self.rounded(name, stored, format)
             for rows in rows_of(weight, BLOCK):
                 yield quantize_rows(unpacked(rows), format, importance, name=name, first=first).bytes
                 first += len(rows) if isinstance(rows, Tensor) else rows.shape[0]
 
-    def dense(self, name: str, weight: Tensor | PackedWeight, dtype: torch.dtype, offset: float = 0.0) -> Tensor:
-        """The weight as a tensor of its shape. offset: what its numbers were stored with; see `exact_in`."""
+    def dense(self, name: str, weight: Tensor | PackedWeight, dtype: torch.dtype, stored: str, offset: float = 0.0) -> Tensor:
+        """The weight as a tensor of its shape. stored: what the files hold it in. offset: what its numbers were stored with; see `exact_in`."""
         if isinstance(weight, Tensor) and weight.dtype == dtype:
             self.kept[name] = "copied"
             return weight
         out, at = torch.empty(weight.shape, dtype=dtype), 0
         flat = out.view(-1)
         for rows in rows_of(weight, BLOCK):
-            piece = self._put(name, rows, SPELLED[dtype], offset).flatten()
+            piece = self._put(name, rows, SPELLED[dtype], stored, offset).flatten()
             flat[at : at + len(piece)] = piece
             at += len(piece)
         return out
 
-    def _put(self, name: str, rows: Tensor | PackedWeight, format: str, offset: float = 0.0) -> Tensor:
+    def _put(self, name: str, rows: Tensor | PackedWeight, format: str, stored: str, offset: float = 0.0) -> Tensor:
         wide = unpacked(rows)
         out = wide.to(PLAIN[format])
         if exact_in(wide, PLAIN[format], offset):
@@ -72,7 +73,7 @@ class Cast:
         if bool((out.isinf() & ~wide.isinf()).any()):
             raise BadRequest(f"{name} holds numbers up to {wide.abs().max().item():.4g}, and {format.lower()} ends at "
                              f"{torch.finfo(PLAIN[format]).max:.5g}. Write it in bf16 or f32", field="dtype")
-        self.rounded(name, format_of(rows), format)
+        self.rounded(name, stored, format)
         return out
 
     def rounded(self, name: str, before: str, after: str) -> None:

@@ -138,7 +138,7 @@ def test_an_output_without_ids_is_refused(folder):
 
 
 def test_another_kind_of_record_is_refused(folder):
-    with pytest.raises(BadRecord, match=r"a record of kind 'tune' cannot be replayed \(only 'run'\)"):
+    with pytest.raises(BadRecord, match=r"a record of kind 'tune' is not run again \(only 'run', and 'tune' by `pellucid replay`\)"):
         load_recorded(dataclasses.replace(recorded(folder), kind="tune"))
 
 

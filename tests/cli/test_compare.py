@@ -53,6 +53,15 @@ def test_the_page_comes_with_a_record_and_is_not_written_over(say: Say, pair: tu
     assert "is no page's name: write NAME.html" in say("compare", *pair, "--text", text, "--html", str(tmp_path / "x.txt")).err
 
 
+def test_where_nothing_changed_that_is_said_and_no_tensor_is_called_most_changed(say: Say, pair: tuple[str, str], tmp_path: Path) -> None:
+    html = tmp_path / "same.html"
+    done = say("compare", pair[0], pair[0], "--text", str(tmp_path / "text.txt"), "--tokens", "1100", "--html", str(html), "-q")
+    assert done.code == 0, done.err
+    assert "no tensor changed: every number is the same" in done.out
+    assert "most changed" not in done.out
+    assert "None changed: every number of every tensor is the same." in html.read_text()
+
+
 def test_a_text_that_is_too_short_or_not_there_is_an_error(say: Say, pair: tuple[str, str], tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("Too short.")
     done = say("compare", *pair, "--text", str(tmp_path / "short.txt"), "-q")
