@@ -185,7 +185,7 @@ def overhead(path: str, threads: int, batches: list[int], prompt: int, steps: in
     engine.passes.hidden = parts["pass"].around(engine.passes.hidden)  # hooks on modules would have the decoder compute what a plan does else
     engine.passes.unembed = parts["unembed"].around(engine.passes.unembed)
     engine.passes.likeliest = parts["unembed"].around(engine.passes.likeliest)  # at temperature 0
-    engine.sampler = parts["sampler"].around(engine.sampler)
+    engine.choosing.sampler = parts["sampler"].around(engine.choosing.sampler)
     engine.cache.places = parts["pages"].around(engine.cache.places)  # the plan's; the decoder asks by layer
     out = {}
     for n in batches:

@@ -10,32 +10,31 @@ sequence that has caught up. What is chosen is appended, and so is the next thin
 """
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as Ids
 from contextlib import nullcontext
-from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pellucid.engine.burst import Bursts
+from pellucid.engine.choosing import Choosing
+from pellucid.engine.exits import Exits
 from pellucid.engine.generation import Generation, best
 from pellucid.engine.lock import Lock
-from pellucid.engine.masks import Filled, Masks
-from pellucid.engine.pages import CacheDtype, Names, PagedCache, check_cache, settled
+from pellucid.engine.masks import Masks
+from pellucid.engine.pages import CacheDtype, PagedCache, check_cache, settled
 from pellucid.engine.passes import Passes
 from pellucid.engine.report import Books, Report
 from pellucid.engine.request import MAX_TOP_LOGPROBS, FinishReason, Request, Result, check_vocabulary, checked_adapter, token_ids
-from pellucid.engine.sampler import Row, Sampler, not_numbers
+from pellucid.engine.sampler import Row, Sampler
 from pellucid.engine.scheduler import Scheduler
-from pellucid.engine.score import Embedding, Score, Tap, log_probabilities, windows
-from pellucid.engine.sequence import Sequence, alike
+from pellucid.engine.score import Embedding, Score, Tap, windows
+from pellucid.engine.sequence import Sequence
 from pellucid.engine.speculate import Proposer, Speculation
-from pellucid.errors import BadRequest, EmptyPrompt, OutOfMemoryBudget, PellucidError, PromptTooLong
+from pellucid.errors import BadRequest, EmptyPrompt, OutOfMemoryBudget, PromptTooLong
 from pellucid.model.cache import Cache
 from pellucid.model.decoder import Decoder, reach
 from pellucid.model.memory import SHARE, available_bytes
@@ -44,7 +43,6 @@ from pellucid.model.report import size
 
 STEP_TOKENS = 512  # bounds the memory of a step, and is past where longer prompts gain speed on a CPU
 MAX_ROWS = 64
-LOGIT_ROWS = 64  # positions whose logits stand in memory at once when a prompt is scored
 
 
 class Engine:
@@ -85,7 +83,6 @@ class Engine:
                                 device=self.device, store=settled(cache_dtype, decoder), devices=decoder.devices, limits=limits)
         self.cache_bytes = self.cache.n_bytes + draft_bytes
         self.scheduler = Scheduler(self.cache, max_rows=max_rows, step_tokens=step_tokens)
-        self.sampler = Sampler(self.spec.n_vocab, self.device)
         limit = reach(self.spec)
         self.n_ctx = self.spec.n_ctx if limit is None else min(limit[0], self.spec.n_ctx)
         self.capacity = min(self.cache.capacity(step_tokens), self.n_ctx)
@@ -96,6 +93,9 @@ class Engine:
         self.books = Books()
         self.passes = Passes(decoder, self.cache)
         self.bursts = Bursts(self.passes, self.cache)
+        self.exits = Exits(self.books, self.scheduler, self.speculation)
+        self.choosing = Choosing(self.passes, Sampler(self.spec.n_vocab, self.device), self.books, self.speculation, self.exits,
+                                 capacity=self.capacity)
 
     # What callers ask
 
@@ -202,7 +202,7 @@ class Engine:
         with self.lock:
             if not sequence.done:
                 sequence.finish_reason = reason
-                self._leave(sequence)
+                self.exits.leave(sequence)
 
     def drop(self, sequence: Sequence) -> None:
         """`give_up` for a finalizer, which may run anywhere, also in the middle of a step: then it is given up before the next."""
@@ -260,11 +260,11 @@ class Engine:
         try:
             came = self.bursts.run(sequences, n)
         except Exception as error:
-            self._fail_all(sequences, error)
+            self.exits.fail_all(sequences, error)
             return len(sequences)
         for ids in came:
             for sequence, chosen in zip(sequences, ids, strict=True):
-                self._take(sequence, chosen)
+                self.choosing.take(sequence, chosen)
         for sequence in sequences:
             self._settle(sequence, sequence.n_computed + len(came))
         return len(came) * len(sequences)
@@ -277,7 +277,7 @@ class Engine:
             self._masks.begin([s.constraint for s, _ in plan if s in choosing], [s.drafts for s, _ in plan if s in choosing])
             hidden, tapped = self.passes.sequences(plan)
         except Exception as error:  # memory, say: nobody's fault that could be named, and the engine goes on
-            self._fail_all([s for s, _ in plan], error)
+            self.exits.fail_all([s for s, _ in plan], error)
             return
         finally:
             masks = self._masks.end()
@@ -285,113 +285,19 @@ class Engine:
         ready = []
         for (sequence, _), hidden_TD, tapped_TD in zip(plan, hidden, tapped, strict=True):
             try:
-                self._tell(sequence, hidden_TD, tapped_TD)
+                self.choosing.tell(sequence, hidden_TD, tapped_TD)
             except Exception as error:
-                self._fail(sequence, error)
+                self.exits.fail(sequence, error)
             if sequence in choosing:
                 first = hidden_TD.shape[0] - 1 - len(sequence.drafts)
                 ready.append((sequence, hidden_TD[first:] if first else hidden_TD))
         if ready:
             try:
-                computed |= self._choose(ready, masks)
+                computed |= self.choosing.choose(ready, masks)
             except Exception as error:
-                self._fail_all([s for s, _ in ready], error)
+                self.exits.fail_all([s for s, _ in ready], error)
         for sequence, _ in plan:
             self._settle(sequence, computed[sequence])
-
-    def _tell(self, sequence: Sequence, hidden_TD: Tensor, tapped_TD: Tensor) -> None:
-        """Gives a sequence what it asks of hidden states. Raises PellucidError where they are not numbers: nothing of that pass is kept."""
-        if self.passes.suspect and not hidden_TD.isfinite().all():
-            raise not_numbers("hidden states that are not numbers")
-        self._score(sequence, sequence.n_computed, hidden_TD)
-        if sequence.read is not None:
-            sequence.read(sequence.n_computed, tapped_TD)
-
-    def _score(self, sequence: Sequence, start: int, hidden_TD: Tensor) -> None:
-        """Records the log-probabilities of given ids that this pass tells."""
-        if len(sequence.scores) >= len(sequence.scored):
-            return
-        first = sequence.scored.start + len(sequence.scores)
-        stop = min(sequence.scored.stop, start + len(hidden_TD))
-        for begin in range(first, stop, LOGIT_ROWS):
-            end = min(begin + LOGIT_ROWS, stop)
-            logits_NV = self.passes.unembed(hidden_TD[begin - start : end - start], [sequence.adapter] * (end - begin)).float()
-            told = log_probabilities(logits_NV, sequence.ids[begin + 1 : end + 1], sequence.n_top)
-            if sequence.row is None and any(map(math.isnan, told.logprobs)):  # what samples as well is told so by the sampler
-                raise not_numbers("logits that are not numbers")
-            sequence.scores += told.logprobs
-            sequence.best += told.greedy
-            sequence.top_scores += told.top_logprobs
-
-    def _choose(self, ready: list[tuple[Sequence, Tensor]], masks: Filled) -> dict[Sequence, int]:
-        """The next id of every sequence; where drafts were computed, as many as the drafts are right, and one more. How far those are computed."""
-        hidden_ND = ready[0][1] if len(ready) == 1 else torch.cat([hidden_TD for _, hidden_TD in ready])
-        if masks.words_RW is None and all(s.plain for s, _ in ready) and (ids := self.passes.likeliest(hidden_ND)) is not None:
-            for (sequence, _), chosen in zip(ready, ids, strict=True):
-                self._take(sequence, chosen)
-            return {}
-        logits_NV = self.passes.unembed(hidden_ND, [s.adapter for s, hidden_TD in ready for _ in range(hidden_TD.shape[0])])
-        starts = list(accumulate((hidden_TD.shape[0] for _, hidden_TD in ready), initial=0))
-        for place, error in masks.errors.items():
-            if not ready[place][0].done:
-                self._fail(ready[place][0], error)
-        alive = [(s, start, hidden_TD.shape[0]) for (s, hidden_TD), start in zip(ready, starts, strict=False) if not s.done]
-        for sequence, _, _ in alive:
-            if sequence.row is not None and len(sequence.row.output_ids) != sequence.n_output:
-                self._fail(sequence, PellucidError("an interruption fell between choosing an id and writing it down. Ask again"))
-        alive = [(s, start, n) for s, start, n in alive if not s.done]
-        drafted = [(s, len(s.ids)) for s, _, _ in alive if s.drafts]
-        depth = 0
-        while alive:
-            places = [start + depth for _, start, _ in alive]
-            every = len(places) == logits_NV.shape[0]
-            mask_BW = masks.words_RW if masks.words_RW is None or every else masks.words_RW[places]
-            self._sample([s for s, _, _ in alive], logits_NV if every else logits_NV[places], mask_BW)
-            alive = [(s, start, n) for s, start, n in alive if not s.done and depth + 1 < n and s.ids[-1] == s.drafts[depth]]
-            depth += 1
-        computed = {}
-        for sequence, n in drafted:
-            right = alike(sequence.drafts, sequence.ids[n:])
-            computed[sequence] = n + min(right, len(sequence.ids) - n - 1)
-            if self.speculation is not None:
-                self.speculation.told(sequence, right)
-        return computed
-
-    def _sample(self, sequences: list[Sequence], logits_BV: Tensor, mask_BW: Tensor | None) -> None:
-        sampled = self.sampler(logits_BV, [s.row for s in sequences if s.row is not None], mask_BW)
-        for b, sequence in enumerate(sequences):
-            if (error := sampled.errors.get(b)) is not None:
-                self._fail(sequence, error)
-            else:
-                self._append(sequence, sampled.ids[b], sampled.logprobs[b], sampled.top_logprobs[b])
-
-    def _take(self, sequence: Sequence, chosen: int) -> None:
-        """The likeliest id of a plain sequence has come."""
-        assert sequence.row is not None
-        sequence.row.note(chosen)
-        self._append(sequence, chosen, None, None)
-
-    def _append(self, sequence: Sequence, chosen: int, logprob: float | None, top: Any) -> None:
-        """An id has come; whether it is the last."""
-        assert sequence.row is not None
-        request = sequence.row.request
-        sequence.ids.append(chosen)
-        if logprob is not None:
-            sequence.logprobs.append(logprob)
-            sequence.top_logprobs.append(top)
-        self.books.came(sequence)
-        try:
-            if sequence.constraint is not None:
-                sequence.constraint.advance(chosen)
-        except PellucidError as error:
-            self._fail(sequence, error)
-            return
-        if chosen in request.stop_ids or (sequence.constraint is not None and sequence.constraint.done):
-            sequence.finish_reason = "stop"
-        elif sequence.n_output == request.max_tokens:
-            sequence.finish_reason = "length"
-        elif len(sequence.ids) == self.capacity:
-            sequence.finish_reason = "context"
 
     def _settle(self, sequence: Sequence, n_computed: int) -> None:
         """After a step: pages that are full get names, and a sequence that is done leaves."""
@@ -402,24 +308,7 @@ class Engine:
         if sequence.row is None and sequence.n_computed >= sequence.n_tokens:
             sequence.finish_reason = "length"
         if sequence.done:
-            self._leave(sequence)
-
-    def _leave(self, sequence: Sequence, *, scrub: bool = False) -> None:
-        self.books.left(sequence)
-        self.scheduler.remove(sequence, scrub=scrub)
-        sequence.row, sequence.constraint, sequence.names = None, None, Names()  # a result may be kept for long
-        if self.speculation is not None:
-            self.speculation.forget(sequence)
-
-    def _fail(self, sequence: Sequence, error: Exception) -> None:
-        """It ends alone; what it computed is not used for others."""
-        sequence.error = error
-        self._leave(sequence, scrub=True)
-
-    def _fail_all(self, sequences: list[Sequence], error: Exception) -> None:
-        for sequence in sequences:
-            if not sequence.done:
-                self._fail(sequence, error)
+            self.exits.leave(sequence)
 
     # Helpers
 
@@ -467,6 +356,6 @@ class Engine:
         """Nothing runs and somebody waits: pages for it will never be there."""
         if self.scheduler.waiting and not self.scheduler.running:
             sequence = self.scheduler.waiting[0]
-            self._fail(sequence, OutOfMemoryBudget(
+            self.exits.fail(sequence, OutOfMemoryBudget(
                 f"{len(sequence.ids):,} tokens do not fit the cache of {size(self.cache.n_bytes)}. Give the engine more (cache_bytes)",
                 needed_bytes=self.cache.n_bytes + 1, available_bytes=self.cache.n_bytes))

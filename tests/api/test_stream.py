@@ -57,7 +57,7 @@ def test_what_one_of_a_batch_raises_cancels_the_others(abc_folder, monkeypatch):
     def faulty(engine):
         step(engine)
         for sequence in engine.scheduler.running[2:3]:
-            engine._fail(sequence, PellucidError("it broke"))
+            engine.exits.fail(sequence, PellucidError("it broke"))
 
     monkeypatch.setattr(Engine, "step", faulty)
     with pytest.raises(PellucidError, match="it broke") as raised:
