@@ -82,20 +82,35 @@ class License:
 
 def table() -> dict[str, License]:
     """Every license by id, the user's own last. Raises BadConfig for a file of theirs that does not read, or an id that is taken."""
-    licenses = dict(_shipped())
-    path = own_file()
-    if path.is_file():
-        for id, license in _read(path, mine=True).items():
-            if id in licenses:
-                raise BadConfig(f"{path}: {id!r} is in the catalog already. Call yours otherwise.")
-            licenses[id] = license
-    return licenses
+    return dict(_everything()[0])
 
 
 def find(said: str) -> License | None:
     """The license somebody names, by id, SPDX id, name or alias, in any case; None where nobody here knows it."""
-    key = _key(said)
-    return next((license for license in table().values() if key in _names(license)), None)
+    return _everything()[1].get(_key(said))
+
+
+def _everything() -> tuple[Mapping[str, License], Mapping[str, License]]:
+    """Licenses by id, and by every name; read again where the user's own file has changed."""
+    path = own_file()
+    try:
+        return _with_own(path, path.stat().st_mtime_ns)
+    except OSError:
+        return _with_own(path, None)
+
+
+@cache
+def _with_own(path: Path, changed: int | None) -> tuple[Mapping[str, License], Mapping[str, License]]:
+    licenses = dict(_shipped())
+    for id, license in (_read(path, mine=True) if changed is not None else {}).items():
+        if id in licenses:
+            raise BadConfig(f"{path}: {id!r} is in the catalog already. Call yours otherwise.")
+        licenses[id] = license
+    named: dict[str, License] = {}
+    for license in licenses.values():
+        for name in _names(license):
+            named.setdefault(name, license)  # one of the user's own takes no name of the catalog's
+    return licenses, named
 
 
 def known(said: str) -> License:
