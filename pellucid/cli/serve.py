@@ -69,10 +69,8 @@ def command(
     curl http://127.0.0.1:8000/v1/completions -d '{"prompt": "Once upon a time", "max_tokens": 40}'
     """
     try:
-        import uvicorn
-
-        from pellucid.serve.app import app_of
         from pellucid.serve.exchange import Limits
+        from pellucid.serve.wire import server_of
     except ImportError as error:
         raise MissingExtra(f"a server ({error.name})", "serve") from None
     from pellucid.serve.desk import Desk
@@ -86,7 +84,7 @@ def command(
     checked = _checked(database, host) if keys or database is not None or not (open_door or _is_here(host)) else None
     _check_tls(tls_cert, tls_key)
     limits = Limits(max_body_bytes=o.n_bytes(max_body, "--max-body") or 0, request_seconds=timeout, drain_seconds=drain,
-                    allow_unknown_fields=allow_unknown_fields)
+                    max_connections=max_connections, allow_unknown_fields=allow_unknown_fields)
     how: dict[str, Any] = dict(accept_unread=accept_unread, quiet=quiet, device=device, dtype=dtype, ops=ops, activations=activations,
                                deterministic=deterministic, threads=threads, chat_template=chat_template, cache_bytes=o.n_bytes(cache),
                                cache_dtype=cache_dtype, draft=draft, gpu_layers=o.gpu_layers(gpu_layers))
@@ -101,8 +99,7 @@ def command(
         _ = each.engine  # what does not fit its memory is told now
     served = Served({name: Desk(each, max_waiting=max_waiting) for name, each in models.items()}, tool_format=tool_format)
     hosts = HERE | {name.lower() for name in allow_host or ()} if checked is None and _is_here(host) else None
-    server = uvicorn.Server(uvicorn.Config(app_of(served, limits, checked, hosts), host=host, port=port, log_level="warning", access_log=False,
-                                           server_header=False, limit_concurrency=max_connections, ssl_certfile=tls_cert, ssl_keyfile=tls_key))
+    server = server_of(served, limits, checked, hosts, host=host, port=port, log_level="warning", ssl_certfile=tls_cert, ssl_keyfile=tls_key)
     _say_where(server, "http" if tls_cert is None else "https", [*models, *adapters], quiet=quiet, json=json)
     server.run()
 

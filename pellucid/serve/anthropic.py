@@ -1,9 +1,9 @@
 """Anthropic's messages: https://docs.anthropic.com/en/api/messages. A request becomes a chat, and the answer blocks."""
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -144,17 +144,10 @@ def _messages(turn: Turn) -> list[Json]:
     return [*results, *([said] if text or calls or thinking or not results else [])]
 
 
-def fault(body: Mapping[str, Any]) -> Json:
-    """OpenAI's shape of an error as Anthropic's."""
-    error = body["error"]
-    kind = {"server_error": "api_error"}.get(error["type"], error["type"])
-    return {"type": "error", "error": {"type": "not_found_error" if error["code"] == "model_not_found" else kind, "message": error["message"]}}
-
-
 async def messages(served: Served, exchange: Exchange) -> None:
     asked = await exchange.body(MessagesRequest)
     name, desk = served.find(asked.model)
-    wants = Chat(served, desk.model, asked.chat())
+    wants = await asyncio.to_thread(lambda: Chat(served, desk.model, asked.chat()))
     reader, blocks, whole = wants.reader(), Blocks(), None
     async with asking(exchange, name, desk, lambda: wants.prepare([wants.options])) as ticket:
         head = {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant", "model": name}

@@ -19,7 +19,7 @@ from pellucid.serve.answers import Spelled
 from pellucid.serve.cards import Cards
 from pellucid.serve.door import Door, Hosts
 from pellucid.serve.exchange import Exchange, Limits
-from pellucid.serve.faults import Refused, told
+from pellucid.serve.faults import Refused, answered, as_anthropic
 from pellucid.serve.keys import Checked
 from pellucid.serve.metrics import metrics
 from pellucid.serve.openai import Served
@@ -34,7 +34,7 @@ POSTS: dict[str, tuple[Handler, type[Shape], str]] = {
     "/v1/messages": (anthropic.messages, anthropic.MessagesRequest, "An answer, in Anthropic's shape"),
     "/v1/embeddings": (openai.embeddings, EmbeddingRequest, "Vectors of texts"),
 }
-HOW: dict[str, dict[str, Any]] = {"/v1/responses": {"done": None}, "/v1/messages": {"done": None, "fault": anthropic.fault}}
+HOW: dict[str, dict[str, Any]] = {"/v1/responses": {"done": None}, "/v1/messages": {"done": None, "fault": as_anthropic}}
 
 
 def app_of(served: Served, limits: Limits | None = None, keys: Checked | None = None, hosts: frozenset[str] | None = None) -> FastAPI:
@@ -47,7 +47,7 @@ def app_of(served: Served, limits: Limits | None = None, keys: Checked | None = 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.gather(*(desk.close(limits.drain_seconds) for desk in served.desks.values()))
+        await served.close(limits.drain_seconds)
     app = FastAPI(title="Pellucid", version=pellucid.__version__, lifespan=lifespan, redoc_url=None, docs_url=None)
     if keys is not None:
         app.add_middleware(Door, keys=keys)
@@ -136,16 +136,17 @@ async def _tokenize(served: Served, exchange: Exchange) -> None:
         raise BadRequest("either a prompt or messages, and not both", field="prompt")
     if asked.messages is not None and (given := [name for name in ("special", "as_prompt") if getattr(asked, name)]):
         raise BadRequest(f"{given[0]} is of prompts: messages are always read as a chat has them. Leave it out", field=given[0])
-    if asked.messages is not None:
-        ids = model.chat_prompt_ids([message.plain() for message in asked.messages])
-    elif asked.as_prompt:
-        ids = model.prompt_ids(asked.prompt or "")
-    else:
-        ids = model.tokenizer.encode(asked.prompt or "", special=asked.special)
-    out = {"tokens": ids, "count": len(ids), "max_model_len": model.engine.capacity}
-    if asked.pieces:
-        out["pieces"] = list(Spelled(model.tokenizer).pieces(ids))
-    await exchange.json(out)
+
+    def read() -> dict[str, Any]:
+        if asked.messages is not None:
+            ids = model.chat_prompt_ids([message.plain() for message in asked.messages])
+        elif asked.as_prompt:
+            ids = model.prompt_ids(asked.prompt or "")
+        else:
+            ids = model.tokenizer.encode(asked.prompt or "", special=asked.special)
+        pieces = {"pieces": list(Spelled(model.tokenizer).pieces(ids))} if asked.pieces else {}
+        return {"tokens": ids, "count": len(ids), "max_model_len": model.engine.capacity, **pieces}
+    await exchange.json(await asyncio.to_thread(read))
 
 
 async def _detokenize(served: Served, exchange: Exchange) -> None:
@@ -154,15 +155,13 @@ async def _detokenize(served: Served, exchange: Exchange) -> None:
     n = desk.model.spec.n_vocab
     if wrong := [i for i in asked.tokens if not 0 <= i < n]:
         raise BadRequest(f"tokens has {wrong[0]}, and this model's vocabulary has ids 0 to {n - 1}", field="tokens")
-    await exchange.json({"prompt": desk.model.tokenizer.decode(asked.tokens, special=asked.special)})
+    await exchange.json({"prompt": await asyncio.to_thread(desk.model.tokenizer.decode, asked.tokens, special=asked.special)})
 
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    status, body, headers = told(Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
-    return JSONResponse(body, status, {**headers, **(error.headers or {})})
+    return answered(request.scope, Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}"), error.headers)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    status, body, headers = told(error)
-    return JSONResponse(body, status, headers)
+    return answered(request.scope, error)

@@ -119,6 +119,7 @@ class Desk:
         self._calls: deque[Callable[[], None]] = deque()
         self._open: set[Ticket] = set()
         self._closing = self._stopped = False
+        self._until: float | None = None  # when a close gives up what is left
         self._thread = threading.Thread(target=self._work, name="pellucid-desk", daemon=True)
         self._thread.start()
 
@@ -147,8 +148,20 @@ class Desk:
             seconds = self.model.engine.books.facts()["token_seconds"] * ANSWER_TOKENS
             raise Busy(self.n_under_way, self.most, max(1, min(60, round(seconds))))
 
+    @contextlib.asynccontextmanager
+    async def taken(self) -> AsyncIterator[None]:
+        """A place among what is under way, for work that is `call`ed. Raises Busy and Closing."""
+        if self._closing:
+            raise Closing("the server is stopping and takes no more requests")
+        self._refuse_more(1)
+        self.n_under_way += 1
+        try:
+            yield
+        finally:
+            self.n_under_way -= 1
+
     async def call(self, work: Callable[[], Any]) -> Any:
-        """What `work` returns, called by the working thread between two steps: for what the engine does besides writing."""
+        """What `work` returns, called by the working thread between two steps: for what the engine does besides writing. Whatever is written waits for it."""
         loop = asyncio.get_running_loop()
         done = loop.create_future()
 
@@ -177,8 +190,8 @@ class Desk:
     async def close(self, seconds: float) -> int:
         """Takes nothing new, waits so long for what is under way, and gives up the rest: how many outputs that were."""
         self._closing = True
-        until = asyncio.get_running_loop().time() + seconds
-        while self.n_under_way and asyncio.get_running_loop().time() < until:
+        self._until = asyncio.get_running_loop().time() + seconds if self._until is None else self._until
+        while self.n_under_way and asyncio.get_running_loop().time() < self._until:
             await asyncio.sleep(0.02)
         left = self.n_under_way
         with self._changed:

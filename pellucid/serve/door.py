@@ -6,10 +6,9 @@ import math
 import time
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pellucid.serve.faults import Refused, told
+from pellucid.serve.faults import Refused, answered
 from pellucid.serve.keys import FRESH_SECONDS, NEW_SECONDS, Checked, Key
 from pellucid.serve.page import FILES
 
@@ -31,8 +30,7 @@ class Door:
         try:
             key = await self._key(Headers(scope=scope), scope["path"])
         except Refused as error:
-            status, body, headers = told(error)
-            await JSONResponse(body, status, {**headers, **({"WWW-Authenticate": "Bearer"} if status == 401 else {})})(scope, receive, send)
+            await answered(scope, error, {"WWW-Authenticate": "Bearer"} if error.status == 401 else None)(scope, receive, send)
             return
         scope.setdefault("state", {})["ledger"] = Ledger(self._keys, key)
         await self._app(scope, receive, send)
@@ -63,21 +61,38 @@ HERE = frozenset({"localhost", "127.0.0.1", "[::1]"})  # what a request for a se
 
 
 class Hosts:
-    """Answers requests that call the server by a name it has. Where no key is asked for, a page of another site could else reach it: its own name is made to
-    point here, and the browser takes it for the site (DNS rebinding)."""
+    """Answers requests that call the server by a name it has, and come from no page of another site.
+
+    Where no key is asked for, such a page could else use it: its own name is made to point here, and the browser takes it for the site (DNS rebinding); or it
+    sends a form or a text, which browsers let it do without asking, though they keep the answer from it: https://fetch.spec.whatwg.org/#http-network-or-cache-fetch
+    """
 
     def __init__(self, app: ASGIApp, names: frozenset[str]) -> None:
         self._app, self._names = app, names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        host = Headers(scope=scope).get("host", "") if scope["type"] == "http" else ""
-        name = host if host.endswith("]") else host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-        if scope["type"] != "http" or name.lower() in self._names:
+        if scope["type"] != "http" or (error := self._refusal(Headers(scope=scope))) is None:
             await self._app(scope, receive, send)
-            return
-        status, body, headers = told(Refused(403, f"this server is not called {name!r:.80} (it is {', '.join(sorted(self._names))}). If it should be, start it "
-                                                  f"with --allow-host {name or 'NAME'}", "host"))
-        await JSONResponse(body, status, headers)(scope, receive, send)
+        else:
+            await answered(scope, error)(scope, receive, send)
+
+    def _refusal(self, headers: Headers) -> Refused | None:
+        host, origin = headers.get("host", "").lower(), headers.get("origin")
+        if (name := _name(host)) not in self._names:
+            return Refused(403, f"this server is not called {name!r:.80} (it is {', '.join(sorted(self._names))}). If it should be, start it with "
+                                f"--allow-host {name or 'NAME'}", "host")
+        if origin is None:  # no browser, or a page that only looks
+            return None
+        at = origin.lower().partition("://")[2]
+        if at == host or _name(at) in self._names - HERE:  # a proxy may call the server by another name than the browser does
+            return None
+        return Refused(403, f"a page of {origin!r:.80} asks, and this server answers pages of its own alone. If it is a name of this server, start it with "
+                            f"--allow-host {_name(at) or 'NAME'}", "origin")
+
+
+def _name(host: str) -> str:
+    """Without its port."""
+    return host if host.endswith("]") else host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
 
 
 class Ledger:

@@ -25,7 +25,10 @@ class Limits:
     """What the door lets in, and for how long."""
 
     max_body_bytes: int = 8 << 20  # a context of a million tokens is about four
+    max_connections: int = 1000  # at once
+    head_seconds: float = 30.0  # until a request's line and headers are whole
     body_seconds: float = 30.0  # until a body is whole
+    stall_seconds: float = 60.0  # for a reader that takes nothing of what is written for it
     request_seconds: float | None = None  # until an answer is whole; None = as long as it takes
     drain_seconds: float = 30.0  # for what is under way, when the server is told to stop
     allow_unknown_fields: bool = False

@@ -3,7 +3,11 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import Scope
 
 from pellucid.errors import (
     BadRequest,
@@ -52,7 +56,7 @@ SPELLED: dict[str | None, str] = {"schema": "response_format", "lark": "grammar"
 def told(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, body and headers. What nobody meant to raise is logged whole, and answered with nothing of it."""
     if isinstance(error, Refused):
-        kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(error.status, "invalid_request_error")
+        kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 503: "server_error"}.get(error.status, "invalid_request_error")
         headers = {} if error.retry_seconds is None else {"Retry-After": str(math.ceil(error.retry_seconds))}
         return error.status, _body(str(error), kind, None, error.code), headers
     for known, status, kind, code in STATUS:
@@ -63,6 +67,19 @@ def told(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]:
     log.error("a request failed in a way nobody expected", exc_info=error)
     words = str(error) if isinstance(error, PellucidError) else f"the server failed ({type(error).__name__}); its log says more"
     return 500, _body(words, "server_error", None, None), {}
+
+
+def as_anthropic(body: Mapping[str, Any]) -> dict[str, Any]:
+    """OpenAI's shape of an error as Anthropic's: https://docs.anthropic.com/en/api/errors."""
+    error = body["error"]
+    kind = {"server_error": "api_error"}.get(error["type"], error["type"])
+    return {"type": "error", "error": {"type": "not_found_error" if error["code"] == "model_not_found" else kind, "message": error["message"]}}
+
+
+def answered(scope: Scope, error: BaseException, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """What a request that reaches no handler is answered, in the shape its path's clients read."""
+    status, body, more = told(error)
+    return JSONResponse(as_anthropic(body) if scope["path"].startswith("/v1/messages") else body, status, {**more, **(headers or {})})
 
 
 def _body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:

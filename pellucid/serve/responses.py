@@ -1,6 +1,7 @@
 """OpenAI's responses: https://platform.openai.com/docs/api-reference/responses. Nothing is stored: what went before comes with the request."""
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from typing import Annotated, Any, Literal
@@ -174,7 +175,7 @@ class _Told:
 async def responses(served: Served, exchange: Exchange) -> None:
     asked = await exchange.body(ResponsesRequest)
     name, desk = served.find(asked.model)
-    wants = Chat(served, desk.model, asked.chat())
+    wants = await asyncio.to_thread(lambda: Chat(served, desk.model, asked.chat()))
     reader, blocks, whole = wants.reader(), Blocks(), None
     head = _head(asked, name)
     tell = _Told(exchange, bool(asked.stream))

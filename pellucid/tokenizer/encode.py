@@ -18,6 +18,7 @@ from pellucid.tokenizer.sentencepiece import Kind, Pieces
 
 _SPACE = re.compile(r"\s*")
 _DEEPEST = 100  # characters of a token, each of which nests the pattern once more
+LONG = 1 << 14  # characters, some ten milliseconds; below, waking other threads is not worth it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,13 @@ class Encoder(Protocol):
     def mixed(self, parts: Sequence[str | int]) -> list[int]: ...
     def id_of(self, token: str) -> int | None: ...
     def token_of(self, token_id: int) -> str | None: ...
+
+
+def _encoded(library: tokenizers.Tokenizer, text: str) -> list[int]:
+    """A long text is read while other threads run: the library's plain call holds the interpreter (5 s of 7 MB), and also looks where tokens lie."""
+    ids: list[int] = library.encode(text, add_special_tokens=False).ids if len(text) < LONG else \
+        library.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    return ids
 
 
 class Library:
@@ -75,19 +83,17 @@ class Library:
         self._plain: tuple[tokenizers.Tokenizer, dict[int, str]] | None = None
 
     def text(self, text: str) -> list[int]:
-        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        ids = _encoded(self._library, text)
         return ids if self._suspects.isdisjoint(ids) else self.mixed([text])
 
     def rendered(self, text: str) -> list[int]:
-        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
-        return ids
+        return _encoded(self._library, text)
 
     def mixed(self, parts: Sequence[str | int]) -> list[int]:
         if self._plain is None:
             self._plain = self._without_specials()
         library, names = self._plain
-        ids: list[int] = library.encode("".join(names[p] if isinstance(p, int) else p for p in parts), add_special_tokens=False).ids
-        return ids
+        return _encoded(library, "".join(names[p] if isinstance(p, int) else p for p in parts))
 
     def id_of(self, token: str) -> int | None:
         found: int | None = self._library.token_to_id(token)

@@ -41,7 +41,7 @@ def test_it_serves_and_stops_when_told(tmp_path: Path) -> None:
 def test_it_serves_https_under_another_name_to_so_many_at_once(tmp_path: Path) -> None:
     pem = str(Path(__file__).with_name("localhost.pem"))  # a certificate that signs itself, and its key
     server = subprocess.Popen([sys.executable, "-m", "pellucid", "serve", "shipped", "--served-model-name", "gpt-4o", "--port", "0", "--json", "-q",
-                               "--tls-cert", pem, "--tls-key", pem, "--max-connections", "2"], stdout=subprocess.PIPE, text=True, env=environment(tmp_path))
+                               "--tls-cert", pem, "--tls-key", pem, "--max-connections", "1"], stdout=subprocess.PIPE, text=True, env=environment(tmp_path))
     try:
         assert server.stdout is not None
         told = json.loads(server.stdout.readline())

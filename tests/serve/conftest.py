@@ -12,15 +12,14 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
-import uvicorn
 
 import pellucid
 from pellucid.api import Model
-from pellucid.serve.app import app_of
 from pellucid.serve.desk import Desk
 from pellucid.serve.exchange import Limits
 from pellucid.serve.keys import Checked
 from pellucid.serve.openai import Served
+from pellucid.serve.wire import server_of
 from tests.api.scripted import scripted_model
 from tests.conftest import SHARED
 from tests.families.conftest import one_thread  # noqa: F401, a fixture: tiny models
@@ -33,7 +32,7 @@ class Running:
 
     def __init__(self, served: Served, limits: Limits, keys: Checked | None) -> None:
         self.served = served
-        self._server = uvicorn.Server(uvicorn.Config(app_of(served, limits, keys), host="127.0.0.1", port=0, log_level="critical", lifespan="on"))
+        self._server = server_of(served, limits, keys, host="127.0.0.1", port=0, log_level="critical", lifespan="on")
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve()))
         self._thread.start()
         while not self._server.started:
@@ -54,6 +53,10 @@ class Running:
 
     def engine(self, name: str | None = None) -> Any:
         return self.served.find(name)[1].model.engine
+
+    def connections(self) -> list[Any]:
+        """Those that are open."""
+        return [*self._server.server_state.connections]
 
     def buffers(self, n_bytes: int) -> None:
         """How much the kernel holds for a client that does not read; connections that come later have it from the listening socket."""

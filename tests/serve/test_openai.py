@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import pellucid
 from pellucid.api import Model
@@ -225,6 +226,49 @@ def test_embeddings_are_the_models_own(server: Running, shipped: Model) -> None:
         assert plain["data"][i]["embedding"] == pytest.approx(mine[i].tolist(), abs=1e-3)
         data = base64.b64decode(packed["data"][i]["embedding"])
         assert list(struct.unpack(f"<{len(data) // 4}f", data)) == pytest.approx(mine[i].tolist(), abs=1e-3)
+
+
+def test_texts_are_read_between_the_steps_of_others(serve: Callable[..., Running], shipped: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = serve(max_waiting=0, shipped=shipped)
+    texts, slices, embed = [[400 + i] * 300 for i in range(10)], [], shipped.embed
+
+    def watched(some: Any, **how: Any) -> Any:
+        slices.append(sum(map(len, some)))
+        return embed(some, **how)
+    monkeypatch.setattr(shipped, "embed", watched)
+    answer = running.post("/v1/embeddings", input=texts)
+    assert slices == [900, 900, 900, 300]
+    vectors = torch.tensor([one["embedding"] for one in answer["data"]])
+    torch.testing.assert_close(vectors, embed(texts), atol=1e-6, rtol=0)
+    assert answer["usage"]["prompt_tokens"] == 3000
+
+
+def test_vectors_wait_in_the_same_queue(serve: Callable[..., Running], shipped: Model) -> None:
+    running = serve(max_waiting=0, shipped=shipped)
+    with running.client.stream("POST", "/v1/completions", json={"prompt": "Once", "max_tokens": 1000, "n": 64, "ignore_eos": True, "stream": True}):
+        wait_for(lambda: running.engine().report().n_running > 0)
+        answer = running.client.post("/v1/embeddings", json={"input": "a"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
+
+
+def test_a_long_text_is_read_while_others_are_answered(server: Running, shipped: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, text = type(shipped.tokenizer), " ".join(f"word{i}" for i in range(150_000))
+    encode, begun, ended = kind.encode, threading.Event(), threading.Event()
+
+    def watched(*args: Any, **how: Any) -> Any:
+        begun.set()
+        ids = encode(*args, **how)
+        ended.set()
+        return ids
+    monkeypatch.setattr(kind, "encode", watched)
+    answers: list[Any] = []
+    first = threading.Thread(target=lambda: answers.append(server.post("/tokenize", prompt=text)))
+    first.start()
+    assert begun.wait(30)
+    assert server.client.get("/health").status_code == 200
+    assert not ended.is_set()
+    first.join()
+    assert answers[0]["count"] > 300_000
 
 
 def test_tokens_come_and_go(server: Running, shipped: Model) -> None:

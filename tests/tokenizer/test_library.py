@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pellucid.errors import BadRequest, BadTokenizer, ModelNotFound
 from pellucid.tokenizer import Tokenizer, load_tokenizer
+from pellucid.tokenizer.encode import LONG
 from pellucid.tokenizer.load import _ends_of_post_processor
 from pellucid.tokenizer.ranks import LLAMA3_PATTERN
 from tests.tokenizer import texts
@@ -82,6 +83,14 @@ def test_ids_are_those_of_transformers(pair: tuple[PreTrainedTokenizerFast, Toke
     spelled = [f"{t}<|end|> {t}<|begin|>\n" for t in texts.ALL]
     assert [ours.encode_rendered(t) for t in spelled] == [theirs.encode(t, add_special_tokens=False) for t in spelled]
     assert [ours.encode(t, special=True) for t in spelled] == [theirs.encode(t) for t in spelled]
+
+
+def test_ids_of_a_long_text_are_those_of_transformers_too(pair: tuple[PreTrainedTokenizerFast, Tokenizer]) -> None:
+    theirs, ours = pair
+    long = " ".join(texts.ALL) * (1 + LONG // len(" ".join(texts.ALL)))
+    assert len(long) >= LONG
+    assert ours.encode_rendered(long + "<|end|>") == theirs.encode(long + "<|end|>", add_special_tokens=False)
+    assert ours.special_ids.isdisjoint(ours.encode(f"<|begin|>{long}<|end|>"))
 
 
 def test_text_is_that_of_transformers(pair: tuple[PreTrainedTokenizerFast, Tokenizer]) -> None:
