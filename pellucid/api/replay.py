@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pellucid.api.completion import OPTIONS, Completion
-from pellucid.api.model import Model, load
+from pellucid.api.loading import load
+from pellucid.api.model import Model
 from pellucid.errors import BadRecord
 from pellucid.records import Record, versions
 

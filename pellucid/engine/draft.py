@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from pellucid import cost
-from pellucid.engine.pages import PagedCache, settled
+from pellucid.engine.pages import PagedCache
 from pellucid.engine.passes import Passes
 from pellucid.engine.row import Ahead
 from pellucid.engine.sampler import Sampler
 from pellucid.engine.sequence import Sequence, alike
+from pellucid.engine.store import settled
 from pellucid.errors import BadRequest
 from pellucid.model import parts
 from pellucid.model.decoder import Decoder, reach

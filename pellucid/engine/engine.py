@@ -25,7 +25,7 @@ from pellucid.engine.exits import Exits
 from pellucid.engine.generation import Generation, best
 from pellucid.engine.lock import Lock
 from pellucid.engine.masks import Masks
-from pellucid.engine.pages import CacheDtype, PagedCache, check_cache, settled
+from pellucid.engine.pages import PagedCache
 from pellucid.engine.passes import Passes
 from pellucid.engine.report import Books, Report
 from pellucid.engine.request import MAX_TOP_LOGPROBS, FinishReason, Request, Result, check_vocabulary, checked_adapter, token_ids
@@ -34,6 +34,7 @@ from pellucid.engine.scheduler import Scheduler
 from pellucid.engine.score import Embedding, Score, Tap, windows
 from pellucid.engine.sequence import Sequence
 from pellucid.engine.speculate import Proposer, Speculation
+from pellucid.engine.store import CacheDtype, check_cache, settled
 from pellucid.errors import BadRequest, EmptyPrompt, OutOfMemoryBudget, PromptTooLong
 from pellucid.model.cache import Cache
 from pellucid.model.decoder import Decoder, reach

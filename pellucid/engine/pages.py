@@ -18,54 +18,22 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pellucid.engine.group import PAGE, Group
-from pellucid.errors import BadRequest, OutOfMemoryBudget
+from pellucid.engine.store import kept_shapes, pack8, pack16, unpack8, untouched
+from pellucid.errors import OutOfMemoryBudget
 from pellucid.model.cache import Held
-from pellucid.model.decoder import Decoder
-from pellucid.model.memory import page_dtype
 from pellucid.model.parts import Rows
 from pellucid.model.report import size
 from pellucid.model.rope import by_length, planned, turns_as
 from pellucid.ops.interface import Pages
-from pellucid.spec import DecoderSpec, LatentAttention, Mixer
-from pellucid.weights.packed_rows import PackedWeight
+from pellucid.spec import DecoderSpec, LatentAttention
 
 NEVER = 1 << 62  # pages that no row has
-
-# float16 for quantized weights and else as the model computes; always as it computes; always float16; 8 bits a number and a float32 scale a head and token
-CacheDtype = Literal["auto", "same", "float16", "int8"]
-
-
-def check_cache(n_bytes: object, store: object) -> None:
-    """Raises BadRequest for a size or a way to keep keys and values that cannot be."""
-    if n_bytes is not None and (isinstance(n_bytes, bool) or not isinstance(n_bytes, int) or n_bytes < 1):
-        raise BadRequest(f"cache_bytes={n_bytes!r} is not a count of bytes, from 1", field="cache_bytes")
-    if store not in get_args(CacheDtype):
-        raise BadRequest(f"cache_dtype={store!r} is not one of {', '.join(get_args(CacheDtype))}", field="cache_dtype")
-
-
-def settled(store: CacheDtype, decoder: Decoder) -> Literal["same", "float16", "int8"]:
-    """How a decoder's keys and values are kept where that is left to us ("auto")."""
-    if store != "auto":
-        return store
-    computed, packed = decoder.embed.weight.dtype, [w for w in decoder.weights().values() if isinstance(w, PackedWeight)]
-    return "float16" if page_dtype((getattr(w, "format", "groups") for w in packed), computed) != computed else "same"
-
-
-def kept_shapes(mixer: Mixer) -> list[tuple[int, int]]:
-    """(heads, width) of each thing a mixer keeps of a token."""
-    if not mixer.n_cached:
-        return []
-    if isinstance(mixer, LatentAttention):
-        return [(1, mixer.n_cached)]
-    return [(mixer.n_kv_heads, mixer.d_head)] * 2
-
 
 @dataclass(slots=True)
 class Names:
@@ -375,19 +343,6 @@ class PagedCache:
         return [group for group in self.groups if group.reach is None]
 
 
-def untouched(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros, not whatever lay there: padding has no weight, but nothing times NaN is NaN. On a CPU they take memory where they are written to.
-
-    torch.zeros writes them all (2.13, measured); numpy asks the system for pages that are zero. It aligns to 16 bytes, and torch would have 64.
-    """
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    n_bytes = math.prod(shape) * dtype.itemsize
-    raw = np.zeros(n_bytes + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return torch.from_numpy(raw[start : start + n_bytes]).view(dtype).view(shape)
-
-
 def chain(turns: bytes, ids: Sequence[int], names: Sequence[bytes] = ()) -> list[bytes]:
     """The names of all full pages of these ids. names: those that are known, and not hashed again."""
     names = list(names)
@@ -396,24 +351,3 @@ def chain(turns: bytes, ids: Sequence[int], names: Sequence[bytes] = ()) -> list
         names.append(hashlib.blake2b(array("q", ids[i * PAGE : (i + 1) * PAGE]).tobytes(), key=hashlib.blake2b(before, digest_size=32).digest(),
                                      digest_size=32).digest())
     return names
-
-
-def pack16(x: Tensor) -> Tensor:
-    """In float16, with NaN for what that does not hold (65,520 and more round past its end): whoever sees one has no number either, and says so.
-
-    An infinite key could be a share of zero, and go unnoticed.
-    """
-    short = x.to(torch.float16)
-    return short.masked_fill_(short.isinf(), torch.nan)
-
-
-def pack8(x_TKC: Tensor) -> tuple[Tensor, Tensor]:
-    """8-bit numbers (T, K, C) and their scale (T, K, 1), float32: the largest of a head's channels becomes 127."""
-    x = x_TKC.float()
-    scale = x.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
-    return (x / scale).round_().to(torch.int8), scale
-
-
-def unpack8(x8_TKC: Tensor, scale_TK1: Tensor, dtype: torch.dtype) -> Tensor:
-    """The numbers that were packed, rounded."""
-    return (x8_TKC.float() * scale_TK1).to(dtype)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pellucid.engine.group import PAGE
-from pellucid.engine.pages import CacheDtype, PagedCache, pack16
+from pellucid.engine.pages import PagedCache
+from pellucid.engine.store import CacheDtype, pack16
 from pellucid.model.decoder import Decoder
 from pellucid.model.parts import Rows, hold
 from pellucid.model.plan import Plan
