@@ -8,9 +8,9 @@ from pellucid.families import _gguf, _parts, qwen3_moe
 from pellucid.families._config import Config
 from pellucid.families._gguf_tensors import EXPERTS, PAIRED, SHARED, TENSORS
 from pellucid.spec import DecoderSpec, Experts, Layer
-from pellucid.weights.names import Rule
+from pellucid.weights.names import Rule, one_by_one
 
-WEIGHTS: dict[str, Rule] = {k: v for k, v in qwen3_moe.WEIGHTS.items() if "_norm.weight" not in k} | {
+WEIGHTS: dict[str, Rule] = {k: v for k, v in one_by_one(qwen3_moe.WEIGHTS).items() if "_norm.weight" not in k} | {
     f"model.layers.{{i}}.mlp.shared_experts.{x}_proj.weight": f"blocks.{{i}}.mlp.shared.{x}.weight" for x in ("gate", "up", "down")}
 GGUF = _gguf.Architecture(
     name="deepseek", tensors=TENSORS | PAIRED | EXPERTS | SHARED, given={"norm_topk_prob": False}, also=("expert_weights_scale",),

@@ -6,7 +6,8 @@ from pellucid.spec import DecoderSpec, Layer
 from pellucid.weights.names import Rule, to
 
 WEIGHTS: dict[str, Rule] = {k: v for k, v in llama.WEIGHTS.items() if ".mlp." not in k} | {
-    "model.layers.{i}.block_sparse_moe.router.layer.weight": "blocks.{i}.mlp.router.weight",
+    "model.layers.{i}.block_sparse_moe.router.layer.weight": to("blocks.{i}.mlp.router.weight",
+                                                                parameter="model.layers.{i}.block_sparse_moe.router.weight"),
     "model.layers.{i}.block_sparse_moe.input_linear.weight": to(*(f"blocks.{{i}}.mlp.experts.{{e}}.{x}.weight" for x in ("gate", "up")), all_experts=True,
                                                                 parameter="model.layers.{i}.block_sparse_moe.experts.gate_up_proj"),
     "model.layers.{i}.block_sparse_moe.output_linear.weight": to("blocks.{i}.mlp.experts.{e}.down.weight", all_experts=True,

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pellucid.families import deepseek_v3
 from pellucid.families._config import Config
 from pellucid.spec import DecoderSpec
+from pellucid.weights.names import one_by_one
 
-WEIGHTS = deepseek_v3.WEIGHTS
+WEIGHTS = one_by_one(deepseek_v3.WEIGHTS)
 GGUF = replace(deepseek_v3.GGUF, when=None)
 
 

@@ -3,12 +3,13 @@ from pellucid.families import _gguf, _parts, qwen3
 from pellucid.families._config import Config
 from pellucid.families._gguf_tensors import EXPERTS, MLP, QK_NORMS, TENSORS, without
 from pellucid.spec import DecoderSpec, Layer, Norm
-from pellucid.weights.names import Rule
+from pellucid.weights.names import Rule, to
 
 WEIGHTS: dict[str, Rule] = qwen3.WEIGHTS | {
     "model.layers.{i}.mlp.gate.weight": "blocks.{i}.mlp.router.weight",
-    **{f"model.layers.{{i}}.mlp.experts.{{e}}.{x}_proj.weight": f"blocks.{{i}}.mlp.experts.{{e}}.{x}.weight"
-       for x in ("gate", "up", "down")},
+    **{f"model.layers.{{i}}.mlp.experts.{{e}}.{x}_proj.weight": to(f"blocks.{{i}}.mlp.experts.{{e}}.{x}.weight",
+                                                                   parameter=f"model.layers.{{i}}.mlp.experts.{together}")
+       for x, together in (("gate", "gate_up_proj"), ("up", "gate_up_proj"), ("down", "down_proj"))},
 }
 GGUF = _gguf.Architecture(name="qwen3moe", tensors=without(TENSORS, *MLP) | QK_NORMS | EXPERTS, reads=_gguf.reads(_gguf.EXPERTS),
                           given={"norm_topk_prob": True}, present={"attention_bias": "blk.0.attn_q.bias"})

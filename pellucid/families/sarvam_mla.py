@@ -6,8 +6,9 @@ from pellucid.errors import UnsupportedModel
 from pellucid.families import _parts, deepseek_v3
 from pellucid.families._config import Config, temperature
 from pellucid.spec import DecoderSpec, LatentAttention, Layer, Norm
+from pellucid.weights.names import one_by_one
 
-WEIGHTS = deepseek_v3.WEIGHTS
+WEIGHTS = one_by_one(deepseek_v3.WEIGHTS)
 
 
 def spec(c: Config) -> DecoderSpec:

@@ -45,7 +45,7 @@ from pellucid.weights.drafts import Written
 from pellucid.weights.gguf_card import LINEAGE, VERSION, general
 from pellucid.weights.gguf_write import planned, write_gguf
 from pellucid.weights.hub import resolve
-from pellucid.weights.names import NameTable, Place, for_adapters
+from pellucid.weights.names import NameTable, Place, To, for_adapters
 from pellucid.weights.packed_rows import PackedRows
 from pellucid.weights.safetensors import SPELLED, raw, write
 from pellucid.weights.save import move_folder, umask
@@ -125,23 +125,27 @@ def save_adapter(out: Path, halves: Halves, spec: DecoderSpec, *, base: str, car
 
     Raises UnknownTensors for what peft's files have no place for.
     """
-    _, like, table = _files(spec, "safetensors")
+    _, like, table = _files(spec, "safetensors", dora=_dora(halves))
     return _write_peft(out, _joined(out.name, halves, like, table, spec, "safetensors"), card, like, table, spec, base, lineage, node, "trained",
                        {} if base_sha256 is None else {BASE_SHA256: base_sha256}, {} if chat_template is None else {TEMPLATE: chat_template})
 
 
 def check_saved(halves: Halves, spec: DecoderSpec) -> None:
     """Raises what `save_adapter` would raise for what has no place in peft's files: before a training, and not after it."""
-    _, like, table = _files(spec, "safetensors")
+    _, like, table = _files(spec, "safetensors", dora=_dora(halves))
     _joined("in training", halves, like, table, spec, "safetensors")
 
 
-def _files(spec: DecoderSpec, to: Kind) -> tuple[Decoder, dict[str, Tensor], NameTable]:
-    """The decoder without numbers, its weights that files have, and what they are called there."""
+def _files(spec: DecoderSpec, to: Kind, *, dora: bool = False) -> tuple[Decoder, dict[str, Tensor], NameTable]:
+    """The decoder without numbers, its weights that files have, and what they are called there. dora: which peft has of modules and not of parameters."""
     with torch.device("meta"):
         decoder = Decoder(spec, choose("reference"))
     like: dict[str, Tensor] = {name: p for name, p in decoder.named_parameters() if not (spec.tied and name == "unembed.weight")}
-    return decoder, like, NameTable(for_adapters(family(spec.family).WEIGHTS) if to == "safetensors" else architecture_of(spec).table)
+    return decoder, like, NameTable(for_adapters(family(spec.family).WEIGHTS, stacked=not dora) if to == "safetensors" else architecture_of(spec).table)
+
+
+def _dora(halves: Halves) -> bool:
+    return any(pair.m is not None for pair in halves.values())
 
 
 def _base(file: AdapterFile, base: str | None) -> tuple[Description, str]:
@@ -265,21 +269,28 @@ def _in_modules(changes: Mapping[str, _Change]) -> dict[str, tuple[Tensor, Tenso
 def _config(changes: Mapping[str, _Change], like: Mapping[str, Tensor], table: NameTable, spec: DecoderSpec, base: str) -> dict[str, Any]:
     """adapter_config.json, as LoraConfig of peft 0.21.2 reads it. A module is named by its last word where all of that word are changed, a parameter by
     its module's and its own."""
-    modules = {theirs.removesuffix(".weight") if change.a.ndim == 2 else theirs: change for theirs, change in changes.items()}
-    there = {theirs.removesuffix(".weight") for theirs, place in layout(table, like, spec).items() if like[place.names[0]].ndim > 1}
-    short = {module: ".".join(module.split(".")[-1 if change.a.ndim == 2 else -2 :]) for module, change in modules.items()}
-    whole = {word for word in short.values() if all(module in modules for module in there if f".{module}".endswith(f".{word}"))}
-    targets = {stacked: sorted({short[module] if short[module] in whole else module for module, c in modules.items() if (c.a.ndim == 3) == stacked})
-               for stacked in (False, True)}
-    dora = any(change.m is not None for change in changes.values())
+    dora, apart = any(change.m is not None for change in changes.values()), any(isinstance(r, To) and r.all_experts is True for r in table.table.values())
+
+    def named(theirs: str, place: Place) -> tuple[str, bool]:
+        """(what peft calls it, whether that is a parameter's name)."""
+        # Where experts lie in one, transformers 5 has routers that are no Linear, and peft 0.21's `_convert_peft_config_moe` takes a dense gate_proj among
+        # target_modules for the experts' and leaves it as it was: as parameters both are found.
+        parameter = place.rule.all_experts is True or (apart and not dora and place.names[0].split(".")[2:3] in (["mlp"], ["beside"]))
+        return theirs if parameter else theirs.removesuffix(".weight"), parameter
+
+    modules = {named(theirs, change.place): change for theirs, change in changes.items()}
+    there = {named(theirs, place) for theirs, place in layout(table, like, spec).items() if like[place.names[0]].ndim > 1}
+    short = {module: ".".join(module[0].split(".")[-2 if module[1] else -1 :]) for module in modules}
+    whole = {word for word in short.values() if all(module in modules for module in there if f".{module[0]}".endswith(f".{word}"))}
+    targets = {kind: sorted({short[module] if short[module] in whole else module[0] for module in modules if module[1] == kind}) for kind in (False, True)}
     rank, alpha = (Counter(each).most_common(1)[0][0] for each in ((c.a.shape[-2] for c in modules.values()), (_number(c.alpha) for c in modules.values())))
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank, "lora_alpha": alpha,
         "target_modules": targets[False], **({"target_parameters": targets[True]} if targets[True] else {}),
-        "rank_pattern": {module: c.a.shape[-2] for module, c in modules.items() if c.a.shape[-2] != rank},
-        "alpha_pattern": {module: _number(c.alpha) for module, c in modules.items() if _number(c.alpha) != alpha},
-        "fan_in_fan_out": any(c.place.rule.transpose for c in modules.values() if c.a.ndim == 2), "bias": "none", "use_rslora": False, "use_dora": dora,
-        "lora_dropout": 0.0, "init_lora_weights": True, "inference_mode": True, "modules_to_save": None}
+        "rank_pattern": {module: c.a.shape[-2] for (module, _), c in modules.items() if c.a.shape[-2] != rank},
+        "alpha_pattern": {module: _number(c.alpha) for (module, _), c in modules.items() if _number(c.alpha) != alpha},
+        "fan_in_fan_out": any(c.place.rule.transpose for (_, parameter), c in modules.items() if not parameter), "bias": "none", "use_rslora": False,
+        "use_dora": dora, "lora_dropout": 0.0, "init_lora_weights": True, "inference_mode": True, "modules_to_save": None}
 
 
 def _number(alpha: float) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pellucid.errors import MisshapenTensor, MissingTensors, UnknownTensors
 from pellucid.spec import Attention, DecoderSpec, Experts, LatentAttention
@@ -136,12 +137,9 @@ def joined_low_rank(theirs: str, pairs: Mapping[str, tuple[Tensor, Tensor]], pla
             raise UnknownTensors(f"{theirs} holds the rows of all experts in one matrix, and no change of low rank to single experts is written there")
         experts = [(one, {name: pairs[name] for name in one.names if name in pairs}) for one in _experts(place)]
         changed = {i: joined_low_rank(theirs, some, one, spec, shapes) for i, (one, some) in enumerate(experts) if some}
-        if len({a.shape for a, _ in changed.values()}) > 1:
-            raise UnknownTensors(f"{theirs} holds all experts, and they are changed by different ranks")
-        a, b = next(iter(changed.values()))
-        unchanged = torch.zeros_like(a), torch.zeros_like(b)
-        each = [changed.get(i, unchanged) for i in range(len(experts))]
-        return torch.stack([a for a, _ in each]), torch.stack([b for _, b in each])
+        rank, (a, b) = max(len(a) for a, _ in changed.values()), next(iter(changed.values()))
+        each = [changed.get(i, (a[:0], b[:, :0])) for i in range(len(experts))]  # what is not changed, or by a lower rank, ends in zeros
+        return torch.stack([pad(a, (0, 0, 0, rank - len(a))) for a, _ in each]), torch.stack([pad(b, (0, rank - b.shape[1])) for _, b in each])
     if rule.by_head or rule.index:
         raise UnknownTensors(f"{theirs} is stored head by head, and no change of low rank is written there")
     if missing := [name for name in place.names if name not in pairs and shapes is None]:

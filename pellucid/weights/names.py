@@ -38,7 +38,8 @@ class To:
     offset:      stored with so much added to every number: a gain without the one that the norm adds.
     by_head:     stored (heads, rows of a head, columns); "turned": each head's matrix transposed, as GGUF's deepseek2 has what brings latents to keys.
     flat:        stored with its axes of length one or without them; written with them.
-    parameter:   of a tensor with all experts, what transformers' module calls it where the files do otherwise: peft's adapters have that name.
+    parameter:   what transformers' module calls the tensor where the files do otherwise: peft's adapters have that name. Rules of single experts with
+                 the same one are held there together: all experts, and of each the rows of these rules in the table's order.
     turned:      peft takes its inputs for outputs, because transformers' module does not say that it is stored (in, out).
     written:     saving uses this name; false for other spellings of a name that the table has already.
     when:        the specs whose checkpoints use this name, where a family calls one tensor by several; None = all.
@@ -89,9 +90,28 @@ def old(rule: Rule) -> Rule:
     return rule if isinstance(rule, LeftOut) else replace(rule if isinstance(rule, To) else To((rule,)), written=False)
 
 
-def for_adapters(table: Table) -> Table:
-    """The same table with the names that peft's adapters have."""
-    return {(rule.parameter if isinstance(rule, To) and rule.parameter else name): rule for name, rule in table.items()}
+def for_adapters(table: Table, *, stacked: bool = True) -> Table:
+    """The same table with the names that peft's adapters have: of experts with one parameter for all, that one's rule.
+
+    Not `stacked`: where the files have experts one by one, with their names, which were those of transformers 4's modules.
+    """
+    if not stacked and any("{e}" in name for name in table):
+        return table
+    out: dict[str, Rule] = {}
+    together: dict[str, tuple[str, ...]] = {}
+    for name, rule in table.items():
+        if not isinstance(rule, To) or not rule.parameter:
+            out[name] = rule
+        elif "{e}" in name:
+            together[rule.parameter] = together.get(rule.parameter, ()) + rule.names
+        else:
+            out[rule.parameter] = rule
+    return out | {parameter: To(names, all_experts=True) for parameter, names in together.items()}
+
+
+def one_by_one(table: Table) -> dict[str, Rule]:
+    """The table for a family whose own code has a module for each expert, and no class in transformers."""
+    return {name: replace(rule, parameter="") if isinstance(rule, To) else rule for name, rule in table.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pellucid.catalog.lineage import Node
 from pellucid.errors import BadRequest, UnsupportedModel
@@ -24,15 +25,18 @@ from pellucid.train.tuning import _check_saved
 from pellucid.weights.adapter import open_adapter
 from pellucid.weights.card import Card
 from tests.families.build import TOLERANCE, Built, error, ours
-from tests.model.adapting import adapted_logits
+from tests.model.adapting import adapted_logits, random_pairs, write_peft
 from tests.model.test_decoder import case
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import peft
 
-# Plain with biases; fused q, k, v and gate, up; stored the other way round, with biases; experts one by one in the files.
-FUSED, EXPERTS = "phi3-mini_4k", "mixtral-window"
+# Plain with biases; fused q, k, v and gate, up; stored the other way round, with biases.
+FUSED = "phi3-mini_4k"
+# One tensor an expert in the files, and all of them in one in transformers' module; w1, w3, w2; with dense layers; with shared experts and latents.
+EXPERTS = ["mixtral-window", "qwen3_moe-some_dense", "deepseek_v3-released"]
+MORE_EXPERTS = ["qwen2_moe-released", "olmoe-plain", "deepseek_v2-lite", "dots1-groups", "glm4_moe-4_5", "hunyuan_v1_moe-lists", "minimax_m2-released"]
 # All experts of a layer in one tensor: (in, out), interleaved; the same, and peft takes one for the other; by other names in the files; (out, in).
 STACKED = ["gpt_oss-released", "llama4_text-scout", "granitemoe-released", "gemma4_text-26b"]
 DENSE = ["llama-biases", FUSED, "gpt2-released"]
@@ -55,15 +59,20 @@ def saved(built: Built, decoder: Decoder, what: Trained, out: Path) -> Path:
     return out
 
 
-def by_peft(built: Built, folder: Path) -> torch.Tensor:
+def loaded_by_peft(built: Built, folder: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = peft.PeftModel.from_pretrained(copy.deepcopy(built.theirs), str(folder)).eval()
+        return peft.PeftModel.from_pretrained(copy.deepcopy(built.theirs), str(folder)).eval()
+
+
+def by_peft(built: Built, folder: Path) -> torch.Tensor:
+    model = loaded_by_peft(built, folder)
     with torch.inference_mode():
         return model(built.tokens_T[None], use_cache=False).logits[0].clone()
 
 
-@pytest.mark.parametrize(("name", "dora"), [(name, dora) for name in DENSE for dora in (False, True)] + [(name, False) for name in (EXPERTS, *STACKED)])
+@pytest.mark.parametrize(("name", "dora"), [*((name, dora) for name in DENSE for dora in (False, True)),
+                                            *((name, False) for name in (*EXPERTS, *MORE_EXPERTS, *STACKED))])
 def test_peft_computes_what_was_trained_from_what_is_written(name: str, dora: bool, tmp_path: Path) -> None:
     built = case(name)
     decoder, what = tuned(built, dora=dora)
@@ -77,8 +86,9 @@ def test_peft_computes_what_was_trained_from_what_is_written(name: str, dora: bo
     assert error(adapted_logits(fresh, built.tokens_T, [T], ["x"]), ours_TV) < TOLERANCE
 
 
-@pytest.mark.parametrize("targets", [("mlp.experts.*",), ("mlp.experts.*.down",), ("mlp.experts.1.gate", "attn.q")], ids=["all", "one of two", "one expert"])
-@pytest.mark.parametrize("name", STACKED[:2])
+@pytest.mark.parametrize("targets", [("mlp.experts.*",), ("mlp.experts.*.down",), ("mlp.experts.1.gate", "attn.o"), ("mlp.experts.1.*", "mlp.experts.*.up")],
+                         ids=["all", "one of two", "one expert", "ranks that differ"])
+@pytest.mark.parametrize("name", [*EXPERTS, *STACKED[:2]])
 def test_peft_computes_what_some_experts_learned(name: str, targets: tuple[str, ...], tmp_path: Path) -> None:
     built = case(name)
     decoder, what = tuned(built, targets=targets)
@@ -87,14 +97,71 @@ def test_peft_computes_what_some_experts_learned(name: str, targets: tuple[str, 
     assert error(by_peft(built, saved(built, decoder, what, tmp_path / "a")), ours_TV) < TOLERANCE
 
 
+@pytest.mark.parametrize("name", [*EXPERTS, *MORE_EXPERTS, *STACKED[:3], "granitemoeshared-shared"])
+def test_peft_computes_what_routers_and_dense_layers_beside_experts_learned(name: str, tmp_path: Path) -> None:
+    """Named as modules, it refuses the routers and leaves a gate_proj that is no expert's as it was."""
+    built = case(name)
+    decoder, what = tuned(built, targets=("mlp.*",))
+    T = len(built.tokens_T)
+    ours_TV = adapted_logits(decoder, built.tokens_T, [T], [NAME])
+    assert error(ours_TV, built.logits_TV) > 0.05
+    folder = saved(built, decoder, what, tmp_path / "a")
+    assert error(by_peft(built, folder), ours_TV) < TOLERANCE
+    fresh = ours(built.spec, built.tensors)
+    attach(fresh, open_adapter(folder), "x")
+    assert error(adapted_logits(fresh, built.tokens_T, [T], ["x"]), ours_TV) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["mixtral-window", "qwen3_moe-renormalized"])
+def test_a_pair_for_each_expert_is_here_what_peft_makes_of_it(name: str, tmp_path: Path) -> None:
+    """As peft wrote them under transformers 4, and what it saves of them after it read them."""
+    built = case(name)
+    pairs = random_pairs(built.files, [name for name in built.files if ".experts." in name or "q_proj" in name])
+    words = sorted({name.split(".")[-2] for name in pairs})
+    theirs = loaded_by_peft(built, write_peft(tmp_path / "old", pairs, {"target_modules": words}))
+    theirs.save_pretrained(str(tmp_path / "new"))
+    assert not any(".experts.1." in name for name in load_file(tmp_path / "new/adapter_model.safetensors"))
+    with torch.inference_mode():
+        theirs_TV = theirs(built.tokens_T[None], use_cache=False).logits[0]
+    assert error(theirs_TV, built.logits_TV) > 0.05
+    for form in ("old", "new"):
+        decoder = ours(built.spec, built.tensors)
+        attach(decoder, open_adapter(tmp_path / form), "x")
+        assert error(adapted_logits(decoder, built.tokens_T, [len(built.tokens_T)], ["x"]), theirs_TV) < TOLERANCE
+
+
+@pytest.mark.parametrize(("name", "targets", "message"), [
+    ("qwen3_moe-some_dense", ("mlp.gate", "attn.o"), "gate_proj without also targeting up_proj"), ("deepseek_v3-released", ("mlp.shared.*",), "use_dora=True"),
+    ("mixtral-window", ("mlp.router",), "use_dora=True"), ("granitemoe-released", ("mlp.router", "attn.o"), "Router.* is not supported"),
+    ("gpt_oss-released", ("mlp.router", "attn.o"), "Router.* is not supported")])
+def test_peft_refuses_dora_beside_experts_aloud(name: str, targets: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    built = case(name)
+    decoder, what = tuned(built, dora=True, targets=targets)
+    with pytest.raises(ValueError, match=message):
+        by_peft(built, saved(built, decoder, what, tmp_path / "a"))
+
+
+def test_dora_of_experts_is_a_pair_for_each_and_peft_refuses_it_aloud(tmp_path: Path) -> None:
+    built = case(EXPERTS[0])
+    decoder, what = tuned(built, dora=True)
+    T = len(built.tokens_T)
+    folder = saved(built, decoder, what, tmp_path / "a")
+    assert "base_model.model.model.layers.0.block_sparse_moe.experts.7.w1.lora_magnitude_vector" in load_file(folder / "adapter_model.safetensors")
+    fresh = ours(built.spec, built.tensors)
+    attach(fresh, open_adapter(folder), "x")
+    assert error(adapted_logits(fresh, built.tokens_T, [T], ["x"]), adapted_logits(decoder, built.tokens_T, [T], [NAME])) < TOLERANCE
+    with pytest.raises(ValueError, match="ParamWrapper does not work with use_dora=True"):
+        by_peft(built, folder)
+
+
 @pytest.mark.parametrize("parameters", [["experts.gate_up_proj", "experts.down_proj"], ["down_proj"]], ids=["both", "one"])
-@pytest.mark.parametrize("name", STACKED)
+@pytest.mark.parametrize("name", [*EXPERTS, *STACKED])
 def test_experts_that_peft_changed_compute_the_same_here(name: str, parameters: list[str], tmp_path: Path) -> None:
     built = case(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = peft.get_peft_model(copy.deepcopy(built.theirs), peft.LoraConfig(
-            r=3, lora_alpha=7, target_modules=["q_proj"], target_parameters=parameters, rank_pattern={".*gate_up_proj": 2}, use_rslora=True)).eval()
+            r=3, lora_alpha=7, target_modules=["o_proj"], target_parameters=parameters, rank_pattern={".*gate_up_proj": 2}, use_rslora=True)).eval()
     noise = torch.Generator().manual_seed(4)
     for name, p in theirs.named_parameters():
         if "lora_" in name:
@@ -118,7 +185,7 @@ def test_what_no_adapter_can_hold_is_said_before_it_is_trained(tmp_path: Path) -
             _check_saved(what, decoder)
 
 
-@pytest.mark.parametrize("name", [EXPERTS, *STACKED])
+@pytest.mark.parametrize("name", [EXPERTS[0], "qwen3_moe-renormalized", *STACKED])
 def test_llama_cpps_file_of_experts_is_the_same_adapter(name: str, tmp_path: Path) -> None:
     from tests.model.test_convert_adapter import convert, save_base
     built = case(name)

@@ -10,7 +10,7 @@ from torch import Tensor
 from pellucid.errors import MisshapenTensor, MissingTensors, UnknownTensors
 from pellucid.spec import Attention, DecoderSpec, Experts, FeedForward, Layer, Norm
 from pellucid.weights.assemble import assemble, disassemble
-from pellucid.weights.names import LeftOut, NameTable, Place, Table, To, left_out, old, to
+from pellucid.weights.names import LeftOut, NameTable, Place, Table, To, for_adapters, left_out, old, one_by_one, to
 
 MTP = left_out("drafts")
 TABLE: Table = {
@@ -278,3 +278,14 @@ def test_a_name_that_holds_for_other_specs_is_neither_read_nor_written() -> None
     assert disassemble(table, tensors, SPEC).keys() == {"narrow.weight"}
     with pytest.raises(UnknownTensors, match=r"1 tensor in the checkpoint has no place in family 'test' with these settings, first: wide\.weight"):
         assemble(table, [("wide.weight", tensor)], shapes, SPEC)
+
+
+def test_experts_with_one_parameter_are_held_there_together_in_the_tables_order() -> None:
+    table: Table = {"h.{i}.router": to("blocks.{i}.mlp.router.weight", parameter="h.{i}.gate"), "h.{i}.o": "blocks.{i}.attn.o.weight",
+                    **{f"h.{{i}}.{x}.{{e}}": to(f"blocks.{{i}}.mlp.experts.{{e}}.{x}.weight", parameter=f"h.{{i}}.{at}")
+                       for x, at in (("gate", "gate_up"), ("down", "down"), ("up", "gate_up"))}}
+    names = {x: f"blocks.{{i}}.mlp.experts.{{e}}.{x}.weight" for x in ("gate", "up", "down")}
+    assert for_adapters(table) == {"h.{i}.gate": table["h.{i}.router"], "h.{i}.o": "blocks.{i}.attn.o.weight",
+                                   "h.{i}.gate_up": To((names["gate"], names["up"]), all_experts=True), "h.{i}.down": To((names["down"],), all_experts=True)}
+    assert for_adapters(table, stacked=False) == table
+    assert for_adapters(one_by_one(table)).keys() == table.keys()
