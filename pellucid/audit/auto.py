@@ -84,8 +84,7 @@ def plan(loaded: api.Model, text: str, fit: str, *, source: str, tokens: int = T
     """
     spec, words = loaded.spec, loaded.tokenizer
     check_pair(loaded.decoder, loaded.decoder)
-    if unknown := sorted({*formats} - {*FORMATS}):
-        raise BadRequest(f"--formats {','.join(unknown)}: not written (written: {', '.join(FORMATS)})", field="formats")
+    check_asked(fit, formats)
     described = describe_checkpoint(loaded.checkpoint, loaded.settings["accept_unread"])
     model = Model(loaded.checkpoint, described)
     budget, n_tensors = budget_bytes(fit, model.n_weights), len(model.matrices) + len(model.fixed)
@@ -105,6 +104,13 @@ def plan(loaded: api.Model, text: str, fit: str, *, source: str, tokens: int = T
     allocation = _fitting(choices, budget, head + model.fixed_bytes)
     return Auto(allocation=allocation, choices=choices, imatrix=imatrix, fixed_formats=model.fixed, budget=budget, head=head, fixed=model.fixed_bytes,
                 n_weights=model.n_weights, n_tokens=reference.n_tokens)
+
+
+def check_asked(fit: str, formats: Sequence[str]) -> None:
+    """What can be said before a model is read. Raises BadRequest for a budget that is none, or formats that are not written."""
+    if unknown := sorted({*formats} - {*FORMATS}):
+        raise BadRequest(f"--formats {','.join(unknown)}: not written (written: {', '.join(FORMATS)})", field="formats")
+    budget_bytes(fit, 1)
 
 
 def budget_bytes(fit: str, n_weights: int) -> int:

@@ -128,12 +128,13 @@ h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .2rem}p{color:var
 .card{background:var(--card);border-radius:10px;padding:.7rem .9rem;color:var(--soft);font-size:.85rem}
 .card strong{display:block;font-size:1.5rem;color:var(--text)}
 table{border-collapse:collapse;width:100%;font-size:.85rem}th,td{padding:.3rem .5rem;text-align:left;border-bottom:1px solid var(--rule)}
-th{font-weight:600}section{overflow-x:auto}svg{width:100%;min-width:600px;height:auto}.axis{stroke:var(--soft)}.grid{stroke:var(--rule)}
+th{font-weight:600}svg{width:100%;height:auto}.axis{stroke:var(--soft)}.grid{stroke:var(--rule)}
 text{fill:var(--soft);font-size:11px;font-family:inherit}.label{fill:var(--text)}.bar{fill:var(--main)}
 polyline{fill:none;stroke-width:1.6}.mean{stroke:var(--main)}.largest{stroke:var(--pale);stroke-width:1}
 blockquote{background:var(--card);border-radius:10px;margin:.7rem 0;padding:.7rem .9rem;white-space:pre-wrap;font-family:Georgia,serif}
 blockquote footer{font:.8rem system-ui,sans-serif;color:var(--soft);white-space:normal;margin-top:.4rem}
 .token{background:rgba(var(--hot),calc(var(--heat)*.75));border-radius:3px}.flip{text-decoration:underline}.worst{outline:2px solid rgb(var(--hot))}
+@media (max-width:600px){.tick,.name{font-size:14px}.label{font-size:13px}}
 summary{cursor:pointer;color:var(--main)}.note{font-size:.85rem}
 </style></head><body>
 <h1>$b beside $a</h1>

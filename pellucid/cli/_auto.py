@@ -26,6 +26,9 @@ def quantize(source: str, out: Path, *, fit: str, text: Path | None, tokens: int
     """Measures, chooses, says what was chosen, converts, and records both."""
     if out.suffix != ".gguf":
         raise BadRequest(f"{out} is to hold packed tensors: write NAME.gguf", field="out")
+    from pellucid.audit.auto import FORMATS, Watch, check_asked, plan
+    among = FORMATS if formats is None else tuple(each.strip().upper() for each in formats.split(","))
+    check_asked(fit, among)
     record, measured = out.with_suffix(".auto.record.json"), out.with_suffix(".imatrix.gguf")
     check_free(out, force)
     place_for(record)
@@ -39,13 +42,11 @@ def quantize(source: str, out: Path, *, fit: str, text: Path | None, tokens: int
     if text is None and not quiet:
         note(f"no --text: sensitivity is measured on {file.name} of the package, prose of old books. Give --text FILE like what the model will read\n")
     started = time.perf_counter()
-    from pellucid.audit.auto import Watch, plan
     from pellucid.weights.imatrix import read_imatrix, write_imatrix
     given = None if imatrix is None else read_imatrix(imatrix)
-    chosen = {} if formats is None else {"formats": [each.strip().upper() for each in formats.split(",")]}
     with bar(quiet) as (begin, report):
         found = plan(loaded, written, fit, source=file.name, tokens=tokens, imatrix=given, tokenizer=tokenizer, watch=Watch(started=begin, report=report),
-                     **chosen)
+                     formats=among)
     seconds = time.perf_counter() - started
     if imatrix is None:
         write_imatrix(measured, found.imatrix, overwrite=force)

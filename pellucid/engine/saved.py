@@ -172,7 +172,10 @@ def _facts(path: Path) -> dict[str, str]:
     """The metadata of a saved prompt. Raises BadRequest or BadCheckpoint for anything else."""
     if not path.is_file():
         raise BadRequest(f"there is no file {path}. Save a prompt first", field="file")
-    facts = read_header(path).metadata
+    try:
+        facts = read_header(path).metadata
+    except BadCheckpoint as e:  # which would have it downloaded again
+        raise type(e)(f"{str(e).rpartition('. ')[0]}. It is no saved prompt, or no longer a whole one: save the prompt again") from None
     if facts.get("pellucid") != FORMAT:
         raise BadCheckpoint(f"{path.name} is no saved prompt that this version reads: pellucid={facts.get('pellucid')!r} in its header (only {FORMAT!r}). "
                             f"Save the prompt again")

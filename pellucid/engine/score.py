@@ -117,8 +117,8 @@ def windows(ids: Sequence[int], n_ctx: int, overlap: int) -> list[tuple[list[int
 
     Every window but a short text's is as long as it may be; each but the first begins with at least `overlap` ids that were scored before.
     """
-    if not 0 < overlap < n_ctx:
-        raise BadRequest(f"overlap={overlap} is not between 1 and {n_ctx - 1}, what a context of {n_ctx} leaves", field="overlap")
+    if isinstance(overlap, bool) or not isinstance(overlap, int) or not 0 < overlap < n_ctx:
+        raise BadRequest(f"overlap={overlap!r} is no count from 1 to {n_ctx - 1}, what a context of {n_ctx} leaves", field="overlap")
     plain = token_ids(ids, "ids")
     pairs, start = [], 1
     while start < len(plain):

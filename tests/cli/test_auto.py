@@ -51,6 +51,10 @@ def test_what_cannot_be_asked_is_said(say: Say, folder: str, tmp_path: Path) -> 
     assert "and --tensor-type does too" in say("quantize", folder, out, "--auto", "--fit", "1GB", "--tensor-type", "ffn=Q4_0").err
     assert "--fit, --text and --formats go with --auto" in say("quantize", folder, out, "--to", "Q4_0", "--fit", "1GB").err
     assert "no mix. Give one with --to Q4_K_M, or have one made for the model: --auto --fit 4GB" in say("quantize", folder, out).err
+    for wrong, words in [(("--fit", "0"), "--fit '0' is no budget, such as 4GB"),
+                         (("--fit", "1GB", "--formats", "Q4_K,Q9"), "--formats Q9: not written (written: F32")]:
+        refused = say("quantize", folder, out, "--auto", *wrong)  # before the model is read
+        assert (refused.code, refused.err.startswith(f"error: {words}")) == (2, True)
     assert "write NAME.gguf" in say("quantize", folder, str(tmp_path / "b"), "--auto", "--fit", "1GB").err
     done = say("quantize", folder, out, "--auto", "--fit", "10kB", "--text", str(tmp_path / "text.txt"), "-q")
     assert done.code == 2

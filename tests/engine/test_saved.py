@@ -144,7 +144,7 @@ def test_other_files_are_refused_each_with_what_is_wrong(tmp_path):
         assert words in str(caught.value)
         file.write_bytes(whole)
     file.write_bytes(whole[:-100])
-    with pytest.raises(errors.TruncatedFile):
+    with pytest.raises(errors.TruncatedFile, match=r"its header describes [\d,]+\. It is no saved prompt, or no longer a whole one: save the prompt again"):
         load_prefix(engine, file, model_sha256=SHA)
     file.write_bytes(b"not a file of tensors")
     with pytest.raises(errors.BadHeader):

@@ -177,9 +177,9 @@ def test_windows_hold_every_id_but_the_first_once():
             assert all(len(context) >= overlap for context, _ in pairs[1:])
 
 
-@pytest.mark.parametrize("overlap", [0, 7, -1])
+@pytest.mark.parametrize("overlap", [0, 7, -1, 1.5, True])
 def test_an_overlap_that_leaves_no_room_is_refused(overlap):
-    with pytest.raises(BadRequest, match=f"overlap={overlap} is not between 1 and 6, what a context of 7 leaves"):
+    with pytest.raises(BadRequest, match=f"overlap={overlap} is no count from 1 to 6, what a context of 7 leaves"):
         windows(range(30), 7, overlap)
 
 
