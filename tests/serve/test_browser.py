@@ -240,6 +240,47 @@ def test_a_text_goes_on_by_as_much_as_before(tab: Open) -> None:
     assert len(t.find(".column").inner_text().encode()) > 1024 - 200
 
 
+LEFT = "e => e.scrollHeight - e.scrollTop - e.clientHeight"  # of the conversation, below what is seen
+
+
+def test_who_reads_the_end_stays_there_whatever_takes_room_and_who_reads_above_stays_above(tab: Open, told: Running) -> None:
+    from playwright.sync_api import expect
+    t = tab(told.url)
+    choose(t, "long")
+    thread = t.find("#thread")
+    t.settings(max_tokens="900")
+    t.ask("What goes on?")
+    facts = t.find(".message.assistant .facts").last
+    expect(facts).to_be_in_viewport(ratio=1)
+    t.find("[data-name=settings]").click()  # narrower lines, so that there are more of them
+    expect(facts).to_be_in_viewport(ratio=1)
+    assert thread.evaluate(LEFT) < 2
+    t.find("#set-max_tokens").fill("30000")
+    t.say("More than the context holds")
+    expect(t.find(".message .error")).to_contain_text("together 3")
+    expect(t.find(".message .error")).to_be_in_viewport(ratio=1)
+    expect(t.find(".message.assistant .facts").last).to_be_in_viewport(ratio=1)
+    thread.evaluate("e => e.scrollTo(0, 100)")
+    t.page.wait_for_function("document.querySelector('#thread').scrollTop === 100")
+    t.button("Surprise").click()
+    expect(t.find(".token").first).to_be_visible()
+    assert thread.evaluate("e => e.scrollTop") < 400
+    assert thread.evaluate(LEFT) > 400
+
+
+def test_a_short_answer_is_seen_from_its_beginning_in_every_view(tab: Open) -> None:
+    from playwright.sync_api import expect
+    t = tab()
+    t.settings(max_tokens="100", seed="1")
+    t.page.set_viewport_size({"width": 1280, "height": 700})
+    t.ask("Who is there?")
+    assert t.find("#thread").evaluate("e => e.scrollHeight === e.clientHeight")
+    t.page.set_viewport_size({"width": 1280, "height": 420})
+    t.find("#thread").evaluate("e => e.scrollTo(0, 0)")
+    t.button("Surprise").click()
+    expect(t.find(".legend")).to_be_in_viewport()
+
+
 def test_markup_that_a_model_writes_is_shown_and_does_nothing(tab: Open, told: Running) -> None:
     from playwright.sync_api import expect
     t = tab(told.url)

@@ -14,6 +14,10 @@ export class Thread {
   private readonly inner = h("div", { class: "column" });
   private readonly shown = new Map<string, Message>();
   private frame = 0;
+  private follow = true; // the end, whatever grows, is told of it, or takes room beside it; until somebody scrolls away
+  private top = 0; // as far as it was scrolled
+  private view = "";
+  private conversation = "";
 
   constructor(
     private readonly app: App,
@@ -21,6 +25,10 @@ export class Thread {
   ) {
     this.card = new TokenCard(app);
     this.element.append(this.inner);
+    this.element.addEventListener("scroll", () => this.scrolled(), { passive: true });
+    const sizes = new ResizeObserver(() => this.follow && this.toEnd());
+    sizes.observe(this.element);
+    sizes.observe(this.inner);
   }
 
   draw(): void {
@@ -36,6 +44,9 @@ export class Thread {
       return message.element;
     });
     fill(this.inner, legend, ...(messages.length ? messages : [welcome(this.app, this.begin)]));
+    if (this.app.view !== this.view) this.follow &&= this.element.scrollTop > 0; // what is all seen is looked at from its beginning
+    this.follow = (this.follow || !!this.app.busy || this.app.current.id !== this.conversation) && messages.length > 0;
+    [this.view, this.conversation] = [this.app.view, this.app.current.id];
     if (this.app.busy) this.toEnd();
   }
 
@@ -44,14 +55,20 @@ export class Thread {
     if (this.frame) return;
     this.frame = requestAnimationFrame(() => {
       this.frame = 0;
-      const atEnd = this.element.scrollHeight - this.element.scrollTop - this.element.clientHeight < 80;
       this.shown.get(node.id)?.body();
-      if (atEnd) this.toEnd();
     });
   }
 
   edit(node: Node): void {
     this.shown.get(node.id)?.edit();
+  }
+
+  /** Only who scrolls goes up: an end that is far off may have come since. */
+  private scrolled(): void {
+    const { scrollTop, scrollHeight, clientHeight } = this.element;
+    const near = scrollHeight - scrollTop - clientHeight < 80;
+    if (near || scrollTop < this.top) this.follow = near;
+    this.top = scrollTop;
   }
 
   private toEnd(): void {
