@@ -103,7 +103,7 @@ def disassemble(table: NameTable, ours: Mapping[str, Tensor], spec: DecoderSpec)
 
 
 def low_rank(theirs: str, a: Tensor, b: Tensor, place: Place, shapes: Mapping[str, Shape], spec: DecoderSpec) -> dict[str, tuple[Tensor, Tensor]]:
-    """(A, B) for each of ours of a change B A to one checkpoint tensor: rows of B go where the tensor's rows go, and A is what all of them read.
+    """(A, B) for each of ours of a change B A to one checkpoint tensor: rows of B go where the tensor's rows go, and A is what they read.
 
     a (r, D), b (F, r); of a tensor that holds all experts (X, r, D), (X, F, r), or one A (1, r, D) for all. F counts outputs and D inputs whichever way
     round the tensor is stored. shapes: of ours, (F, D) each. Raises MisshapenTensor, or UnknownTensors where rows of B cannot be moved alone.
@@ -121,7 +121,14 @@ def low_rank(theirs: str, a: Tensor, b: Tensor, place: Place, shapes: Mapping[st
     if a.ndim != 2 or b.ndim != 2 or (len(b), len(a), a.shape[1]) != (rows, b.shape[1], columns):
         raise MisshapenTensor(f"{theirs} is changed by A {tuple(a.shape)} and B {tuple(b.shape)}, and the model makes it (r, {columns}) and ({rows}, r)")
     plain = dataclasses.replace(place, rule=dataclasses.replace(place.rule, transpose=False, lone=False, flat=False, offset=0.0))
-    return {name: (a, part) for name, part in _parts(theirs, b, plain, {name: (shapes[name][0], len(a)) for name in place.names}, spec).items()}
+    parts = _parts(theirs, b, plain, {name: (shapes[name][0], len(a)) for name in place.names}, spec)
+    return {name: _read(a, part) for name, part in parts.items()}
+
+
+def _read(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """A and B without what zeros in all of B leave out: another's A above its own, as `joined_low_rank` writes them. The same change, and half the work."""
+    read_r = b.any(0)
+    return (a[read_r], b[:, read_r]) if read_r.any() and not read_r.all() else (a, b)
 
 
 def joined_low_rank(theirs: str, pairs: Mapping[str, tuple[Tensor, Tensor]], place: Place, spec: DecoderSpec,

@@ -113,6 +113,18 @@ def test_there_and_back_is_the_same_bit_for_bit(name: str, tmp_path: Path) -> No
     assert record.inputs["adapter_model.safetensors"].sha256 == sha256_of(first / "adapter_model.safetensors")
 
 
+@pytest.mark.parametrize("name", ["phi3-mini_4k", "mixtral-window", "qwen3_moe-renormalized", "qwen2_moe-released"])
+def test_what_was_one_matrix_in_pefts_file_comes_apart_as_it_was(name: str, tmp_path: Path) -> None:
+    """Experts' gate and up have one A of both ranks there; llama.cpp's file of it is the one that it came from, bit for bit."""
+    built = case(name)
+    base = str(save_base(tmp_path / "base", built))
+    write_peft(tmp_path / "first", random_pairs(built.files, matrices(built)[0]), {"base_model_name_or_path": "acme/base"})
+    for before, after in (("first", "a.gguf"), ("a.gguf", "back"), ("back", "b.gguf")):
+        convert(tmp_path / before, tmp_path / after, base=base)
+    read = [{t.name: (t.shape.tolist(), t.data.tobytes()) for t in gguf.GGUFReader(tmp_path / f"{x}.gguf").tensors} for x in "ab"]
+    assert read[0] == read[1]
+
+
 def test_what_is_written_is_what_llama_cpps_converter_writes(tmp_path: Path) -> None:
     built = build(PLAIN)
     pairs = random_pairs(built.files, matrices(built)[0])
