@@ -155,7 +155,7 @@ def test_dora_of_experts_is_a_pair_for_each_and_peft_refuses_it_aloud(tmp_path: 
 
 
 @pytest.mark.parametrize("parameters", [["experts.gate_up_proj", "experts.down_proj"], ["down_proj"]], ids=["both", "one"])
-@pytest.mark.parametrize("name", [*EXPERTS, *STACKED])
+@pytest.mark.parametrize("name", [*EXPERTS, *MORE_EXPERTS, *STACKED])
 def test_experts_that_peft_changed_compute_the_same_here(name: str, parameters: list[str], tmp_path: Path) -> None:
     built = case(name)
     with warnings.catch_warnings():
