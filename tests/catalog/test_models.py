@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pellucid import cost, families
+from pellucid.catalog import lineage, uses, verdict
 from pellucid.catalog import models as catalog
 from pellucid.catalog.models import Row
 from pellucid.errors import BadConfig, ModelNotFound
@@ -56,6 +57,8 @@ STORY = {
     "Whisper": "whisper-large-v3", "LLaVA": "llava-1.5-7b llava-1.5-13b"}
 # Kinds that are not run yet: their widths are not read.
 NOT_RUN = {"llama-3.2-11b-vision", "llava-1.5-7b", "llava-1.5-13b", "pangu-alpha-200b", "whisper-large-v3"}
+# Whose license nobody read: unknown, and so allowed nothing.
+UNLICENSED = ["fingpt-13b", "glm-4-9b-0414", "gpt4all-13b-snoozy", "gpt4all-j", "llama-3.1-nemotron-70b-instruct", "llava-1.5-13b", "llava-1.5-7b", "olmo-2-32b-instruct", "olmo-3-7b", "pangu-alpha-200b", "qwen2.5-72b", "qwen2.5-72b-instruct", "qwen2.5-math-1.5b", "qwen2.5-math-7b", "smollm2-1.7b", "stable-code-3b", "stablecode-completion-alpha-3b"]
 SOURCED = ("size", "shape", "context", "released", "license", "base", "distills", "tokens", "languages", "data", "data_licenses", "open")
 
 
@@ -71,6 +74,12 @@ def test_every_model_of_the_story_has_its_rows(told: str) -> None:
 def test_there_are_enough_rows_and_only_kinds_that_are_not_run_lack_widths() -> None:
     assert len(ROWS) >= ENOUGH
     assert {name for name, row in ROWS.items() if not row.shape} == NOT_RUN
+
+
+def test_rows_whose_license_is_unknown_are_these_and_are_allowed_nothing() -> None:
+    assert sorted(name for name, row in ROWS.items() if row.license is None) == sorted(UNLICENSED)
+    for name in UNLICENSED:
+        assert verdict.judge(lineage.of_row(ROWS[name], ROWS), uses.Use(uses=frozenset({"research"}))).answer in ("unknown", "not allowed"), name
 
 
 @pytest.mark.parametrize("row", KNOWN, ids=lambda row: row.name)
