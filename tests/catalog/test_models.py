@@ -58,7 +58,11 @@ STORY = {
 # Kinds that are not run yet: their widths are not read.
 NOT_RUN = {"llama-3.2-11b-vision", "llava-1.5-7b", "llava-1.5-13b", "pangu-alpha-200b", "whisper-large-v3"}
 # Whose license nobody read: unknown, and so allowed nothing.
-UNLICENSED = ["fingpt-13b", "glm-4-9b-0414", "gpt4all-13b-snoozy", "gpt4all-j", "llama-3.1-nemotron-70b-instruct", "llava-1.5-13b", "llava-1.5-7b", "olmo-2-32b-instruct", "olmo-3-7b", "pangu-alpha-200b", "qwen2.5-72b", "qwen2.5-72b-instruct", "qwen2.5-math-1.5b", "qwen2.5-math-7b", "smollm2-1.7b", "stable-code-3b", "stablecode-completion-alpha-3b"]
+UNLICENSED = ["fingpt-13b", "glm-4-9b-0414", "gpt4all-13b-snoozy", "gpt4all-j",
+              "llama-3.1-nemotron-70b-instruct", "llava-1.5-13b", "llava-1.5-7b", "olmo-2-32b-instruct",
+              "olmo-3-7b", "pangu-alpha-200b", "qwen2.5-72b", "qwen2.5-72b-instruct",
+              "qwen2.5-math-1.5b", "qwen2.5-math-7b", "smollm2-1.7b", "stable-code-3b",
+              "stablecode-completion-alpha-3b"]
 SOURCED = ("size", "shape", "context", "released", "license", "base", "distills", "tokens", "languages", "data", "data_licenses", "open")
 
 
