@@ -4,9 +4,10 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from pellucid.api import Completion
 from pellucid.errors import BadRequest
@@ -17,6 +18,14 @@ from pellucid.serve.openai import Chat, Served, asking
 from pellucid.serve.shapes import ChatRequest, Shape, read
 
 CacheControl = dict[str, Any]  # what begins alike is always shared here: nothing has to be marked, and nothing is wrong with a mark
+
+
+def _read_only(content: Any) -> Any:
+    """Content in blocks. Raises ValueError for one that would have to be seen or opened, by its name."""
+    for i, block in enumerate(content if isinstance(content, list) else ()):
+        if isinstance(block, Mapping) and (kind := block.get("type")) in ("image", "document", "search_result", "container_upload"):
+            raise ValueError(f"block {i} is of type {kind!r}, and this model reads text only. Leave it out, or say in words what it shows")
+    return content
 
 
 class TextBlock(Shape):
@@ -43,14 +52,15 @@ class ToolUseBlock(Shape):
 class ToolResultBlock(Shape):
     type: Literal["tool_result"]
     tool_use_id: str
-    content: str | list[TextBlock] = ""
+    content: Annotated[str | list[TextBlock], BeforeValidator(_read_only)] = ""
     is_error: bool | None = None
     cache_control: CacheControl | None = None
 
 
 class Turn(Shape):
     role: Literal["user", "assistant"]
-    content: str | list[Annotated[TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock, Field(discriminator="type")]]
+    content: Annotated[str | list[Annotated[TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock, Field(discriminator="type")]],
+                       BeforeValidator(_read_only)]
 
 
 class AnthropicTool(Shape):

@@ -56,8 +56,14 @@ def app_of(served: Served, limits: Limits | None = None, keys: Checked | None = 
     exchange = partial(Exchange, limits=limits)
 
     def post(path: str, handler: Handler, shape: type[Shape], about: str) -> None:
+        how = HOW.get(path, {})
+        spelled = how.get("fault", dict)
+
+        def fault(body: dict[str, Any]) -> Any:
+            return spelled({"error": {**body["error"], "message": served.by_name(body["error"]["message"])}})
+
         async def endpoint(request: Request) -> Response:
-            return exchange(request, partial(handler, served), **HOW.get(path, {}))
+            return exchange(request, partial(handler, served), **{**how, "fault": fault})
         schema = shape.model_json_schema(ref_template=f"#/components/schemas/{shape.__name__}/$defs/{{model}}")
         app.add_api_route(path, endpoint, methods=["POST"], summary=about, response_class=JSONResponse, name=path, responses={**_FAULTS, **_streams(shape)},
                           openapi_extra={

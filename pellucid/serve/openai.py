@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -43,6 +44,13 @@ class Served:
             near = nearest(name, self.names)
             raise ModelNotFound(f"the model {name!r} is not served here.{did_you_mean(near)} Served: {', '.join(self.names)}", near)
         return name, self.desks[self.adapted.get(name, name)]
+
+    def by_name(self, words: str) -> str:
+        """The same words, with every model called as it is asked for: where it lies is nothing for a client."""
+        places = {str(desk.model.settings[key]): name for name, desk in self.desks.items() for key in ("path", "model")}
+        for place in sorted((place for place in places if os.sep in place), key=len, reverse=True):
+            words = words.replace(place, repr(places[place]))
+        return words
 
     async def close(self, seconds: float) -> None:
         """Takes nothing new, waits so long for what is under way, and gives up the rest."""
@@ -133,8 +141,9 @@ def check_room(model: Model, n_prompt: int, max_tokens: int | None) -> None:
     """Raises PromptTooLong, with both counts, for an answer that was asked for and would be cut."""
     n_ctx = model.engine.capacity
     if max_tokens is not None and n_prompt + max_tokens > n_ctx:
+        instead = f", or ask for at most {n_ctx - n_prompt:,}" if n_prompt < n_ctx else f" by {n_prompt + max_tokens - n_ctx:,}"
         raise PromptTooLong(f"the prompt has {n_prompt:,} tokens and max_tokens is {max_tokens:,}, together {n_prompt + max_tokens:,}; this model holds "
-                            f"{n_ctx:,}. Shorten the prompt, or ask for at most {max(0, n_ctx - n_prompt):,}", n_prompt=n_prompt, n_ctx=n_ctx)
+                            f"{n_ctx:,}. Shorten the prompt{instead}", n_prompt=n_prompt, n_ctx=n_ctx)
 
 
 def _finish(reason: str | None) -> str | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from pellucid.api import Completion
 from pellucid.errors import BadRequest
@@ -38,7 +39,7 @@ class InputCall(Shape):
 class InputResult(Shape):
     type: Literal["function_call_output"]
     call_id: str
-    output: str
+    output: Annotated[str, BeforeValidator(text_of)]
     id: str | None = None
     status: str | None = None
 
@@ -50,6 +51,19 @@ class InputReasoning(Shape):
     content: list[Json] | None = None
     encrypted_content: Literal[None] = None
     status: str | None = None
+
+
+def _shape_of(item: Any) -> str | None:
+    """Which shape an item has to have: else what is wrong with it would be told of another's."""
+    kind = item.get("type") if isinstance(item, Mapping) else getattr(item, "type", None)
+    return {None: "InputMessage", "message": "InputMessage", "function_call": "InputCall", "function_call_output": "InputResult",
+            "reasoning": "InputReasoning"}.get(kind if isinstance(kind, str | None) else "")
+
+
+Item = Annotated[Annotated[InputMessage, Tag("InputMessage")] | Annotated[InputCall, Tag("InputCall")] | Annotated[InputResult, Tag("InputResult")]
+                 | Annotated[InputReasoning, Tag("InputReasoning")],
+                 Discriminator(_shape_of, custom_error_type="item",
+                               custom_error_message="an item is a message, function_call, function_call_output or reasoning")]
 
 
 class Format(Shape):
@@ -85,7 +99,7 @@ class Reasoning(Shape):
 
 class ResponsesRequest(Shape):
     model: str | None = None
-    input: str | list[InputMessage | InputCall | InputResult | InputReasoning]
+    input: str | list[Item]
     instructions: str | None = None
     max_output_tokens: Annotated[int | None, Field(ge=1)] = None
     temperature: float | None = None

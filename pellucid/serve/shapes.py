@@ -274,9 +274,14 @@ def _said(error: ValidationError) -> BadRequest:
     fault = max(first, key=lambda f: (f["type"] in ("value_error", "extra_forbidden"), len(f["loc"])))
     branches = {"str", "int", *(shape.__name__ for shape in _shapes(Shape))}  # what pydantic puts into a place to say which of several types it tried
     place = ".".join(str(part) for part in fault["loc"] if not (isinstance(part, str) and ("[" in part or part in branches)))
-    told = fault["msg"].removeprefix("Value error, ")
-    got = "" if fault["type"] in ("missing", "extra_forbidden", "value_error") else f", got {fault['input']!r:.80}"
-    return BadRequest(f"{place}: {told[0].lower()}{told[1:]}{got}", field=str(fault["loc"][0]) if fault["loc"] else None)
+    if fault["msg"] == "Input should be None" or fault.get("ctx", {}).get("max_length") == 0:
+        told = f"nothing of the kind is done here, and it is {fault['input']!r:.80}. Leave it out"
+    elif fault["type"] == "extra_forbidden":
+        told = "this is not a field of the request. Leave it out"
+    else:
+        got = "" if fault["type"] in ("missing", "value_error") else f", got {fault['input']!r:.80}"
+        told = fault["msg"].removeprefix("Value error, ") + got
+    return BadRequest(f"{place}: {told[0].lower()}{told[1:]}", field=str(fault["loc"][0]) if fault["loc"] else None)
 
 
 def _shapes(shape: type[Shape]) -> Iterator[type[Shape]]:

@@ -194,5 +194,8 @@ def test_faults_have_anthropics_shape(claude: anthropic.Anthropic, name: str) ->
     with pytest.raises(anthropic.BadRequestError, match="of type auto and names 'now', which nobody would read"):
         claude.messages.create(model=name, max_tokens=3, messages=HELLO, tool_choice={"type": "auto", "name": "now"})
     image = {"type": "image", "source": {"type": "url", "url": "x"}}
-    with pytest.raises(anthropic.BadRequestError, match="image"):
-        claude.messages.create(model=name, max_tokens=3, messages=[{"role": "user", "content": [image]}])
+    for content in ([image], [{"type": "tool_result", "tool_use_id": "a", "content": [image]}]):
+        with pytest.raises(anthropic.BadRequestError, match="block 0 is of type 'image', and this model reads text only"):
+            claude.messages.create(model=name, max_tokens=3, messages=[{"role": "user", "content": content}])
+    with pytest.raises(anthropic.BadRequestError, match=r"thinking.budget_tokens: nothing of the kind is done here, and it is 1024. Leave it out"):
+        claude.messages.create(model=name, max_tokens=2000, messages=HELLO, thinking={"type": "enabled", "budget_tokens": 1024})

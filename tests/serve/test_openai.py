@@ -317,8 +317,15 @@ def test_an_adapter_is_asked_for_by_its_name(serve: Callable[..., Running], tmp_
     ("embeddings", {"input": []}, 400, "input is an empty list", "input"),
     ("embeddings", {"input": [[1, 99999999]]}, 400, "vocabulary", "input"),
     ("embeddings", {"input": "a " * 2000}, 400, "context holds 1,024", "input"),
+    ("completions", {"prompt": "a " * 2000, "max_tokens": 3}, 400, "this model holds 1,024. Shorten the prompt by ", "prompt"),
+    ("responses", {"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": {}}]}, 400,
+     "input.0.arguments: input should be a valid string, got {}", "input"),
+    ("responses", {"input": "a", "include": ["x"]}, 400, "include: nothing of the kind is done here, and it is ['x']. Leave it out", "include"),
+    ("responses", {"input": [{"role": "user", "content": "a", "mood": 1}]}, 400, "input.0.mood: this is not a field of the request. Leave it out", "input"),
+    ("responses", {"input": [{"type": "function_call_output", "call_id": "c", "output": [{"type": "input_image", "image_url": "x"}]}]}, 400, "reads text only",
+     "input"),
     ("responses", {"input": "a", "max_output_tokens": 0}, 400, "greater than or equal to 1, got 0", "max_output_tokens"),
-    ("responses", {"input": [{"type": "image"}]}, 400, "input.0.type: input should be 'message', got 'image'", "input"),
+    ("responses", {"input": [{"type": "image"}]}, 400, "input.0: an item is a message, function_call, function_call_output or reasoning, got", "input"),
     ("completions", {"prompt": "a", "grammar": "start: x"}, 400, "unknown name", "grammar"),
     ("chat/completions", {"messages": HELLO, "response_format": {"type": "json_object"}, "regex": "a"}, 400, "response_format and regex are both", "regex"),
     ("chat/completions", {"messages": HELLO, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"typ": 1}}}}, 400, "typ",
@@ -351,6 +358,14 @@ def test_a_fault_has_its_status_and_names_its_field(server: Running, path: str, 
     assert answer.status_code == status
     assert words in error["message"]
     assert error["param"] == param
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+def test_a_client_is_not_told_where_a_model_lies(serve: Callable[..., Running], tmp_path: Path, path: str) -> None:
+    running = serve(mine=pellucid.load(scripted_model(tmp_path / "secret", [list("abc")], template=None)))
+    message = running.post(path, messages=[{"role": "user", "content": "a"}], max_tokens=3)["error"]["message"]
+    assert "the model 'mine' has no chat template" in message
+    assert "secret" not in message
 
 
 def test_what_is_no_request_is_answered_in_the_same_shape(server: Running) -> None:
