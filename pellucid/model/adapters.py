@@ -25,7 +25,7 @@ from pellucid.records import sha256_of
 from pellucid.spec import DecoderSpec
 from pellucid.weights.adapter import AdapterFile, Pair
 from pellucid.weights.assemble import low_rank
-from pellucid.weights.names import NameTable, Place, for_adapters
+from pellucid.weights.names import NameTable, Place, To, for_adapters
 from pellucid.weights.packed_rows import PackedRows
 
 _NAME = re.compile(r"[\w-]{1,80}", re.ASCII)
@@ -82,6 +82,7 @@ def attach(decoder: Decoder, file: AdapterFile, name: str, *, tables: Sequence[N
     if name in decoder.adapters:
         raise BadRequest(f"adapter {name!r} is loaded already, of {decoder.adapters[name].source}. Give this one another name", field="adapter")
     halves = placed(file, projects(decoder), decoder.spec, tables)
+    notes = [*file.notes, *_compared(file, decoder, [*tables, NameTable(family(decoder.spec.family).WEIGHTS)])]
     own = decoder.embed.weight
     parts: dict[Project, LowRank] = {}
     for ours, (a, b, scale, m) in halves.items():
@@ -95,7 +96,6 @@ def attach(decoder: Decoder, file: AdapterFile, name: str, *, tables: Sequence[N
         if matrix.adapters is None:
             matrix.adapters = Adapters()
         matrix.adapters.put(name, part)
-    notes = [*file.notes]
     if base is not None and file.base is not None and _bare(base) != _bare(file.base):
         notes.append(f"adapter {name!r} says that it was made for {file.base}, and this is {base}: its matrices fit, and whether it is what its authors meant "
                      f"nothing says")
@@ -104,6 +104,20 @@ def attach(decoder: Decoder, file: AdapterFile, name: str, *, tables: Sequence[N
         n_matrices=len(parts), n_parameters=sum(half.numel() for part in parts.values() for half in part.parameters()),
         n_bytes=sum(half.nbytes for part in parts.values() for half in part.parameters()), base=file.base, license=file.card.license_shown, notes=tuple(notes))
     return attached
+
+
+def _compared(file: AdapterFile, decoder: Decoder, tables: Sequence[NameTable]) -> Iterator[str]:
+    """What to say of the adapter's copies of the model's own matrices. Raises UnknownTensors where one is another than the model's."""
+    for theirs, copy in file.copies.items():
+        place = next(_places(theirs, tables, decoder.spec), None)
+        as_it_is = place is not None and place.rule == To(place.rule.names[:1])
+        own = decoder.get_submodule(place.names[0].removesuffix(".weight")).weight if place is not None and as_it_is else None
+        if not isinstance(own, Tensor):
+            yield (f"adapter {file.name!r} has a copy of its base's {theirs}, and whether this model's is the same was not compared: it is packed, or laid out "
+                   f"otherwise")
+        elif own.shape != copy.shape or not torch.equal(_numbers(theirs, copy).to(own.device, own.dtype), own):
+            raise UnknownTensors(f"adapter {file.name!r} has a copy of its base's {theirs} {tuple(copy.shape)}, and this model's {tuple(own.shape)} is "
+                                 f"another: nothing of it was attached. Was it made for another model, or one with added tokens?")
 
 
 def detach(decoder: Decoder, name: str) -> None:

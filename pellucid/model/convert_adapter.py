@@ -92,6 +92,7 @@ def convert_adapter(source: str | Path, out: str | Path, *, base: str | None = N
     notes = list(passed.notes) if passed else []
     notes += [f"{n} tensor{'s were' if n > 1 else ' was'} packed in {format}, and {'are' if n > 1 else 'is'} F32 now" for format, n in Counter(
         half.format for pair in file.pairs.values() for half in (pair.a, pair.b) if isinstance(half, PackedRows)).items()]
+    notes += [f"a copy of the base's {name} in {file.name} is left out: what is written changes the base's own" for name in file.copies]
     lineage = [f"{sha256_of(path)}  {file.name}/{path.name}" for path in file.files]
     made_for = file.base or base_name
     card = Card(license=file.card.license, license_name=file.card.license_name, license_link=file.card.license_link, base_models=(made_for,))

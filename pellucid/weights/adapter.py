@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 BASE_SHA256 = "pellucid.base_sha256"  # in the metadata of adapter_model.safetensors
-MAGNITUDE = ".lora_magnitude_vector"
+MAGNITUDE, COPY = ".lora_magnitude_vector", ".base_layer.weight"
 PREFIX = "base_model.model."  # what peft calls the model inside of it
 TYPE, ALPHA = "adapter.type", "adapter.lora.alpha"
 # Of LoraConfig, what cannot change what is computed here. layers_..., target_modules: which matrices there are the tensors say.
@@ -72,6 +72,7 @@ class AdapterFile:
     pairs: by the name of the tensor that is changed, as the model's own files call it: model.layers.0.self_attn.q_proj.weight, or blk.0.attn_q.weight.
     base: what it says that it was made for, if anything. architecture: of a GGUF file.
     alpha: the number that most pairs' scale follows from, alpha / r. config: adapter_config.json as it is, of peft's.
+    copies: of changed matrices, the model's own as they were, which peft saves of an unembedding among its targets; by the same names as `pairs`.
     """
 
     name: str
@@ -84,6 +85,7 @@ class AdapterFile:
     architecture: str | None = None
     base_sha256: str | None = None  # of the base's config.json and weights, where it says so
     config: Mapping[str, Any] = field(default_factory=dict)
+    copies: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -137,6 +139,7 @@ def _peft(folder: Path) -> AdapterFile:
         raise UnknownTensors(f"adapter {folder.name!r} has {twice[0]} with and without {PREFIX}. Which of the two is meant, nothing says")
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     lengths = {name.removesuffix(MAGNITUDE): tensors.pop(name) for name in [*tensors] if scale.dora and name.endswith(MAGNITUDE)}
+    copies = {name.removesuffix(COPY) + ".weight": tensors.pop(name) for name in [*tensors] if f"{name.removesuffix(COPY)}.lora_A.weight" in tensors}
     tensors, stacked = _Parameters(scale, folder.name).taken(tensors)
     pairs = _pairs(folder.name, tensors, ".lora_A.weight", ".lora_B.weight", scale, weight=".weight") if tensors or not stacked else {}
     pairs |= stacked
@@ -147,7 +150,7 @@ def _peft(folder: Path) -> AdapterFile:
         if lost := [target for target in targets if not any(name == target or name.endswith(f".{target}") for name in there)]:
             raise MissingTensors(f"{where} names {key} {', '.join(map(repr, lost[:3]))}, and {file.name} has no tensors of such. Is the file whole?")
     return AdapterFile(name=folder.name, format="peft", files=(folder / CONFIG, file), pairs=pairs, base=scale.base, alpha=scale.alpha, config=raw,
-                       base_sha256=base_sha256, card=read_card(folder))
+                       base_sha256=base_sha256, card=read_card(folder), copies=copies)
 
 
 def _with_lengths(file: str, pairs: Mapping[str, Pair], lengths: Mapping[str, Tensor]) -> dict[str, Pair]:

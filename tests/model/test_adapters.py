@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pellucid.errors import BadRequest, MisshapenTensor, UnknownAdapter, UnknownTensors
 from pellucid.model.adapters import attach, detach, projects
@@ -86,6 +86,19 @@ def test_packed_matrices_take_the_same_adapter(tmp_path: Path) -> None:
     attach(decoder, open_adapter(write_peft(tmp_path, pairs)), "x")
     found_TV = adapted_logits(decoder, built.tokens_T, [len(built.tokens_T)], ["x"])
     assert error(found_TV, merged_logits(built, pairs)) < TOLERANCE
+
+
+def test_a_copy_of_the_base_that_cannot_be_compared_is_said(tmp_path: Path) -> None:
+    built, name = case("llama-biases"), "model.layers.1.mlp.up_proj.weight"
+    folder = write_peft(tmp_path, random_pairs(built.files, [name]))
+    copy = {f"base_model.model.{name.removesuffix('weight')}base_layer.weight": built.files[name]}
+    save_file(load_file(folder / "adapter_model.safetensors") | copy, folder / "adapter_model.safetensors")
+    decoder = ours(built.spec, built.tensors)
+    assert attach(decoder, open_adapter(folder), "plain").notes == ()
+    matrix = projects(decoder)["blocks.1.mlp.up.weight"]
+    hold(matrix, "weight", PackedRows(matrix.weight.detach().contiguous().view(torch.uint8), "F32", matrix.weight.dtype))
+    [note] = attach(decoder, open_adapter(folder), "packed").notes
+    assert note.endswith(f"has a copy of its base's {name}, and whether this model's is the same was not compared: it is packed, or laid out otherwise")
 
 
 def test_gradients_reach_a_and_b_and_nothing_else(tmp_path: Path) -> None:

@@ -113,6 +113,17 @@ def test_there_and_back_is_the_same_bit_for_bit(name: str, tmp_path: Path) -> No
     assert record.inputs["adapter_model.safetensors"].sha256 == sha256_of(first / "adapter_model.safetensors")
 
 
+def test_a_copy_of_the_base_is_left_out_and_that_is_said(tmp_path: Path) -> None:
+    built = build(PLAIN)
+    name = next(name for name in matrices(built)[0] if name.endswith("q_proj.weight"))
+    folder = write_peft(tmp_path / "a", random_pairs(built.files, [name]))
+    copy = {f"base_model.model.{name.removesuffix('weight')}base_layer.weight": built.files[name]}
+    save_file(load_file(folder / "adapter_model.safetensors") | copy, folder / "adapter_model.safetensors")
+    done = convert(folder, tmp_path / "a.gguf", base=str(save_base(tmp_path / "m", built)))
+    assert done.notes == (f"a copy of the base's {name} in a is left out: what is written changes the base's own",)
+    assert len(gguf.GGUFReader(tmp_path / "a.gguf").tensors) == 2
+
+
 @pytest.mark.parametrize("name", ["phi3-mini_4k", "mixtral-window", "qwen3_moe-renormalized", "qwen2_moe-released"])
 def test_what_was_one_matrix_in_pefts_file_comes_apart_as_it_was(name: str, tmp_path: Path) -> None:
     """Experts' gate and up have one A of both ranks there; llama.cpp's file of it is the one that it came from, bit for bit."""

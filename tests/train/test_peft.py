@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from pellucid.catalog.lineage import Node
-from pellucid.errors import BadRequest, UnsupportedModel
+from pellucid.errors import BadRequest, UnknownTensors, UnsupportedModel
 from pellucid.model.adapters import attach, projects
 from pellucid.model.cache import Cache
 from pellucid.model.convert_adapter import save_adapter
@@ -173,6 +173,29 @@ def test_experts_that_peft_changed_compute_the_same_here(name: str, parameters: 
     decoder = ours(built.spec, built.tensors)
     attach(decoder, open_adapter(tmp_path / "a"), "x")
     assert error(adapted_logits(decoder, built.tokens_T, [len(built.tokens_T)], ["x"]), theirs_TV) < TOLERANCE
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_unembedding_that_peft_saves_with_its_base_is_found_equal_or_refused(dora: bool, tmp_path: Path) -> None:
+    built = case("llama-llama3_rope")
+    assert not built.spec.tied
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peft.get_peft_model(copy.deepcopy(built.theirs), peft.LoraConfig(r=3, use_dora=dora, target_modules=["q_proj", "lm_head"])).eval()
+        for name, p in theirs.named_parameters():
+            if "lora_B" in name:
+                p.data.normal_(0, 0.15, generator=torch.Generator().manual_seed(4))
+        theirs.save_pretrained(str(tmp_path / "a"))
+    with torch.inference_mode():
+        theirs_TV = theirs(built.tokens_T[None], use_cache=False).logits[0]
+    assert "base_model.model.lm_head.base_layer.weight" in load_file(tmp_path / "a/adapter_model.safetensors")
+    decoder = ours(built.spec, built.tensors)
+    assert attach(decoder, open_adapter(tmp_path / "a"), "x").notes == ()
+    assert error(adapted_logits(decoder, built.tokens_T, [len(built.tokens_T)], ["x"]), theirs_TV) < TOLERANCE
+    other = ours(built.spec, built.tensors | {"unembed.weight": built.tensors["unembed.weight"] + 1e-3})
+    with pytest.raises(UnknownTensors, match=r"copy of its base's lm_head\.weight \(101, 48\), and this model's \(101, 48\) is another: nothing"):
+        attach(other, open_adapter(tmp_path / "a"), "x")
+    assert not other.adapters
 
 
 def test_what_no_adapter_can_hold_is_said_before_it_is_trained(tmp_path: Path) -> None:
