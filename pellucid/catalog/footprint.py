@@ -19,7 +19,9 @@ STEP_TOKENS = 512  # engine/engine.py: what a step computes at most
 # The process itself: Python, torch and this package, with nothing loaded. Measured on Linux with torch 2.13: benchmarks/plan_cpu_202611.md.
 RUNTIME_BYTES = 260_000_000
 # Packed rows are put in the order that products read them in, with scales beside them: what they take of the file's bytes, measured there too.
-REPACKED = 1.2
+REPACKED = 1.12
+TABLE = "token_embd.weight"
+NEARBY_BYTES = 1 << 16  # of a mapped file that come with a page that is read: Linux's fault_around_bytes, https://github.com/torvalds/linux/blob/v6.12/mm/memory.c
 # Bytes of optimizer a trained number: AdamW's two moments in 32 bits, or in 8 with a scale for each 256. https://arxiv.org/abs/2110.02861
 MOMENTS = {"adamw": 8, "adamw8bit": 2 + 8 / 256, "sgd": 0}
 FLOAT32_BELOW = 200_000_000  # parameters: up to so many a whole model is trained in float32 where the recipe does not say
@@ -78,6 +80,11 @@ class Footprint:
         """Bytes of the weights in memory: packed ones take some more than in the file."""
         return self.weight_bytes(format) if format.lower() in DENSE else int(REPACKED * self.weight_bytes(format))
 
+    def looked_up_bytes(self, format: str, n_tokens: int) -> int:
+        """Bytes of a packed file that tokens bring into memory by the rows of the table of embeddings, which are read there: at most all of it."""
+        plan = self.plan(format)
+        return 0 if plan is None or TABLE not in self.tensors else min(int(plan.n_bytes(TABLE)), n_tokens * NEARBY_BYTES)
+
     def read_bytes(self, format: str, batch: int = 1) -> float:
         """Bytes of weights that one step of so many rows reads."""
         plan = self.plan(format)
@@ -101,12 +108,14 @@ class Footprint:
         low, high = 0, self.spec.n_ctx
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if batch * self.cache_bytes(middle, bytes_per_number) <= left else (low, middle - 1)
+            needed = batch * self.cache_bytes(middle, bytes_per_number) + self.looked_up_bytes(format, batch * middle)
+            low, high = (middle, high) if needed <= left else (low, middle - 1)
         return low
 
     def peak_bytes(self, format: str, context: int, batch: int = 1, bytes_per_number: float = 2) -> int:
-        """What a process holds at its peak: itself, the weights, a cache that is full, a step."""
-        return RUNTIME_BYTES + self.held_bytes(format) + batch * self.cache_bytes(context, bytes_per_number) + self.step_bytes()
+        """What a process holds at its peak: itself, the weights, a cache that is full, the embeddings of as many tokens, a step."""
+        kept = batch * self.cache_bytes(context, bytes_per_number) + self.looked_up_bytes(format, batch * context)
+        return RUNTIME_BYTES + self.held_bytes(format) + kept + self.step_bytes()
 
     def best_format(self, room: int, context: int, batch: int = 1) -> str | None:
         """The widest format with which this context fits; None where none does."""
@@ -153,7 +162,7 @@ def matrices(spec: DecoderSpec) -> dict[str, Tensor]:
     D, V, E = spec.d_model, spec.n_vocab, spec.d_embed or spec.d_model
     named = getattr(getattr(family(spec.family), "GGUF", None), "tensors", ())
     fused = any("attn_qkv.weight" in name for name in named) and not any("attn_q.weight" in name for name in named)
-    out = {"token_embd.weight": Tensor(shape=(V, E), share=float(spec.tied))}
+    out = {TABLE: Tensor(shape=(V, E), share=float(spec.tied))}
     if not spec.tied:
         out["output.weight"] = Tensor(shape=(V, E))
     if spec.learned_positions:

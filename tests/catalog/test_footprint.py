@@ -84,6 +84,14 @@ def test_the_largest_context_is_the_last_that_fits() -> None:
     assert mark.largest_context(10**12, "bf16") == mark.spec.n_ctx
 
 
+def test_tokens_bring_the_pages_around_their_embeddings_of_a_packed_file_and_at_most_all_of_its_table() -> None:
+    mark = footprint("llama-3.1-8b")
+    assert [mark.looked_up_bytes("q4_k_m", n) for n in (0, 1, 100)] == [0, 1 << 16, 100 << 16]
+    assert mark.looked_up_bytes("q4_k_m", 10**6) == 128_256 * 4096 * 144 // 256  # Q4_K packs 256 numbers in 144 bytes
+    assert mark.looked_up_bytes("bf16", 10**6) == 0  # counted with the weights, of which every page is read
+    assert mark.peak_bytes("q4_k_m", 101) - mark.peak_bytes("q4_k_m", 100) == mark.cache_bytes(1) + (1 << 16)
+
+
 def test_the_best_format_is_the_widest_that_fits() -> None:
     mark = footprint("llama-3.1-8b")
     sizes = [mark.peak_bytes(format, 4096) for format in LADDER]
