@@ -9,13 +9,17 @@ import pytest
 import torch
 
 from pellucid.engine.engine import Engine
+from pellucid.engine.grammar import Vocabulary, compile_grammar
 from pellucid.engine.group import PAGE
 from pellucid.engine.request import Request, Sampling
+from pellucid.engine.speculate import PromptLookup
+from pellucid.engine.verdict import judge
 from pellucid.errors import BadRequest, UnknownAdapter
 from pellucid.model.adapters import attach, detach
 from pellucid.model.decoder import Decoder
 from pellucid.weights.adapter import open_adapter
-from tests.engine.test_engine import NEAR, alone, requests, scheduled, small
+from tests.engine.test_engine import NEAR, all_free, alone, pages, requests, scheduled, small
+from tests.engine.test_speculate import drafting
 from tests.families.build import logits
 from tests.model.adapting import adapted_logits, random_pairs, write_peft
 from tests.model.test_adapters import matrices
@@ -50,6 +54,37 @@ def test_deterministic_requests_are_bitwise_what_they_are_alone(name: str, ops: 
         for result, request in zip(scheduled(engine, wanted, random.Random(seed)), wanted, strict=True):
             expected = alone(decoder, request)
             assert (result.token_ids, result.logprobs) == (expected.token_ids, expected.logprobs)
+
+
+def test_all_at_once_changes_no_bit_grammars_adapters_drafts_preemption_and_those_who_leave(tmp_path: Path) -> None:
+    decoder = adapted("llama-llama3_rope", tmp_path, deterministic=True)
+    n_vocab = decoder.spec.n_vocab
+    vocabulary = Vocabulary([bytes([32 + i]) if i < n_vocab - 1 else b"<end>" for i in range(n_vocab)], (), (n_vocab - 1,))
+    held = [compile_grammar("regex", "[A-C ]{30,60}", vocabulary), compile_grammar("choice", ["ABRA CADABRA", "ABRA"], vocabulary), None]
+    engine = drafting(decoder, PromptLookup(), n=3, cache_bytes=pages(decoder, 12), max_rows=6, step_tokens=40)  # so many drafts, whatever they cost
+    rng = random.Random(0)
+    wanted = [dataclasses.replace(request, constraint=rng.choice(held), max_tokens=60, stop_ids=frozenset(vocabulary.eos_ids),
+                                  prompt_logprobs=(None, 1)[i % 2]) for i, request in enumerate(asked(decoder, 6, 16))]
+    going = []
+    for i, request in enumerate(wanted):
+        going.append(engine.submit(request))
+        for _ in range(rng.randrange(4)):
+            engine.step()
+        if i % 5 == 4:
+            going[-2].cancel()
+    while engine.step():
+        pass
+    for generation, request in zip(going, wanted, strict=True):
+        result, expected = generation.result(), alone(decoder, request)
+        if result.finish_reason == "cancelled":
+            assert result.token_ids == expected.token_ids[: len(result.token_ids)]
+            continue
+        assert (result.token_ids, result.logprobs, result.prompt_logprobs) == (expected.token_ids, expected.logprobs, expected.prompt_logprobs)
+        if request.constraint is not None and result.finish_reason == "stop":
+            assert judge(request.constraint.text(result.token_ids), request.constraint, "stop").status == "valid"
+    report = engine.report()
+    assert all_free(engine)
+    assert min(report.n_preempted, report.n_accepted, report.n_cancelled, report.n_reused_tokens) > 0
 
 
 @pytest.mark.native
