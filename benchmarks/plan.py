@@ -94,7 +94,8 @@ def predict(model: str, format: str, context: int, scratch: Path) -> dict:
     here = hardware.this_machine(measure=True)
     footprint = Footprint(subject(str(scratch / FAMILIES[model])).spec)
     speed = planning.speed(footprint, here, format=format, prompt=context, context=context)
-    return {"bandwidth": here.bandwidth, "rate": here.rates["f32"], "peak_bytes": footprint.peak_bytes(format, context), "decode": speed.decode}
+    return {"bandwidth": here.bandwidth, "rate": here.rates["f32"], "peak_bytes": footprint.peak_bytes(format, context), "decode": speed.decode,
+            "looked_up_bytes": footprint.looked_up_bytes(format, context)}
 
 
 def main() -> None:
@@ -138,7 +139,7 @@ def report(lines: list[dict]) -> None:
         told, was = line["predicted"], line["measured"]
         start = f"| {line['model']} | {line['format']} | {line['context']:,} | {told['peak_bytes'] / 1e6:,.0f} | {was['peak_bytes'] / 1e6:,.0f} " \
                 f"| {(mapped := was.get('mapped_bytes', 0)) / 1e6:,.0f} | {told['peak_bytes'] / was['peak_bytes'] - 1:+.0%} " \
-                f"| {told['peak_bytes'] / (was['peak_bytes'] - mapped) - 1:+.0%} "
+                f"| {(told['peak_bytes'] - told.get('looked_up_bytes', 0)) / (was['peak_bytes'] - mapped) - 1:+.0%} "
         print(start + (f"| {told['decode']:.1f} | {was['decode']:.1f} | {told['decode'] / was['decode'] - 1:+.0%} | {told['bandwidth'] / 1e9:.1f} |"
                        if "decode" in was else "| | | | |"))
 
