@@ -71,15 +71,26 @@ def _list(keys, json: bool) -> None:  # type: ignore[no-untyped-def]  # Keys, wh
         shown = ("id", "name", "scopes", "requests_per_minute", "tokens_per_minute", "created", "expires", "revoked")
         emit({"keys": [{field: getattr(key, field) for field in shown} for key in keys.all()], "usage": rows})
         return
-    lines = [("id", "name", "state", "scopes", "requests", "tokens in", "tokens out")]
+    lines = [("id", "name", "state", "scopes", "a minute", "requests", "tokens in", "tokens out")]
     for key in keys.all():
         n = used.get(key.id, [0, 0, 0])
-        lines.append((key.id, key.name, (key.why_not(now) or "in use").removeprefix("was ").removeprefix("has "), " ".join(key.scopes), *(f"{i:,}" for i in n)))
+        lines.append((key.id, key.name, _state(key, now), " ".join(key.scopes), _limits(key), *(f"{i:,}" for i in n)))
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     for line in lines:
-        show("  ".join(f"{cell:>{w}}" if i > 3 else f"{cell:{w}}" for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip() + "\n")
+        show("  ".join(f"{cell:>{w}}" if i > 4 else f"{cell:{w}}" for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip() + "\n")
     if len(lines) == 1:
         next_step("pellucid", "keys", "add", "NAME")
+
+
+def _state(key, now: float) -> str:  # type: ignore[no-untyped-def]  # a Key, as above
+    if why := key.why_not(now):
+        return str(why).removeprefix("was ").removeprefix("has ")
+    return "in use" if key.expires is None else f"in use until {time.strftime('%Y-%m-%d %H:%M', time.localtime(key.expires))}"
+
+
+def _limits(key) -> str:  # type: ignore[no-untyped-def]
+    limits = [f"{n:,} {what}" for n, what in ((key.requests_per_minute, "requests"), (key.tokens_per_minute, "tokens")) if n is not None]
+    return ", ".join(limits) or "no limit"
 
 
 def _seconds(text: str) -> float:

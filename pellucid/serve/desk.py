@@ -177,8 +177,8 @@ class Desk:
                 error = raised
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(settle, result, error)
-        if self._closing:
-            raise Closing("the server is stopping and takes no more requests")
+        if self._stopped:
+            raise Closing("the server stopped before this was finished")
         self._post(self._calls, run)
         return await done
 
@@ -224,6 +224,8 @@ class Desk:
                 call()
             if self._open:
                 self._step()
+        for call in list(self._calls):  # somebody waits for each
+            call()
         for ticket in [*self._open, *self._arrived]:
             self._give_up(ticket)
             ticket.tell([Closing("the server stopped before this was finished")])

@@ -24,6 +24,7 @@ from pellucid.serve.keys import Checked
 from pellucid.serve.openai import Served
 
 LAST_WORDS_SECONDS = 0.5  # for a stopping server to say that an answer was cut, before its connection goes
+STEP_SECONDS = 10.0  # for a step that is under way
 CROWDED_SECONDS = 1.0  # after so long it is worth connecting again
 
 
@@ -119,10 +120,13 @@ class Server(uvicorn.Server):
             ending.cancel()
 
     async def _end(self) -> None:
-        await self._served.close(self._limits.drain_seconds)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._served.close(self._limits.drain_seconds), self._limits.drain_seconds + STEP_SECONDS)
         await asyncio.sleep(LAST_WORDS_SECONDS)
         for connection in list(self.server_state.connections):
             connection.transport.abort()
+        await asyncio.sleep(LAST_WORDS_SECONDS)
+        self.force_exit = True  # whatever uvicorn still waits for
 
 
 def server_of(served: Served, limits: Limits | None = None, keys: Checked | None = None, hosts: frozenset[str] | None = None, **how: Any) -> Server:

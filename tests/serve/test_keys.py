@@ -141,6 +141,10 @@ def test_the_command_adds_lists_and_revokes(say: Callable[..., Said], tmp_path: 
     assert say("keys", "add", "alice", *where).code == 2
     listed = say("keys", "list", *where).out.splitlines()
     assert listed[1].split()[:3] == [made["id"], "alice", "in"]
+    assert "in use until 20" in listed[1]
+    assert "no limit" in listed[1]
+    assert say("keys", "add", "bob", "--requests-per-minute", "60", "--tokens-per-minute", "20000", *where).code == 0
+    assert "60 requests, 20,000 tokens" in say("keys", "list", *where).out.splitlines()[2]
     assert say("keys", "revoke", made["id"], *where).code == 0
     assert json.loads(say("keys", "list", "--json", *where).out)["keys"][0]["revoked"] is not None
 
