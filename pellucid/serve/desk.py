@@ -17,6 +17,7 @@ from pellucid.api.text import Kind
 from pellucid.engine.request import Alternatives
 from pellucid.errors import PellucidError
 
+STEP_SECONDS = 10.0  # for a step that is under way, when all is to end
 ANSWER_TOKENS = 100  # after so many something has ended, as a rule: what a refused caller is told to wait
 Start = Callable[[], Stream]
 Prepare = Callable[[], tuple[list[Start], int]]  # also how many tokens all prompts have
@@ -197,7 +198,7 @@ class Desk:
         with self._changed:
             self._stopped = True
             self._changed.notify()
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, STEP_SECONDS)
         return left
 
     def _post(self, queue: deque[Any], item: Any) -> None:

@@ -18,13 +18,13 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pellucid.serve.app import app_of
+from pellucid.serve.desk import STEP_SECONDS
 from pellucid.serve.exchange import Limits
 from pellucid.serve.faults import Refused, answered, told
 from pellucid.serve.keys import Checked
 from pellucid.serve.openai import Served
 
 LAST_WORDS_SECONDS = 0.5  # for a stopping server to say that an answer was cut, before its connection goes
-STEP_SECONDS = 10.0  # for a step that is under way
 CROWDED_SECONDS = 1.0  # after so long it is worth connecting again
 
 
@@ -121,7 +121,7 @@ class Server(uvicorn.Server):
 
     async def _end(self) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._served.close(self._limits.drain_seconds), self._limits.drain_seconds + STEP_SECONDS)
+            await asyncio.wait_for(self._served.close(self._limits.drain_seconds), self._limits.drain_seconds + 2 * STEP_SECONDS)
         await asyncio.sleep(LAST_WORDS_SECONDS)
         for connection in list(self.server_state.connections):
             connection.transport.abort()
