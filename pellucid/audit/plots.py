@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 WIDTH, HEIGHT = 760, 220
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 38
+LEFT, RIGHT, TOP, BOTTOM = 62, 24, 12, 38
 Scale = Callable[[float], float]
 
 

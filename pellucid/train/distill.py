@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pellucid.api import Model
+from pellucid.catalog.footprint import CHUNK_BYTES
 from pellucid.data.batch import IGNORED, Batch
 from pellucid.data.example import Example, Item
 from pellucid.errors import BadRequest
@@ -29,8 +30,6 @@ from pellucid.model.parts import Rows
 from pellucid.tokenizer import Tokenizer
 from pellucid.train.method import Method
 from pellucid.train.recipe import part
-
-CHUNK_BYTES = 1 << 26  # of one model's logits in float32 at a time: those of two models, and what is made of them, are about six times that
 
 
 @part
@@ -103,7 +102,7 @@ class _Apart(torch.autograd.Function):
         total, apart, alike = (torch.zeros((), device=hidden_ND.device) for _ in range(3))
         by_hidden_ND = torch.zeros_like(hidden_ND) if ctx.needs_input_grad[5] else None
         by_trained = [torch.zeros_like(p) for p in trained]
-        n = max(1, CHUNK_BYTES // (4 * unembed.d_out))
+        n = max(1, CHUNK_BYTES // (4 * unembed.d_out))  # of one model: those of two, and what is made of them, are about six times that
         for at_n in torch.arange(len(target_N), device=hidden_ND.device).split(n):
             theirs_nV = method.teacher.unembed(theirs_ND[at_n]).float()
             with torch.enable_grad():

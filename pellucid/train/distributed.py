@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pellucid.data.batch import micro
 from pellucid.data.example import Item, n_tokens
-from pellucid.errors import BadRequest
+from pellucid.errors import BadRequest, PellucidError
 from pellucid.model.decoder import Decoder
 from pellucid.model.experts import MixtureOfExperts
 from pellucid.train.recipe import Recipe
@@ -176,12 +176,15 @@ def check(recipe: Recipe, group: Group) -> None:
 
 @contextmanager
 def ended_by_another() -> Iterator[None]:
-    """Where one process ends with an error, the others lose their connection to it. It has said why, and they end without a word."""
+    """Where one process ends with an error, the others lose their connection to it. It has said why; the first one says what it saw, the rest nothing."""
     try:
         yield
     except RuntimeError as error:
         if os.environ.get("WORLD_SIZE", "1") == "1" or not any(word in str(error).lower() for word in ("connection", "socket", "gloo", "nccl", "broken pipe")):
             raise
+        if os.environ.get("RANK", "0") == "0":
+            raise PellucidError(f"another process of this tuning is gone, and nothing can go on without it. What it said stands above; if it said nothing, it "
+                                f"was killed or its machine is out of reach. Go on with --resume ({str(error).splitlines()[0]})") from None
         raise SystemExit(1) from None
 
 

@@ -198,6 +198,7 @@ th{font-weight:600;white-space:nowrap}svg{width:100%;height:auto}.axis{stroke:va
 text{fill:var(--soft);font-size:11px;font-family:inherit}.bar{fill:var(--main)}polyline{fill:none;stroke-width:1.6}.mean{stroke:var(--main)}
 .held{stroke:var(--held);stroke-dasharray:5 4}
 blockquote{background:var(--card);border-radius:10px;margin:.7rem 0;padding:.7rem .9rem;white-space:pre-wrap}
+blockquote{max-height:30rem;overflow:auto;overflow-wrap:anywhere}.two>div{max-height:16rem;overflow:auto}
 blockquote footer{font-size:.8rem;color:var(--soft);white-space:normal;margin-top:.4rem}
 mark{background:var(--learn);color:inherit;border-radius:3px}.masked{font-family:ui-monospace,monospace;font-size:.85rem}
 .two{display:grid;grid-template-columns:1fr 1fr;gap:1rem;margin-top:.5rem}.two span{display:block;color:var(--soft);font-size:.8rem}
