@@ -149,7 +149,8 @@ def _conversation(cells: _Cells, messages: Sequence[Message], tools: Any = None,
                       [cells.origin])
     for n, message in enumerate(messages, 1):
         if message["role"] == "assistant" and not str(message.get("content") or "").strip() and not message.get("tool_calls"):
-            raise BadData(f"{cells.origin}: message {n}, the assistant's, is empty: the model would learn to say nothing", [cells.origin])
+            raise BadData(f"{cells.origin}: message {n}, the assistant's, is empty: the model would learn to say nothing. "
+                          f"Fill it in, or take the row out", [cells.origin])
     return Conversation(tuple(messages), cells.origin, tuple(tools or ()), n_prompt)
 
 
@@ -186,7 +187,7 @@ def _answered(cells: _Cells, prompt: Any, answer: Any, name: str) -> Answered:
     """A prompt and its answer, both texts or both messages."""
     if isinstance(answer, str):
         if not answer.strip():
-            raise BadData(f"{cells.origin}: {name} is empty", [cells.origin])
+            raise BadData(f"{cells.origin}: {name} is empty: the model would learn to say nothing. Fill it in, or take the row out", [cells.origin])
         if isinstance(prompt, str):
             return Continued(prompt, answer, cells.origin)
         answer = [{"role": "assistant", "content": answer}]

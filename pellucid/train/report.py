@@ -56,7 +56,8 @@ def page(tuning: Tuning, events: Sequence[Mapping[str, Any]], outcome: Mapping[s
     judged = [event for event in events if event["event"] == "evaluated"]
     recipe, tokenizer = tuning.recipe, tuning.model.tokenizer
     rate = sum(e["tokens"] for e in steps) / max(1e-9, sum(e["seconds"] for e in steps))
-    cards = [("steps", f"{len(steps):,}", f"of {recipe.batch} items"), ("tokens per second", plots.number(rate), f"{sum(e['tokens'] for e in steps):,} tokens"),
+    cards = [("steps", f"{len(steps):,}", f"of {recipe.batch} item{'s' * (recipe.batch != 1)}"),
+             ("tokens per second", plots.number(rate), f"{sum(e['tokens'] for e in steps):,} tokens"),
              ("peak memory", size(max((e["memory_bytes"] for e in steps), default=0)), "of the process"),
              ("trained", count(tuning.trained.n_parameters), f"of {count(tuning.model.report.n_parameters)} parameters")]
     if len(judged) > 1:
