@@ -16,11 +16,21 @@ from pellucid.errors import BadConfig, BadLineage, BadRequest
 from pellucid.records import Record, read_object, record_of, sha256_of
 from pellucid.weights.card import Card, read_card
 from pellucid.weights.gguf_card import card_of
+from pellucid.weights.hub_cache import resolve
 
 ANCESTRY = "pellucid.ancestry"  # a key of metadata: the tree as JSON
 WEIGHTS = (".gguf", ".safetensors", ".bin")
 _ADAPTER = "adapter_config.json"
 _HEADING = "## Where it comes from"
+
+
+def of_model(asked: str) -> Node:
+    """The tree of what a command or a recipe names: a folder or file, or what is on this disk as owner/name[@revision], by that name.
+
+    Raises what `resolve` and `of_path` raise.
+    """
+    path = resolve(asked)
+    return of_path(path, None if path == Path(asked).expanduser() else asked)
 
 
 def of_path(path: Path, name: str | None = None) -> Node:

@@ -83,7 +83,7 @@ class Footprint:
     def looked_up_bytes(self, format: str, n_tokens: int) -> int:
         """Bytes of a packed file that tokens bring into memory by the rows of the table of embeddings, which are read there: at most all of it."""
         plan = self.plan(format)
-        return 0 if plan is None or TABLE not in self.tensors else min(int(plan.n_bytes(TABLE)), n_tokens * NEARBY_BYTES)
+        return 0 if plan is None else min(int(plan.n_bytes(TABLE)), n_tokens * NEARBY_BYTES)
 
     def read_bytes(self, format: str, batch: int = 1) -> float:
         """Bytes of weights that one step of so many rows reads."""

@@ -119,7 +119,7 @@ def _downloaded(model: str) -> Path | None:
 def tuned(node: Node, data: Sequence[str]) -> Node:
     """What a tune of a model on data would be: a dataset by its name on the hub, or a license's id."""
     nodes = [Node(name=f"data under {each}", said=(Said(license=each, by="asked"),)) if licenses.find(each) else lineage.of_dataset(each) for each in data]
-    return dataclasses.replace(node, parents=(*node.parents, *(("data", each) for each in nodes)))
+    return node.made_with(("data", each) for each in nodes)
 
 
 def weights_of(model: str) -> tuple[str, ...]:

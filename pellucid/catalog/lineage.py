@@ -5,8 +5,8 @@ A tree starts with the catalog's row, or with what a checkpoint's files say; wha
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,10 @@ class Node:
         if len({frozenset(said.licenses) for said in self.said if said.licenses}) < 2:
             return None
         return f"{self.name}: {' but '.join(f'{said.by} says {said.license}' for said in self.said if said.license)}"
+
+    def made_with(self, more: Iterable[tuple[str, Node]]) -> Node:
+        """The same where these went into it too: an adapter, the data it learned from. more: as `parents`."""
+        return replace(self, parents=(*self.parents, *more))
 
 
 def walk(node: Node, path: tuple[str, ...] = (), role: str = "weights") -> Iterator[tuple[Node, tuple[str, ...], str]]:

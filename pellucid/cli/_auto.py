@@ -18,7 +18,6 @@ from pellucid.errors import BadRequest
 from pellucid.model.report import size
 from pellucid.records import Record, input_file, place_for
 from pellucid.weights.drafts import check_free
-from pellucid.weights.hub import resolve
 
 
 def quantize(source: str, out: Path, *, fit: str, text: Path | None, tokens: int, formats: str | None, imatrix: Path | None, tokenizer: bool,
@@ -32,8 +31,7 @@ def quantize(source: str, out: Path, *, fit: str, text: Path | None, tokens: int
     record, measured = out.with_suffix(".auto.record.json"), out.with_suffix(".imatrix.gguf")
     check_free(out, force)
     place_for(record)
-    path = resolve(source)  # stopped before minutes are spent, where a license stops it
-    gate.check(ancestry.of_path(path, None if path == Path(source).expanduser() else source), ("modify",), Path.cwd(), permission)
+    gate.check(ancestry.of_model(source), ("modify",), Path.cwd(), permission)  # stopped before minutes are spent, where a license stops it
     if imatrix is None:
         check_free(measured, force)
     file = text or held_out_file()

@@ -112,11 +112,10 @@ def _pass_gate(models: list[str], adapters: list[str], permission: str | None, q
     from pellucid.catalog import ancestry, gate
     from pellucid.weights.hub import resolve
     for path in [*models, *adapters]:
-        place = resolve(path)
-        node = ancestry.of_path(place, None if place == Path(path).expanduser() else path)
+        node = ancestry.of_model(path)
         passed = gate.check(node, ("hosting",), Path.cwd(), permission)
         if passed is not None:
-            record = [f"record: {_record(place, node, passed)}"] if passed.permission else []
+            record = [f"record: {_record(resolve(path), node, passed)}"] if passed.permission else []
             if not quiet:
                 note("\n".join([*passed.notes, *record]))
 

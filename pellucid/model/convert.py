@@ -1,7 +1,6 @@
 """One checkpoint -> another: safetensors and GGUF, both ways, one tensor in memory at a time; what became of the numbers is said and recorded."""
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from collections import Counter
@@ -156,7 +155,7 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
     measured = None if imatrix is None else read_imatrix(Path(imatrix).expanduser())
     parent = ancestry.of_path(Path(source) if checkpoint.gguf else checkpoint.folder, checkpoint.name)
     # Whatever goes into it counts: an adapter, the data it learned from.
-    passed = gate.check(dataclasses.replace(parent, parents=(*parent.parents, *change.parents)), ("modify",), Path.cwd(), permission)
+    passed = gate.check(parent.made_with(change.parents), ("modify",), Path.cwd(), permission)
     described = None
     if change is not NONE and checkpoint.gguf and kind == "gguf":
         raise BadRequest(f"{out} cannot be made from {checkpoint.name} in one step: matrices of a GGUF file stay packed on their way to another. Write a "
@@ -168,8 +167,7 @@ def convert(source: str | Path, out: str | Path, *, name: str | None = None, to:
     inputs = {role: input_file(path) for role, path in input_files(checkpoint).items()}
     lines = (*_ancestors(checkpoint), *_lines(checkpoint, inputs), *(f"{file.sha256}  {role}" for role, file in change.inputs.items()))
     weights = {role: file.sha256 for role, file in inputs.items() if role in {each.name for each in checkpoint.files}}
-    made = ancestry.child(parent, weights)
-    made = dataclasses.replace(made, parents=(*made.parents, *change.parents))
+    made = ancestry.child(parent, weights).made_with(change.parents)
     inputs |= change.inputs
     if imatrix is not None:
         inputs["imatrix"] = input_file(imatrix)

@@ -129,9 +129,7 @@ class Desk:
     @contextlib.asynccontextmanager
     async def ask(self, prepare: Prepare) -> AsyncIterator[Ticket]:
         """A ticket for the outputs that `prepare`, called in another thread, makes ready. Raises what it raises, Busy and Closing."""
-        if self._closing:
-            raise Closing("the server is stopping and takes no more requests")
-        self._refuse_more(1)
+        self._let_in()
         starts, n_prompt = await asyncio.to_thread(prepare)
         self._refuse_more(len(starts))
         self.n_under_way += len(starts)
@@ -143,6 +141,11 @@ class Desk:
         finally:
             self.n_under_way -= len(starts)
 
+    def _let_in(self) -> None:
+        if self._closing:
+            raise Closing("the server is stopping and takes no more requests")
+        self._refuse_more(1)
+
     def _refuse_more(self, n: int) -> None:
         if self.n_under_way + n > self.most:
             self.counts.n_refused += n
@@ -152,9 +155,7 @@ class Desk:
     @contextlib.asynccontextmanager
     async def taken(self) -> AsyncIterator[None]:
         """A place among what is under way, for work that is `call`ed. Raises Busy and Closing."""
-        if self._closing:
-            raise Closing("the server is stopping and takes no more requests")
-        self._refuse_more(1)
+        self._let_in()
         self.n_under_way += 1
         try:
             yield

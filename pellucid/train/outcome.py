@@ -130,14 +130,8 @@ def _data(source: SourcePart, card: str | None) -> Node:
 
 def allowed(tuning: Tuning, permission: str | None) -> list[str]:
     """What the gate notes on the model and the data together. Raises NotAllowed: before the first step, and again before anything is written."""
-    parent = _parent(tuning.recipe)
-    passed = gate.check(dataclasses.replace(parent, parents=(*parent.parents, *data_parents(tuning))), ("modify",), Path.cwd(), permission)
+    passed = gate.check(ancestry.of_model(tuning.recipe.model.path).made_with(data_parents(tuning)), ("modify",), Path.cwd(), permission)
     return list(passed.notes) if passed else []
-
-
-def _parent(recipe: Recipe) -> Node:
-    source = Path(resolve(recipe.model.path))
-    return ancestry.of_path(source, None if source == Path(recipe.model.path).expanduser() else recipe.model.path)
 
 
 def _base(tuning: Tuning) -> Model:
@@ -203,8 +197,8 @@ def _reward_card(tuning: Tuning, name: str, made: Node) -> str:
 def _made(tuning: Tuning, permission: str | None) -> tuple[Node, list[str]]:
     """What is written, with its ancestors, and what the gate noted. Raises NotAllowed."""
     notes, files = allowed(tuning, permission), tuning.model.checkpoint.files
-    made = ancestry.child(_parent(tuning.recipe), {file.name: sha256_of(tuning.model.checkpoint.folder / file.name) for file in files})
-    return dataclasses.replace(made, parents=(*made.parents, *data_parents(tuning))), notes
+    made = ancestry.child(ancestry.of_model(tuning.recipe.model.path), {file.name: sha256_of(tuning.model.checkpoint.folder / file.name) for file in files})
+    return made.made_with(data_parents(tuning)), notes
 
 
 def _lines(tuning: Tuning) -> list[str]:
